@@ -1,0 +1,127 @@
+"""One kernel launch as a value, and the one way to compile it.
+
+A `Launch` is complete but for the tensors: kernel, grid, argument types, integers, constants, alignment. Offline
+tuning, the runtime's plans and the interpreter all start from it, so what is inspected is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from grouped_conv.kernels.config import KernelConfig
+
+POINTER_TYPE = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor argument: the kernel's parameter, the name of the buffer it points to, its dtype and byte alignment."""
+
+    parameter: str
+    name: str
+    dtype: str
+    alignment: int = 16
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer argument, its type (`i32` or `i64`), and a power of two that is promised to divide it."""
+
+    parameter: str
+    value: int
+    type: str
+    divisor: int = 1
+
+    @classmethod
+    def of(cls, parameter: str, value: int, *, wide: bool = False, stride: bool = False) -> Integer:
+        """The narrowest argument for `value`; strides carry their divisibility so that loads can be vectorised."""
+        kind = "i64" if wide or abs(value) > INT32_MAX else "i32"
+        return cls(parameter, value, kind, power_of_two_divisor(value) if stride else 1)
+
+
+def power_of_two_divisor(value: int, most: int = 16) -> int:
+    """The largest power of two up to `most` that divides `value` (`most` for zero)."""
+    return min(most, value & -value) if value else most
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch, complete but for the tensors.
+
+    Attributes:
+        kernel: the `@triton.jit` function.
+        config: block sizes and pipeline of this launch.
+        grid: programs along each axis.
+        buffers, integers: run-time arguments.
+        constants: compile-time arguments; a tensor argument that is absent is the constant `None`.
+        trips: iterations of the source's inner loop in one program.
+    """
+
+    kernel: triton.JITFunction
+    config: KernelConfig
+    grid: tuple[int, int, int]
+    buffers: tuple[Buffer, ...]
+    integers: tuple[Integer, ...]
+    constants: Mapping[str, Any] = field(hash=False)
+    trips: int = 1
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        return str(self.kernel.__name__)
+
+    def signature(self) -> dict[str, str]:
+        """Triton's type of each parameter, in the kernel's order."""
+        types = {buffer.parameter: POINTER_TYPE[buffer.dtype] for buffer in self.buffers}
+        types |= {integer.parameter: integer.type for integer in self.integers}
+        return {parameter: types.get(parameter, "constexpr") for parameter in self.kernel.arg_names}
+
+    def source(self) -> ASTSource:
+        """What `triton.compile` takes: the same for every launch that may share the compiled code."""
+        index = {parameter: position for position, parameter in enumerate(self.kernel.arg_names)}
+        promised = [(buffer.parameter, buffer.alignment) for buffer in self.buffers]
+        promised += [(integer.parameter, integer.divisor) for integer in self.integers]
+        return ASTSource(
+            fn=self.kernel,
+            signature=self.signature(),
+            constexprs={(index[parameter],): value for parameter, value in self.constants.items()},
+            attrs={(index[parameter],): [["tt.divisibility", divisor]] for parameter, divisor in promised if divisor > 1},
+        )
+
+    def arguments(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of the kernel, given the buffers by name."""
+        values: dict[str, Any] = {buffer.parameter: tensors[buffer.name] for buffer in self.buffers}
+        values |= {integer.parameter: integer.value for integer in self.integers}
+        return values | dict(self.constants)
+
+    def positional(self, tensors: Mapping[str, Any]) -> list[Any]:
+        """The same arguments in the kernel's order, as a compiled kernel's launcher takes them."""
+        values = self.arguments(tensors)
+        return [values[parameter] for parameter in self.kernel.arg_names]
+
+
+def compile_options(launch: Launch, target: GPUTarget) -> dict[str, Any]:
+    """Options of `triton.compile` for this launch on this target."""
+    options: dict[str, Any] = {
+        "num_warps": launch.config.num_warps,
+        "num_stages": launch.config.num_stages,
+        "enable_fp_fusion": True,  # stated because Triton's default changes with its version
+    }
+    if target.backend == "cuda" and int(target.arch) == 100 and launch.config.num_warps == 8:
+        options["maxnreg"] = 255  # ptxas stops at 128 registers there and spills 8 bytes outside the loop
+    return options
+
+
+def compile_launch(launch: Launch, target: GPUTarget) -> CompiledKernel:
+    """Compile one launch for `target`; needs no GPU. Triton keeps the result in its cache on disk."""
+    from grouped_conv.kernels.interpreter import compiling
+
+    with compiling():
+        return triton.compile(launch.source(), target=target, options=compile_options(launch, target))

@@ -1,0 +1,90 @@
+"""How a call's tensors lie in memory, and the kernel arguments that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from grouped_conv.kernels.launch import Buffer, Integer
+from grouped_conv.kernels.problem import ConvProblem
+
+Shape4 = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor of a call: strides in elements in (N, C, H, W) or (K, C, R, S) order, and its alignment.
+
+    Attributes:
+        strides: elements from one index to the next, per dimension.
+        alignment: largest power of two up to 16 that divides the address, in bytes.
+        buffer: name of the buffer; filled in by the call's planner.
+    """
+
+    strides: Shape4
+    alignment: int = 16
+    buffer: str = ""
+
+    def named(self, buffer: str) -> Operand:
+        """The same operand, in the buffer of that name."""
+        return replace(self, buffer=buffer)
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> Shape4:
+    """Strides of an NCHW-contiguous tensor of `shape`, as torch computes them."""
+    _, c, h, w = (max(size, 1) for size in shape)
+    return (c * h * w, h * w, w, 1)
+
+
+def channels_last_strides(shape: tuple[int, ...]) -> Shape4:
+    """Strides of a channels_last tensor of `shape`, as torch computes them."""
+    _, c, h, w = (max(size, 1) for size in shape)
+    return (h * w * c, 1, w * c, c)
+
+
+def format_strides(shape: tuple[int, ...], channels_last: bool) -> Shape4:
+    """Strides of a dense tensor in either memory format."""
+    return channels_last_strides(shape) if channels_last else contiguous_strides(shape)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Some of a launch's arguments."""
+
+    buffers: tuple[Buffer, ...] = ()
+    integers: tuple[Integer, ...] = ()
+    constants: dict[str, Any] = field(default_factory=dict)
+
+
+def stride_integers(letter: str, operand: Operand | None) -> Arguments:
+    """`stride_{letter}n/c/h/w`; a channel stride of 1, and all strides of an absent tensor, are constants."""
+    names = [f"stride_{letter}{axis}" for axis in "nchw"]
+    if operand is None:
+        return Arguments(constants=dict.fromkeys(names))
+    values = dict(zip(names, operand.strides, strict=True))
+    constants = {name: 1 for name in names if name.endswith("c") and values[name] == 1}
+    integers = tuple(Integer.of(name, value, wide=True, stride=True) for name, value in values.items() if name not in constants)
+    return Arguments(integers=integers, constants=constants)
+
+
+def epilogue_arguments(problem: ConvProblem, operands: Mapping[str, Operand]) -> Arguments:
+    """The epilogue's tensors and constants; without operands (a split's first pass) it does nothing."""
+    epilogue = problem.epilogue
+    present = {
+        "scale_ptr": ("scale", epilogue.scale),
+        "bias_ptr": ("bias", epilogue.bias),
+        "residual_ptr": ("residual", epilogue.residual),
+        "pre_ptr": ("preactivation", epilogue.save_preactivation),
+        "y_ptr": ("output", True),
+    }
+    buffers = tuple(
+        Buffer(parameter, name, problem.dtype, operands[name].alignment)
+        for parameter, (name, wanted) in present.items()
+        if operands and wanted
+    )
+    taken = {buffer.parameter for buffer in buffers}
+    constants: dict[str, Any] = {parameter: None for parameter in present if parameter not in taken}
+    constants["ACTIVATION"] = epilogue.activation if operands else "none"
+    constants["NEGATIVE_SLOPE"] = epilogue.negative_slope
+    return Arguments(buffers, (), constants)

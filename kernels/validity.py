@@ -1,0 +1,59 @@
+"""The one predicate that says whether a configuration can run a problem, with the reason when it cannot."""
+
+from __future__ import annotations
+
+from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+
+MAX_ACCUMULATORS = 128
+"""fp32 sums per thread above which ptxas spilled on every architecture tried but sm_100 (compiled, not timed)."""
+MAX_PROGRAMS = 2**31 - 1
+
+
+def why_invalid(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec | None = None) -> str | None:
+    """`None` when `config` can run `problem` (on `device`, if given); otherwise one line that says why not."""
+    return _family_reason(problem, config) or (None if device is None else _device_reason(problem, config, device))
+
+
+def _family_reason(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
+    if problem.direction != "forward":
+        return f"implicit_gemm computes the forward direction, not {problem.direction}"
+    if not problem.layout.is_uniform:
+        return "implicit_gemm needs equal, consecutive groups"
+    if config.loop_order != "flat" and problem.c_per_group % config.block_k:
+        return f"loop_order {config.loop_order} needs C_PER_GROUP={problem.c_per_group} divisible by block_k={config.block_k}"
+    groups, m, n, k = problem.gemm
+    programs = -(-m // config.block_m) * -(-n // config.block_n) * groups * config.split_k
+    if programs > MAX_PROGRAMS:
+        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
+    if config.split_k > max(1, -(-k // config.block_k)):
+        return f"split_k={config.split_k} is more than the {-(-k // config.block_k)} blocks of the reduction"
+    return None
+
+
+def _device_reason(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> str | None:
+    threads = device.warp_size * config.num_warps
+    sums = config.block_m * config.block_n // threads
+    if sums > MAX_ACCUMULATORS * (device.warp_size // 32) and device.arch != 100:
+        return f"{sums} accumulators per thread spill (at most {MAX_ACCUMULATORS * (device.warp_size // 32)})"
+    needed = shared_memory(problem, config, device)
+    if needed > device.shared_per_block:
+        return f"{needed} bytes of shared memory, {device.key} has {device.shared_per_block} per program"
+    if problem.precision == "tf32" and device.arch == "gfx90a":
+        return "gfx90a has no TF32"
+    return None
+
+
+def shared_memory(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
+    """Bytes of shared memory of the pipelined loop: buffers of both operand tiles, or the tile of the epilogue's store.
+
+    Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
+    shared memory while the next tiles arrive, so it keeps all `num_stages`. Fitted to compiled code, checked in tests.
+    """
+    item = problem.item_size
+    tile = (config.block_m + config.block_n) * config.block_k * item
+    wgmma = device.backend == "cuda" and device.arch in (90, 100) and config.block_m >= 64 and config.num_warps % 4 == 0
+    buffers = config.num_stages if wgmma else max(config.num_stages - 1, 1)
+    store = config.block_m * config.block_n * (item if config.split_k == 1 else 4)
+    return max(buffers * tile, 0 if wgmma else store)
