@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from grouped_conv.kernels.problem import ConvProblem
 
 ABI_VERSION = 1
-"""Raised by hand whenever a kernel's results, arguments or speed change; recorded self-checks and timings of other versions are not trusted."""
+"""Raised by hand whenever a kernel's results, arguments or speed change.
+
+Recorded self-checks and timings of other versions are not trusted.
+"""
 
 _HOMES = {
     "ACTIVATIONS": "epilogue",

@@ -1,13 +1,14 @@
 """All launches of one convolution call, in order, with the temporary buffers between them.
 
-| input        | weight | launches                                   | output        | when the pack pass is redone              |
-|--------------|--------|--------------------------------------------|---------------|-------------------------------------------|
-| channels_last| KRSC   | implicit_gemm                              | channels_last | never                                     |
-| channels_last| KCRS   | pack weight, implicit_gemm                 | channels_last | every call, or once per frozen module     |
-| NCHW         | KRSC   | pack input, implicit_gemm                  | channels_last | input: every call                         |
-| NCHW         | KCRS   | pack input, pack weight, implicit_gemm     | NCHW          | input: every call; weight as above        |
+| input         | weight | launches                               | output        | pack pass is redone         |
+|---------------|--------|----------------------------------------|---------------|-----------------------------|
+| channels_last | KRSC   | implicit_gemm                          | channels_last | never                       |
+| channels_last | KCRS   | pack weight, implicit_gemm             | channels_last | every call (frozen: once)   |
+| NCHW          | KRSC   | pack input, implicit_gemm              | channels_last | every call                  |
+| NCHW          | KCRS   | pack input, pack weight, implicit_gemm | NCHW          | every call (weight: as above) |
 
 A split reduction appends `split_reduce`. An input whose channels are innermost, at any other strides, is read in place.
+A frozen module (a weight that needs no gradient) keeps its packed weight until the weight changes.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def plan_call(problem: ConvProblem, config: ImplicitGemmConfig, operands: Mappin
     reason = why_invalid(problem, config)
     if reason is not None:
         raise ValueError(f"{config} cannot run {problem}: {reason}")
-    given = {name: operand.named(name) for name, operand in (canonical_operands(problem) | dict(operands or {})).items()}
+    given = {
+        name: operand.named(name) for name, operand in (canonical_operands(problem) | dict(operands or {})).items()
+    }
     launches: list[Launch] = []
     temporaries: list[Temporary] = []
     for name, shape in (("input", problem.input_shape), ("weight", problem.weight_shape)):

@@ -79,11 +79,17 @@ class ImplicitGemmConfig(KernelConfig):
             raise ValueError(f"split_k and swizzle_m must be at least 1, but got {self.split_k} and {self.swizzle_m}")
         if self.loop_order not in LOOP_ORDERS or self.cache_a not in CACHE_POLICIES:
             raise ValueError(
-                f"loop_order {self.loop_order!r} must be one of {LOOP_ORDERS} and cache_a {self.cache_a!r} one of {CACHE_POLICIES}"
+                f"loop_order {self.loop_order!r} must be one of {LOOP_ORDERS} "
+                f"and cache_a {self.cache_a!r} one of {CACHE_POLICIES}"
             )
 
     def __str__(self) -> str:
-        words = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.num_warps}", f"s{self.num_stages}", self.loop_order]
+        words = [
+            f"{self.block_m}x{self.block_n}x{self.block_k}",
+            f"w{self.num_warps}",
+            f"s{self.num_stages}",
+            self.loop_order,
+        ]
         words += [f"split{self.split_k}"] if self.split_k > 1 else []
         words += [f"sw{self.swizzle_m}"] if self.swizzle_m > 1 else []
         return " ".join(words + ([self.cache_a] if self.cache_a else []))

@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.jit_epilogue import finish
+from grouped_conv.kernels.jit_epilogue import finish, store_tile
 from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, decode_tile, tap_bits
 from grouped_conv.kernels.jit_reduction import flat_reduction, tap_reduction
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch, power_of_two_divisor
-from grouped_conv.kernels.operands import Operand, epilogue_arguments, stride_integers
+from grouped_conv.kernels.operands import FLOAT32_VECTOR, Operand, epilogue_arguments, store_vector, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
 
 
@@ -74,6 +74,7 @@ def implicit_gemm(
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,
     NEGATIVE_SLOPE: tl.constexpr,
+    VECTOR: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
@@ -97,26 +98,27 @@ def implicit_gemm(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if LOOP_ORDER == "flat":
         acc = flat_reduction(
-            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, C_PER_GROUP, KERNEL_H, KERNEL_W,
-            DILATION_H, DILATION_W, BLOCK_K, TRIPS, EVEN_N, TAP_MODE, CACHE_A, PRECISION, NUM_STAGES,
+            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, C_PER_GROUP,
+            KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, TRIPS, EVEN_N, TAP_MODE, CACHE_A, PRECISION,
+            NUM_STAGES,
         )  # fmt: skip
     else:
         acc = tap_reduction(
-            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, C_PER_GROUP, KERNEL_H, KERNEL_W,
-            DILATION_H, DILATION_W, BLOCK_K, TRIPS, TOTAL_TRIPS, EVEN_N, LOOP_ORDER == "taps_inner", X_ALIGN, TAP_MODE, CACHE_A,
-            PRECISION, NUM_STAGES,
+            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, C_PER_GROUP,
+            KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, TRIPS, TOTAL_TRIPS, EVEN_N,
+            LOOP_ORDER == "taps_inner", X_ALIGN, TAP_MODE, CACHE_A, PRECISION, NUM_STAGES,
         )  # fmt: skip
 
     channel = group * K_PER_GROUP + n
     if SPLIT_K == 1:
         finish(
-            acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, col_ok, stride_yn, stride_yc,
-            stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION, NEGATIVE_SLOPE,
+            acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, col_ok,
+            stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
+            NEGATIVE_SLOPE, VECTOR,
         )  # fmt: skip
     else:
         part = workspace_ptr + split.to(tl.int64) * M * out_channels  # [SPLIT_K, M, out_channels] in fp32
-        offsets = m.to(tl.int64)[:, None] * out_channels + channel[None, :]
-        tl.store(part + offsets, acc, mask=row_ok[:, None] & col_ok[None, :])
+        store_tile(part, acc, m.to(tl.int64) * out_channels, channel, 1, row_ok, col_ok, VECTOR)
 
 
 def tap_mode(problem: ConvProblem) -> str:
@@ -148,7 +150,10 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
     trips = math.ceil(total_trips(problem, config) / config.split_k)
     split = config.split_k > 1
     finishing = epilogue_arguments(problem, {} if split else operands)
-    strides = stride_integers("r", None if split else operands.get("residual")), stride_integers("y", None if split else output)
+    strides = (
+        stride_integers("r", None if split else operands.get("residual")),
+        stride_integers("y", None if split else output),
+    )
     wide_window = _window_extent(problem, x) > INT32_MAX
     integers = [
         Integer.of("M", m),
@@ -196,6 +201,7 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
         "PRECISION": problem.precision,
         "NUM_STAGES": config.num_stages,
         **finishing.constants,
+        "VECTOR": FLOAT32_VECTOR if split else store_vector(problem, output),
         **({} if split else {"workspace_ptr": None}),
         **{name: value for pair in strides for name, value in pair.constants.items()},
     }
@@ -205,4 +211,8 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
 def _window_extent(problem: ConvProblem, x: Operand) -> int:
     """Elements between the first and the last value one output pixel reads; what the loop's offsets must hold."""
     reach = [d * (k - 1) for d, k in zip(problem.dilation, problem.kernel_size, strict=True)]
-    return (reach[0] + problem.dilation[0]) * x.strides[2] + (reach[1] + problem.dilation[1]) * x.strides[3] + problem.in_channels
+    return (
+        (reach[0] + problem.dilation[0]) * x.strides[2]
+        + (reach[1] + problem.dilation[1]) * x.strides[3]
+        + problem.in_channels
+    )

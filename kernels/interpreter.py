@@ -11,7 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import triton
@@ -32,7 +32,7 @@ _INTEGER_TYPES = {"i32": (np.int32, tl.int32), "i64": (np.int64, tl.int64)}
 class _LanguageModules:
     """What Triton's patching function looks at: an object with globals that hold the language modules."""
 
-    __globals__ = {"tl": tl, "core": tl.core}
+    __globals__: ClassVar = {"tl": tl, "core": tl.core}
 
 
 class _NothingToRestore:
@@ -68,7 +68,9 @@ def compiling() -> Iterator[None]:
     """
     with _LOCK:
         if _depth:
-            raise RuntimeError("cannot compile a kernel inside interpret(): Triton's language is patched there; leave the block first")
+            raise RuntimeError(
+                "cannot compile a kernel inside interpret(): Triton's language is patched there; leave the block first"
+            )
         if not isinstance(tl.zeros, JITFunction):
             raise RuntimeError("cannot compile a kernel: TRITON_INTERPRET=1 was set when Triton was imported")
         yield
@@ -106,14 +108,18 @@ def _rewrite(function: Any) -> Callable[..., Any]:
     """The Python function behind a kernel with Triton's rewriting, made once; its module's globals stay as they are."""
     original = function.fn
     if original not in _rewritten:
-        private = types.FunctionType(original.__code__, dict(original.__globals__), original.__name__, original.__defaults__)
+        private = types.FunctionType(
+            original.__code__, dict(original.__globals__), original.__name__, original.__defaults__
+        )
         private.__module__ = original.__module__
         private.__qualname__ = original.__qualname__
         _rewritten[original] = FunctionRewriter(private).rewrite_ast()
     return _rewritten[original]
 
 
-def interpret_launch(launch: Launch, tensors: Mapping[str, Any], programs: Iterator[tuple[int, int, int]] | None = None) -> None:
+def interpret_launch(
+    launch: Launch, tensors: Mapping[str, Any], programs: Iterator[tuple[int, int, int]] | None = None
+) -> None:
     """Run one launch on CPU tensors, changed in place.
 
     Args:
@@ -141,7 +147,9 @@ def _typed_arguments(launch: Launch, tensors: Mapping[str, Any]) -> dict[str, An
     arguments: dict[str, Any] = dict(launch.constants)
     for integer in launch.integers:
         numpy_type, triton_type = _INTEGER_TYPES[integer.type]
-        arguments[integer.parameter] = tl.tensor(TensorHandle(np.array([integer.value], numpy_type), triton_type), triton_type)
+        arguments[integer.parameter] = tl.tensor(
+            TensorHandle(np.array([integer.value], numpy_type), triton_type), triton_type
+        )
     for buffer in launch.buffers:
         pointer = triton.language.str_to_ty(POINTER_TYPE[buffer.dtype], None)
         address = np.array([tensors[buffer.name].data_ptr()], np.uint64)

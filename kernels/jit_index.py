@@ -1,4 +1,4 @@
-"""Index arithmetic shared by the kernels: which tile a program owns, which pixels its rows are, which taps are inside."""
+"""Index arithmetic shared by the kernels: a program's tile, its rows' pixels, and which taps are inside the image."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def tap_mask(
     DILATION_W: tl.constexpr,
     TAP_MODE: tl.constexpr,
 ):
-    """Is this tap of each row inside the image? `tap` is a scalar or [1, BLOCK_K]; taps past the last may say anything."""
+    """Is this tap of each row inside the image? Taps are scalars or [1, BLOCK_K], below 32 (rows, columns below 16)."""
     if TAP_MODE == "word":
-        return ((bits >> (tap & 31)) & 1) != 0
+        return ((bits >> tap) & 1) != 0
     elif TAP_MODE == "row_column":
-        return ((bits >> (kernel_h & 15)) & (bits >> (16 + (kernel_w & 15))) & 1) != 0
+        return ((bits >> kernel_h) & (bits >> (16 + kernel_w)) & 1) != 0
     else:
         return inside(ih0[:, None] + kernel_h * DILATION_H, IN_H) & inside(iw0[:, None] + kernel_w * DILATION_W, IN_W)

@@ -39,8 +39,12 @@ def flat_reduction(
     PRECISION: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
-    """acc + x[rows, k] * w[k, cols] over this split's TRIPS blocks of the flat index k."""
+    """Acc + x[rows, k] * w[k, cols] over this split's TRIPS blocks of the flat index k."""
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
+    LAST_TAP: tl.constexpr = ((DEPTH + BLOCK_K - 1) // BLOCK_K * BLOCK_K - 1) // C_PER_GROUP
+    # taps past the last have bits of zero, unless the last block reaches past the end of the word
+    FITS: tl.constexpr = LAST_TAP <= 31 if TAP_MODE == "word" else LAST_TAP // KERNEL_W <= 15
+    CLAMP: tl.constexpr = TAP_MODE != "direct" and not FITS
     offs_k = tl.arange(0, BLOCK_K)
     begin = split * (TRIPS * BLOCK_K)
     for k0 in tl.range(begin, tl.minimum(begin + TRIPS * BLOCK_K, DEPTH), BLOCK_K, num_stages=NUM_STAGES):
@@ -49,12 +53,27 @@ def flat_reduction(
         kernel_h = tap // KERNEL_W
         kernel_w = tap % KERNEL_W
         offset = kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw) + k % C_PER_GROUP
+        if CLAMP:
+            tap = tap & 31
+            kernel_h = kernel_h & 15
         mask = tap_mask(
-            bits, ih0, iw0, IN_H, IN_W, tap[None, :], kernel_h[None, :], kernel_w[None, :], DILATION_H, DILATION_W, TAP_MODE
+            bits,
+            ih0,
+            iw0,
+            IN_H,
+            IN_W,
+            tap[None, :],
+            kernel_h[None, :],
+            kernel_w[None, :],
+            DILATION_H,
+            DILATION_W,
+            TAP_MODE,
         )
-        if DEPTH % BLOCK_K != 0:
+        if CLAMP or TAP_MODE == "direct":
             mask = mask & (k < DEPTH)[None, :]
-        a = tl.load(x_rows[:, None] + offset[None, :], mask=mask, other=0.0, cache_modifier=CACHE_A)  # [BLOCK_M, BLOCK_K]
+        a = tl.load(
+            x_rows[:, None] + offset[None, :], mask=mask, other=0.0, cache_modifier=CACHE_A
+        )  # [BLOCK_M, BLOCK_K]
         b = load_weight(w_cols[None, :] + k[:, None], col_ok, k < DEPTH, EVEN_N, DEPTH % BLOCK_K == 0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
     return acc
@@ -175,23 +194,42 @@ def tap_reduction(
     PRECISION: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
-    """acc + x[rows, tap, block] * w[tap, block, cols] over this split's TRIPS (tap, channel block) pairs."""
+    """Acc + x[rows, tap, block] * w[tap, block, cols] over this split's TRIPS (tap, channel block) pairs."""
     offs_k = tl.arange(0, BLOCK_K)
     x_tile = x_rows[:, None] + offs_k[None, :]  # [BLOCK_M, BLOCK_K]
     w_tile = w_cols[None, :] + offs_k[:, None]  # [BLOCK_K, BLOCK_N]
     begin = split * TRIPS
     tap, column, block, x_offset, w_offset = tap_start(
-        begin, stride_xh, stride_xw, C_PER_GROUP, KERNEL_W, KERNEL_H * KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, TAPS_INNER
+        begin,
+        stride_xh,
+        stride_xw,
+        C_PER_GROUP,
+        KERNEL_W,
+        KERNEL_H * KERNEL_W,
+        DILATION_H,
+        DILATION_W,
+        BLOCK_K,
+        TAPS_INNER,
     )
     for _ in tl.range(begin, tl.minimum(begin + TRIPS, TOTAL_TRIPS), num_stages=NUM_STAGES):
-        mask = tap_mask(
-            bits, ih0, iw0, IN_H, IN_W, tap, tap // KERNEL_W, column, DILATION_H, DILATION_W, TAP_MODE
-        )
+        mask = tap_mask(bits, ih0, iw0, IN_H, IN_W, tap, tap // KERNEL_W, column, DILATION_H, DILATION_W, TAP_MODE)
         a = tl.load(x_tile + tl.multiple_of(x_offset, X_ALIGN), mask=mask, other=0.0, cache_modifier=CACHE_A)
         b = load_weight(w_tile + tl.multiple_of(w_offset, BLOCK_K), col_ok, offs_k < BLOCK_K, EVEN_N, True)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
         tap, column, block, x_offset, w_offset = tap_advance(
-            tap, column, block, x_offset, w_offset, stride_xh, stride_xw, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W,
-            BLOCK_K, TAPS_INNER,
+            tap,
+            column,
+            block,
+            x_offset,
+            w_offset,
+            stride_xh,
+            stride_xw,
+            C_PER_GROUP,
+            KERNEL_H,
+            KERNEL_W,
+            DILATION_H,
+            DILATION_W,
+            BLOCK_K,
+            TAPS_INNER,
         )
     return acc

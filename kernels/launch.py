@@ -92,7 +92,9 @@ class Launch:
             fn=self.kernel,
             signature=self.signature(),
             constexprs={(index[parameter],): value for parameter, value in self.constants.items()},
-            attrs={(index[parameter],): [["tt.divisibility", divisor]] for parameter, divisor in promised if divisor > 1},
+            attrs={
+                (index[parameter],): [["tt.divisibility", divisor]] for parameter, divisor in promised if divisor > 1
+            },
         )
 
     def arguments(self, tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,9 @@ class GroupLayout:
         if self.ragged is None:
             for name, value in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
                 if value % self.groups:
-                    raise ValueError(f"{name} must be divisible by groups, but got {name}={value}, groups={self.groups}")
+                    raise ValueError(
+                        f"{name} must be divisible by groups, but got {name}={value}, groups={self.groups}"
+                    )
         else:
             self._check_ragged(self.ragged)
 
@@ -51,7 +53,10 @@ class GroupLayout:
             raise ValueError(f"groups={self.groups}, but {len(ragged)} groups were described")
         for index, group in enumerate(ragged):
             if not group.inputs or group.outputs <= 0:
-                raise ValueError(f"group {index} has {len(group.inputs)} input and {group.outputs} output channels; both must be positive")
+                raise ValueError(
+                    f"group {index} has {len(group.inputs)} input and {group.outputs} output channels; "
+                    "both must be positive"
+                )
             outside = [c for c in group.inputs if not 0 <= c < self.in_channels]
             if outside:
                 raise ValueError(f"group {index} reads input channels {outside[:4]}, outside 0..{self.in_channels - 1}")
@@ -70,7 +75,9 @@ class GroupLayout:
     def sizes(cls, in_sizes: Sequence[int], out_sizes: Sequence[int]) -> GroupLayout:
         """Consecutive groups of unequal sizes: group i maps `in_sizes[i]` channels to `out_sizes[i]`."""
         if len(in_sizes) != len(out_sizes) or not in_sizes:
-            raise ValueError(f"need as many input as output sizes, at least one: got {len(in_sizes)} and {len(out_sizes)}")
+            raise ValueError(
+                f"need as many input as output sizes, at least one: got {len(in_sizes)} and {len(out_sizes)}"
+            )
         for index, (size_in, size_out) in enumerate(zip(in_sizes, out_sizes, strict=True)):
             if size_in <= 0 or size_out <= 0:
                 raise ValueError(f"group {index} has sizes {size_in} -> {size_out}; both must be positive")
@@ -86,9 +93,14 @@ class GroupLayout:
         """
         _positive(in_channels=in_channels, out_channels=out_channels, groups=groups, width=width)
         if out_channels % groups:
-            raise ValueError(f"out_channels must be divisible by groups, but got out_channels={out_channels}, groups={groups}")
+            raise ValueError(
+                f"out_channels must be divisible by groups, but got out_channels={out_channels}, groups={groups}"
+            )
         if width > in_channels or groups * width < in_channels:
-            raise ValueError(f"width={width} must be in {math.ceil(in_channels / groups)}..{in_channels} for {groups} groups of {in_channels} channels")
+            raise ValueError(
+                f"width={width} must be in {math.ceil(in_channels / groups)}..{in_channels} "
+                f"for {groups} groups of {in_channels} channels"
+            )
         last = in_channels - width
         starts = [round(g * last / (groups - 1)) if groups > 1 else 0 for g in range(groups)]
         channels = [range(start, start + width) for start in starts]
@@ -148,11 +160,17 @@ class GroupLayout:
 
     def _need_uniform(self, name: str) -> None:
         if self.ragged is not None:
-            raise ValueError(f"{name} is one number only for equal groups; this layout has {self.groups} unequal or overlapping ones")
+            raise ValueError(
+                f"{name} is one number only for equal groups; this layout has {self.groups} unequal or overlapping ones"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `from_json` gives the value back."""
-        data: dict[str, Any] = {"in_channels": self.in_channels, "out_channels": self.out_channels, "groups": self.groups}
+        data: dict[str, Any] = {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "groups": self.groups,
+        }
         if self.ragged is not None:
             data["ragged"] = [{"inputs": list(group.inputs), "outputs": group.outputs} for group in self.ragged]
         return data

@@ -10,6 +10,7 @@ from grouped_conv.kernels.launch import Buffer, Integer
 from grouped_conv.kernels.problem import ConvProblem
 
 Shape4 = tuple[int, int, int, int]
+FLOAT32_VECTOR = 4  # fp32 values in 16 bytes, the widest store
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,9 @@ def stride_integers(letter: str, operand: Operand | None) -> Arguments:
         return Arguments(constants=dict.fromkeys(names))
     values = dict(zip(names, operand.strides, strict=True))
     constants = {name: 1 for name in names if name.endswith("c") and values[name] == 1}
-    integers = tuple(Integer.of(name, value, wide=True, stride=True) for name, value in values.items() if name not in constants)
+    integers = tuple(
+        Integer.of(name, value, wide=True, stride=True) for name, value in values.items() if name not in constants
+    )
     return Arguments(integers=integers, constants=constants)
 
 
@@ -88,3 +91,8 @@ def epilogue_arguments(problem: ConvProblem, operands: Mapping[str, Operand]) ->
     constants["ACTIVATION"] = epilogue.activation if operands else "none"
     constants["NEGATIVE_SLOPE"] = epilogue.negative_slope
     return Arguments(buffers, (), constants)
+
+
+def store_vector(problem: ConvProblem, output: Operand) -> int:
+    """Channels that one 16-byte store holds; 1 when channels are not innermost."""
+    return 16 // problem.item_size if output.strides[1] == 1 else 1

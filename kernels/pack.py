@@ -58,7 +58,10 @@ def plan_pack(source: Operand, target: str, shape: tuple[int, int, int, int], dt
         Integer.of("width", width),
         Integer.of("tiles_p", tiles_p),
         Integer.of("tiles_c", tiles_c),
-        *(Integer.of(f"stride_{axis}", value, wide=True, stride=True) for axis, value in zip("nchw", source.strides, strict=True)),
+        *(
+            Integer.of(f"stride_{axis}", value, wide=True, stride=True)
+            for axis, value in zip("nchw", source.strides, strict=True)
+        ),
     )
     buffers = (Buffer("source_ptr", source.buffer, dtype, source.alignment), Buffer("target_ptr", target, dtype))
     constants = {"PLANAR": planar, "BLOCK_P": config.block_p, "BLOCK_C": config.block_c}

@@ -26,7 +26,9 @@ def dtype_name(dtype: Any) -> str:
     text = str(dtype).removeprefix("torch.")
     name = _DTYPE_ALIASES.get(text, text)
     if name not in ITEM_SIZE:
-        raise ValueError(f"dtype {text!r} is not supported by the kernels; accepted: {', '.join(ITEM_SIZE)} (or fp16, bf16, fp32)")
+        raise ValueError(
+            f"dtype {text!r} is not supported by the kernels; accepted: {', '.join(ITEM_SIZE)} (or fp16, bf16, fp32)"
+        )
     return name
 
 
@@ -59,7 +61,8 @@ def sides(padding: int | str | Sequence[Any], kernel_size: Pair, stride: Pair, d
         values = (values[0], values[0], values[1], values[1])
     if len(values) != 4 or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
         raise ValueError(
-            f"padding must be an integer, (height, width), (top, bottom, left, right), 'same' or 'valid', but got {padding!r}"
+            "padding must be an integer, (height, width), (top, bottom, left, right), 'same' or 'valid', "
+            f"but got {padding!r}"
         )
     return values[0], values[1], values[2], values[3]
 
@@ -88,7 +91,7 @@ class ConvProblem:
         in_size, kernel_size, stride, dilation: `(height, width)` each.
         padding: zeros added at `(top, bottom, left, right)`.
         dtype: `float16`, `bfloat16` or `float32`, of input, weight and output; sums are kept in fp32.
-        precision: how float32 products are taken, `ieee` or `tf32`; always `ieee` for 16-bit dtypes, whose products are exact.
+        precision: how float32 products are taken, `ieee` or `tf32`; always `ieee` for 16-bit dtypes (exact products).
         input_channels_last, weight_channels_last: whether the tensors' channels are innermost in memory.
         direction: `forward`, `input_grad` or `weight_grad`.
         epilogue: what follows the convolution in the same kernel.
@@ -167,14 +170,17 @@ class ConvProblem:
             ValueError: with the offending numbers, when the arguments do not describe a convolution.
         """
         if len(input_shape) != 4 or len(weight_shape) != 4:
-            raise ValueError(f"input_shape and weight_shape need four numbers each, but got {tuple(input_shape)} and {tuple(weight_shape)}")
+            raise ValueError(
+                "input_shape and weight_shape need four numbers each, "
+                f"but got {tuple(input_shape)} and {tuple(weight_shape)}"
+            )
         batch, in_channels, height, width = (int(v) for v in input_shape)
         out_channels, c_per_group, kernel_h, kernel_w = (int(v) for v in weight_shape)
         layout = GroupLayout.uniform(in_channels, out_channels, groups)
         if c_per_group != layout.c_per_group:
             raise ValueError(
-                f"Given groups={groups}, weight of size {list(weight_shape)}, expected input{list(input_shape)} to have "
-                f"{c_per_group * groups} channels, but got {in_channels} channels instead"
+                f"Given groups={groups}, weight of size {list(weight_shape)}, expected input{list(input_shape)} "
+                f"to have {c_per_group * groups} channels, but got {in_channels} channels instead"
             )
         kernel_size, strides, dilations = (kernel_h, kernel_w), pair(stride, "stride"), pair(dilation, "dilation")
         return cls(

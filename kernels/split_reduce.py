@@ -12,7 +12,7 @@ from grouped_conv.kernels.config import ReduceConfig
 from grouped_conv.kernels.jit_epilogue import finish
 from grouped_conv.kernels.jit_index import decode_pixels
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, epilogue_arguments, stride_integers
+from grouped_conv.kernels.operands import Operand, epilogue_arguments, store_vector, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
 
 
@@ -43,6 +43,7 @@ def split_reduce(
     WIDE_M: tl.constexpr,
     ACTIVATION: tl.constexpr,
     NEGATIVE_SLOPE: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     pid = tl.program_id(0)
     m, image, out_h, out_w = decode_pixels(pid % tiles_m, OUT_H, OUT_W, BLOCK_M, WIDE_M)
@@ -56,8 +57,9 @@ def split_reduce(
     for split in tl.static_range(SPLIT_K):
         acc += tl.load(workspace_ptr + (split * part + offsets), mask=mask, other=0.0)
     finish(
-        acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, channel_ok, stride_yn, stride_yc,
-        stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION, NEGATIVE_SLOPE,
+        acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, channel_ok,
+        stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
+        NEGATIVE_SLOPE, VECTOR,
     )  # fmt: skip
 
 
@@ -83,6 +85,7 @@ def plan_split_reduce(problem: ConvProblem, split_k: int, operands: Mapping[str,
         "BLOCK_N": config.block_n,
         "WIDE_M": m > INT32_MAX - config.block_m,
         **finishing.constants,
+        "VECTOR": store_vector(problem, operands["output"]),
         **{name: value for pair in strides for name, value in pair.constants.items()},
     }
     buffers = (Buffer("workspace_ptr", "workspace", "float32"), *finishing.buffers)

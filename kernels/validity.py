@@ -22,7 +22,10 @@ def _family_reason(problem: ConvProblem, config: ImplicitGemmConfig) -> str | No
     if not problem.layout.is_uniform:
         return "implicit_gemm needs equal, consecutive groups"
     if config.loop_order != "flat" and problem.c_per_group % config.block_k:
-        return f"loop_order {config.loop_order} needs C_PER_GROUP={problem.c_per_group} divisible by block_k={config.block_k}"
+        return (
+            f"loop_order {config.loop_order} needs C_PER_GROUP={problem.c_per_group} "
+            f"divisible by block_k={config.block_k}"
+        )
     groups, m, n, k = problem.gemm
     programs = -(-m // config.block_m) * -(-n // config.block_n) * groups * config.split_k
     if programs > MAX_PROGRAMS:
