@@ -1,0 +1,82 @@
+"""Fused grouped convolutions: kernels, an autotuner for them, and the torch modules that use both.
+
+What a user imports is named here and loaded on first use, so that `import grouped_conv` costs nothing and a compile
+worker that needs `grouped_conv.kernels` alone does not load torch's operators.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+from grouped_conv import _source_tree
+
+if TYPE_CHECKING:
+    from grouped_conv import autotune, bench, kernels, models
+    from grouped_conv.conversion import convert, fold_batchnorm, unconvert
+    from grouped_conv.functional import grouped_conv2d
+    from grouped_conv.interpreting import interpret
+    from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
+    from grouped_conv.modules import GroupedConv2d
+    from grouped_conv.policies import get_policy, policy, set_policy
+    from grouped_conv.tracing import trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvProblem",
+    "DeviceSpec",
+    "Epilogue",
+    "GroupLayout",
+    "GroupedConv2d",
+    "KernelConfig",
+    "__version__",
+    "autotune",
+    "bench",
+    "convert",
+    "fold_batchnorm",
+    "get_policy",
+    "grouped_conv2d",
+    "interpret",
+    "kernels",
+    "models",
+    "policy",
+    "set_policy",
+    "trace",
+    "unconvert",
+]
+
+# Where each public name is defined. The modules are not called like the functions they hold (`interpreting` has
+# `interpret`), or loading the module would hide the function.
+_HOMES = {
+    "ConvProblem": "grouped_conv.kernels",
+    "DeviceSpec": "grouped_conv.kernels",
+    "Epilogue": "grouped_conv.kernels",
+    "GroupLayout": "grouped_conv.kernels",
+    "GroupedConv2d": "grouped_conv.modules",
+    "KernelConfig": "grouped_conv.kernels",
+    "convert": "grouped_conv.conversion",
+    "fold_batchnorm": "grouped_conv.conversion",
+    "get_policy": "grouped_conv.policies",
+    "grouped_conv2d": "grouped_conv.functional",
+    "interpret": "grouped_conv.interpreting",
+    "policy": "grouped_conv.policies",
+    "set_policy": "grouped_conv.policies",
+    "trace": "grouped_conv.tracing",
+    "unconvert": "grouped_conv.conversion",
+}
+_SUBPACKAGES = frozenset({"autotune", "bench", "kernels", "models"})
+
+_source_tree.find_folders_beside(__path__[0])
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBPACKAGES:
+        return _import_module(f"{__name__}.{name}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

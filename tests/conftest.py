@@ -1,0 +1,73 @@
+"""What every test shares: the lanes' tools on the path, one thread per worker, reproducible hypothesis runs."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before numpy loads: the workers share the cores
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import hypothesis
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT.parent / "shared" / "tools"
+IN_CI = bool(os.environ.get("CI"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if IN_CI else "local")
+
+for lane in ("ptxemu", "cpu_native"):
+    if (TOOLS / lane).is_dir():
+        sys.path.append(str(TOOLS / lane))
+
+
+def _native_home() -> Path:
+    return Path(os.environ.get("CPU_NATIVE_HOME") or Path.home() / ".cache" / "cpu_native")
+
+
+def _missing(lane: str) -> str | None:
+    """Why the tests of a lane cannot run here; None when they can."""
+    folder = TOOLS / {"native": "cpu_native"}.get(lane, lane)
+    if not folder.is_dir():
+        return f"needs {os.path.relpath(folder, ROOT)} beside the checkout"
+    if lane == "native":
+        ready = importlib.util.find_spec("pyopencl") and (_native_home() / "server" / "bin" / "python").exists()
+        return None if ready else f"needs the native lane: run {os.path.relpath(folder, ROOT)}/setup.sh"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for lane in ("ptxemu", "native"):
+        if item.get_closest_marker(lane) is None:
+            continue
+        reason = _missing(lane)
+        if reason is None:
+            continue
+        if IN_CI and TOOLS.is_dir():  # where the tools are, a lane that is not ready is a fault, not an excuse
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def native() -> Iterator[ModuleType]:
+    """The native lane's driver is Triton's active one inside the test; the process has no device before and after."""
+    import triton
+
+    backends, driver = triton.backends.backends, triton.runtime.driver
+    active = driver._active
+    lane = importlib.import_module("cpu_native")
+    backends["cpu_native"] = triton.backends.Backend(compiler=lane.Backend, driver=lane.Driver)
+    driver.set_active(lane.driver)
+    yield lane
+    driver._active = active
+    del backends["cpu_native"]
