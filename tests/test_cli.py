@@ -28,12 +28,13 @@ def refuse(error: BaseException) -> click.Command:
 def invoke(monkeypatch):
     """Runs `grouped-conv ARGUMENTS`; `commands` become sub-commands of those names."""
 
+    module = types.ModuleType("commands_of_a_test")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
     def run(*arguments: str, **commands: object):
-        module = types.ModuleType("commands_of_a_test")
         for name, command in commands.items():
             setattr(module, name, command)
             monkeypatch.setitem(cli._COMMANDS, name, f"{module.__name__}:{name}")
-        monkeypatch.setitem(sys.modules, module.__name__, module)
         return CliRunner().invoke(cli.main, arguments)
 
     return run
