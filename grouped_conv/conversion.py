@@ -1,0 +1,154 @@
+"""Turning existing models to our layers and back: `convert`, `unconvert`, `conversion_report`, and `fold_batchnorm`.
+
+Modules change their class in place. They stay the same objects with the same Parameters, so that hooks,
+parametrizations, sharing, optimizers and state_dicts are not disturbed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from grouped_conv.folding import fold_batchnorm
+from grouped_conv.modules import GroupedConv2d, forget_packed_weight, keep_channels_last
+
+__all__ = ["ConversionNote", "conversion_report", "convert", "fold_batchnorm", "unconvert"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionNote:
+    """What `convert` does, or did, with one convolution of a model.
+
+    Attributes:
+        name: the module's name in the model, empty for the model itself.
+        kind: its class.
+        status: `converted`, `convertible` or `skipped`.
+        reason: why it is skipped; empty otherwise.
+    """
+
+    name: str
+    kind: str
+    status: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name or '(model)'}: {self.kind} {self.status}" + (f", {self.reason}" if self.reason else "")
+
+
+def conversion_report(model: nn.Module) -> list[ConversionNote]:
+    """One note for each convolution of `model`, shared ones once; changes nothing."""
+    return [_note(name, module) for name, module in model.named_modules() if isinstance(module, _ConvNd)]
+
+
+def convert(model: nn.Module, *, verbose: bool = False) -> nn.Module:
+    """Make every `torch.nn.Conv2d` of `model` a `GroupedConv2d`, in place, and return the model.
+
+    Only modules whose class is exactly `nn.Conv2d` (parametrized ones included) change: a subclass may mean something
+    else. Parameters stay the same objects; the weights' memory becomes channels_last. Converting twice changes nothing.
+
+    Args:
+        verbose: print the notes of `conversion_report`, which says what was skipped and why.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, _ConvNd) and _why_skipped(module) == "" and not isinstance(module, GroupedConv2d):
+            _change_class(module, GroupedConv2d)
+            module.activation = None  # type: ignore[assignment]
+            if "weight" in module._parameters and not parametrize.is_parametrized(module):
+                keep_channels_last(module.weight)
+    if verbose:
+        for note in conversion_report(model):
+            print(note)
+    return model
+
+
+def unconvert(model: nn.Module) -> nn.Module:
+    """Make every `GroupedConv2d` of `model` plain `torch.nn` again, in place, and return the model.
+
+    A layer with `activation=` becomes `nn.Sequential(OrderedDict(conv=..., activation=...))`, which adds `conv.` to its
+    names in the state_dict; its forward and backward hooks move to the Sequential. If the model itself is such a layer,
+    the Sequential is returned. Subclasses of `GroupedConv2d` are left alone. Weights stay channels_last in memory.
+    """
+    wrapped: dict[nn.Module, nn.Module] = {}
+    for module in list(model.modules()):
+        if isinstance(module, GroupedConv2d) and _base_class(module) is GroupedConv2d:
+            activation = module.activation
+            _change_class(module, nn.Conv2d)
+            del module.activation
+            forget_packed_weight(module)
+            if activation is not None:
+                wrapped[module] = _followed_by(module, activation)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in wrapped:
+                parent._modules[name] = wrapped[child]
+    return wrapped.get(model, model)
+
+
+def _note(name: str, module: nn.Module) -> ConversionNote:
+    kind = type(module).__name__
+    if _base_class(module) is GroupedConv2d:
+        return ConversionNote(name, kind, "converted")
+    reason = _why_skipped(module)
+    return ConversionNote(name, kind, "skipped" if reason else "convertible", reason)
+
+
+def _why_skipped(module: nn.Module) -> str:
+    base = _base_class(module)
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        return "its parameters are not initialised yet; run a batch through the model first"
+    if base is not nn.Conv2d and base is not GroupedConv2d:
+        if isinstance(module, nn.Conv2d):
+            return f"{base.__name__} is a subclass of {nn.Conv2d.__name__} and may compute something else"
+        return "only 2-D convolutions that are not transposed have kernels"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    return ""
+
+
+def _base_class(module: nn.Module) -> type:
+    """The module's class, or the one it had before it was parametrized."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
+def _change_class(module: nn.Module, to: type[nn.Module]) -> None:
+    if not parametrize.is_parametrized(module):
+        module.__class__ = to
+        return
+    # torch.nn.utils.parametrize gave the module a class of its own, with a property per parametrized tensor
+    own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(f"Parametrized{to.__name__}", (to,), own)
+
+
+_ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leaky_relu": nn.LeakyReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "hardswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+# Hooks that see the output, which is the activation's; handles refer to these dictionaries, so the dictionaries move.
+_OUTPUT_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def _followed_by(convolution: nn.Module, activation: str) -> nn.Sequential:
+    pair = nn.Sequential(OrderedDict(conv=convolution, activation=_ACTIVATION_MODULES[activation]()))
+    pair.training = convolution.training
+    for hooks in _OUTPUT_HOOKS:
+        ours, theirs = vars(pair)[hooks], vars(convolution)[hooks]
+        vars(pair)[hooks], vars(convolution)[hooks] = theirs, ours
+    return pair

@@ -1,0 +1,203 @@
+"""Autograd, forward-mode AD and vmap of a convolution: three callers of one set of formulas.
+
+The operators' registered formulas serve compilation and export, `_EagerConvolution` serves eager code (it costs half as
+much on the host), and `_TransformedConvolution` serves torch.func and forward-mode AD, which neither of the others can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from grouped_conv import ops
+from grouped_conv.batching import fold_batch
+from grouped_conv.gradients import (
+    activation_gradient,
+    aten_convolution,
+    convolution_gradients,
+    needs_preactivation,
+    per_channel,
+    sum_per_channel,
+)
+from grouped_conv.request import Operands, Request
+
+Result = Tensor | tuple[Tensor, Tensor]
+"""The output, with the activation's argument if the request says to save it."""
+
+
+def convolve(operands: Operands, request: Request) -> Tensor:
+    """Run the call with derivatives of every kind that the surroundings ask for."""
+    result = _convolve(operands, request)
+    return result if isinstance(result, Tensor) else result[0]
+
+
+def _convolve(operands: Operands, request: Request) -> Result:
+    wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    if torch.compiler.is_compiling():
+        return ops.call(operands, _for_backward(request, wants_gradient))
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return _TransformedConvolution.apply(*operands, _for_backward(request, True))
+    if wants_gradient:
+        return _EagerConvolution.apply(*operands, _for_backward(request, True))
+    with torch._C._AutoDispatchBelowAutograd():
+        return ops.call(operands, request)
+
+
+def _for_backward(request: Request, wants_gradient: bool) -> Request:
+    """The request, saving the preactivation if a derivative will be taken that needs it."""
+    if not wants_gradient or not needs_preactivation(request.activation, request.negative_slope):
+        return request
+    return request.saving_preactivation()
+
+
+def _save(ctx: Any, operands: Operands, request: Request, output: Tensor, preactivation: Tensor | None) -> None:
+    ctx.request = request
+    ctx.set_materialize_grads(False)
+    ctx.bias = operands.bias  # keeps autocast's cast of it alive for the next use, as saving keeps the weight's
+    known_output = None if request.activation == "none" else output
+    ctx.save_for_backward(operands.input, operands.weight, operands.scale, known_output, preactivation)
+
+
+def _vector_jacobian(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None = None) -> list[Tensor | None]:
+    """Gradients of the five operands, from those of the output and of the saved preactivation."""
+    input, weight, scale, output, preactivation = ctx.saved_tensors
+    request: Request = ctx.request
+    needs = ctx.needs_input_grad
+    if grad is not None:
+        grad = activation_gradient(request.activation, request.negative_slope, grad, output, preactivation)
+    if grad_preactivation is not None and request.save_preactivation:
+        grad = grad_preactivation if grad is None else grad + grad_preactivation
+    if grad is None:
+        return [None] * 5
+    inner = grad if scale is None else grad * per_channel(scale)
+    with_bias = needs[2] and scale is None
+    grad_input, grad_weight, grad_bias = convolution_gradients(
+        inner, input, weight, request.geometry, (needs[0], needs[1], with_bias)
+    )
+    grad_scale = None
+    if scale is not None:
+        grad_bias = sum_per_channel(grad) if needs[2] else None
+        if needs[3]:
+            unscaled = aten_convolution(input, weight, None, request.geometry)
+            grad_scale = sum_per_channel(grad * unscaled)
+    grad_residual = grad if len(needs) > 4 and needs[4] else None
+    return [grad_input, grad_weight, grad_bias, grad_scale, grad_residual]
+
+
+def _jacobian_vector(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
+    """Tangents of the output and of the activation's argument, from those of the five operands."""
+    input, weight, scale, output, preactivation = ctx.saved_tensors
+    request: Request = ctx.request
+    plain = request.convolution_only()
+    along_input, along_weight, along_bias, along_scale, along_residual = tangents
+    parts = []
+    if along_input is not None:
+        parts.append(convolve(Operands(along_input, weight), plain))
+    if along_weight is not None:
+        parts.append(convolve(Operands(input, along_weight), plain))
+    if scale is not None:
+        parts = [part * per_channel(scale) for part in parts]
+    if along_scale is not None:
+        parts.append(convolve(Operands(input, weight), plain) * per_channel(along_scale))
+    if along_bias is not None:
+        parts.append(per_channel(along_bias).expand(ctx.output_shape))
+    if along_residual is not None:
+        parts.append(along_residual)
+    inner = sum(parts[1:], parts[0])
+    return activation_gradient(request.activation, request.negative_slope, inner, output, preactivation), inner
+
+
+class _EagerConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        operands, request = Operands(*arguments[:5]), arguments[5]
+        with torch._C._AutoDispatchBelowAutograd():
+            result = ops.call(operands, request)
+        output, preactivation = (result, None) if isinstance(result, Tensor) else result
+        _save(ctx, operands, request, output, preactivation)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return (*_vector_jacobian(ctx, *grads), None)
+
+
+class _TransformedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return ops.call(Operands(*arguments[:5]), arguments[5])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        operands = Operands(*inputs[:5])
+        value, preactivation = (output, None) if isinstance(output, Tensor) else output
+        _save(ctx, operands, inputs[5], value, preactivation)
+        ctx.save_for_forward(operands.input, operands.weight, operands.scale, value, preactivation)
+        ctx.output_shape = value.shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return (*_vector_jacobian(ctx, *grads), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        output, inner = _jacobian_vector(ctx, tangents[:5])
+        return (output, inner) if ctx.request.save_preactivation else output
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        output, dim, preactivation = _vmap(info, in_dims[:5], Operands(*arguments[:5]), arguments[5])
+        return (output, dim) if preactivation is None else ((output, preactivation), (dim, dim))
+
+
+def _vmap(info: Any, dims: Any, operands: Operands, request: Request) -> tuple[Tensor, int, Tensor | None]:
+    """The batched output, where its batch is, and the batched preactivation if the request says to save it."""
+    folded, unfold = fold_batch(info.batch_size, dims, operands)
+    result = _convolve(folded, request)
+    output, preactivation = (result, None) if isinstance(result, Tensor) else result
+    value, dim = unfold(output)
+    if preactivation is None or not request.save_preactivation:
+        return value, dim, None
+    return value, dim, unfold(preactivation)[0]
+
+
+def _plain_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    input, weight, bias, *attributes = inputs
+    _save(ctx, Operands(input, weight, bias), ops.plain_request(*attributes), output, None)
+
+
+def _plain_backward(ctx: Any, grad: Tensor | None) -> Any:
+    return (*_vector_jacobian(ctx, grad)[:3], *[None] * 5)
+
+
+def _plain_vmap(info: Any, in_dims: Any, input: Any, weight: Any, bias: Any, *attributes: Any) -> Any:
+    dims = (*in_dims[:3], None, None)
+    return _vmap(info, dims, Operands(input, weight, bias), ops.plain_request(*attributes))[:2]
+
+
+def _fused_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    request = ops.fused_request(*inputs[5:])
+    _save(ctx, Operands(*inputs[:5]), request, output[0], output[1] if request.save_preactivation else None)
+
+
+def _fused_backward(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None) -> Any:
+    return (*_vector_jacobian(ctx, grad, grad_preactivation), *[None] * 8)
+
+
+def _fused_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    request = ops.fused_request(*arguments[5:])
+    output, dim, preactivation = _vmap(info, in_dims[:5], Operands(*arguments[:5]), request)
+    if preactivation is None:
+        return (output, output.new_empty(0)), (dim, None)
+    return (output, preactivation), (dim, dim)
+
+
+for _name, _setup, _backward, _batch in (
+    ("conv2d", _plain_setup, _plain_backward, _plain_vmap),
+    ("conv2d_fused", _fused_setup, _fused_backward, _fused_vmap),
+):
+    torch.library.register_autograd(f"grouped_conv::{_name}", _backward, setup_context=_setup, lib=ops.library)
+    torch.library.register_vmap(f"grouped_conv::{_name}", _batch, lib=ops.library)

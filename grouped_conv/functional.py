@@ -1,0 +1,201 @@
+"""`grouped_conv2d`: `torch.nn.functional.conv2d` with an epilogue, by our kernels where they are the better choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grouped_conv import tracing
+from grouped_conv.autocasting import autocast_dtype, cast
+from grouped_conv.differentiation import convolve
+from grouped_conv.geometry import as_tuple, parse_geometry
+from grouped_conv.gradients import apply_activation, per_channel, torch_convolution
+from grouped_conv.kernels.epilogue import ACTIVATIONS
+from grouped_conv.kernels.problem import PRECISIONS
+from grouped_conv.request import Operands, Request
+from grouped_conv.tracing import CallRecord
+
+BACKENDS = ("aten", "kernel")
+_DEVICES = ("cpu", "cuda", "meta")
+
+IntOrPair = int | Sequence[int]
+
+
+def grouped_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: int | str | Sequence[Any] = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    scale: Tensor | float | None = None,
+    precision: str | None = None,
+    backend: str | None = None,
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """`activation(scale * conv2d(input, weight) + bias + residual)`.
+
+    It stands under autograd, autocast, torch.compile, torch.export and torch.func as `torch.nn.functional.conv2d` does,
+    and its output has the same memory format. Gradients are computed by ATen.
+
+    Args:
+        input: `(N, C, H, W)` or `(C, H, W)`.
+        weight: `(K, C / groups, R, S)`.
+        bias: `(K,)`.
+        stride, dilation: integer or `(height, width)`.
+        padding: integer, `(height, width)`, `(top, bottom, left, right)`, `"same"` or `"valid"`.
+        groups: number of equal groups; divides C and K.
+        activation: one of `grouped_conv.kernels.ACTIVATIONS`; none by default.
+        residual: added before the activation; the output's shape.
+        scale: number, 0-d tensor or `(K,)`, multiplied with the convolution; differentiable.
+        precision: products of float32 operands, `"ieee"` or `"tf32"`; by default `"tf32"` exactly where
+            `torch.backends.cudnn.conv.fp32_precision` says so.
+        backend: `"aten"` or `"kernel"` to insist on one; by default the policy decides (`grouped_conv.policy`).
+        negative_slope: of `leaky_relu`.
+
+    Raises:
+        RuntimeError: in ATen's words for operands that make no convolution; when `backend="kernel"` or policy `kernels`
+            insists on a kernel that cannot run.
+        ValueError: for an unknown activation, precision or backend, naming what is accepted.
+    """
+    _check_names(activation, precision, backend)
+    if not _is_convolution(input, weight, groups):
+        _refuse(input, weight, bias, stride, padding, dilation, groups)
+    unbatched = input.dim() == 3
+    if unbatched:
+        input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+    device_type = input.device.type
+    dtype = autocast_dtype(device_type)
+    if dtype is not None:
+        input, weight = cast(input, dtype, device_type), cast(weight, dtype, device_type)
+        bias = None if bias is None else cast(bias, dtype, device_type)
+        residual = None if residual is None else cast(residual, dtype, device_type)
+    vector = None if scale is None else _scale_vector(scale, input, weight)
+    try:
+        request = _request(
+            as_tuple(stride),
+            as_tuple(padding),
+            as_tuple(dilation),
+            weight.shape[2:],
+            activation or "none",
+            negative_slope,
+            precision or "default",
+            backend or "auto",
+        )
+    except (TypeError, ValueError) as error:
+        _refuse(input, weight, bias, stride, padding, dilation, groups, error)
+    reason = _why_not_ours(input, weight)
+    if reason:
+        output = _by_torch(Operands(input, weight, bias, vector, residual), request, reason)
+    else:
+        output = convolve(Operands(input, weight, bias, vector, residual), request)
+    return output.squeeze(0) if unbatched else output
+
+
+def _check_names(activation: str | None, precision: str | None, backend: str | None) -> None:
+    for name, value, accepted in (
+        ("activation", activation, ACTIVATIONS),
+        ("precision", precision, PRECISIONS),
+        ("backend", backend, BACKENDS),
+    ):
+        if value is not None and value not in accepted:
+            raise ValueError(f"unknown {name} {value!r}; accepted: {', '.join(accepted)}, or None")
+
+
+def _is_convolution(input: Tensor, weight: Tensor, groups: int) -> bool:
+    """Do the shapes agree with `groups`? The operators take the number of groups from the shapes."""
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor) or weight.dim() != 4:
+        return False
+    if input.dim() not in (3, 4) or not isinstance(groups, int) or groups <= 0:
+        return False
+    return input.shape[-3] == weight.shape[1] * groups and weight.shape[0] > 0 and weight.shape[0] % groups == 0
+
+
+def _refuse(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    cause: Exception | None = None,
+) -> NoReturn:
+    """Raise what torch raises for these arguments, in its words."""
+    F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if cause is not None:
+        raise cause
+    raise RuntimeError(
+        f"no convolution: input of size {list(input.shape)}, weight of size {list(weight.shape)}, groups={groups}"
+    )
+
+
+@lru_cache(maxsize=4096)
+def _cached_request(*attributes: Any) -> Request:
+    return _make_request(*attributes)
+
+
+def _make_request(
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    kernel_size: Any,
+    activation: str,
+    negative_slope: float,
+    precision: str,
+    backend: str,
+) -> Request:
+    geometry = parse_geometry(stride, padding, dilation, (kernel_size[0], kernel_size[1]))
+    return Request(geometry, activation, negative_slope, precision=precision, backend=backend)
+
+
+def _request(*attributes: Any) -> Request:
+    if torch.compiler.is_compiling():
+        return _make_request(*attributes)
+    return _cached_request(*attributes)
+
+
+def _scale_vector(scale: Tensor | float, input: Tensor, weight: Tensor) -> Tensor:
+    """`scale` as a `(K,)` vector of the input's dtype."""
+    if not isinstance(scale, Tensor):
+        return torch.full((weight.shape[0],), scale, dtype=input.dtype, device=input.device)
+    if scale.dim() == 0:
+        scale = scale.to(input.device).expand(weight.shape[0])
+    return scale.to(input.dtype).contiguous()
+
+
+def _why_not_ours(input: Tensor, weight: Tensor) -> str:
+    """Why the operators do not take these operands at all; empty when they do."""
+    if input.dtype.is_complex or weight.dtype.is_complex:
+        return "complex numbers are convolved by torch"
+    if input.device.type not in _DEVICES:
+        return f"device {input.device.type} has no kernels"
+    if input.layout != torch.strided or weight.layout != torch.strided:
+        return f"operands of layout {input.layout} are convolved by torch"
+    if weight.shape[1] == 0:
+        return "there are no input channels"
+    return ""
+
+
+def _by_torch(operands: Operands, request: Request, reason: str) -> Tensor:
+    """The call in torch's own operations, for operands outside the operators' reach."""
+    if request.backend == "kernel":
+        raise RuntimeError(f"backend='kernel' was asked for, but {reason}")
+    if not torch.compiler.is_compiling():
+        tracing.record(CallRecord(None, "aten", reason))
+    _, _, bias, scale, residual = operands
+    value = torch_convolution(operands, request.geometry)
+    if scale is not None:
+        value = value * per_channel(scale)
+        value = value if bias is None else value + per_channel(bias)
+    value = value if residual is None else value + residual
+    return apply_activation(request.activation, request.negative_slope, value)

@@ -1,0 +1,141 @@
+"""The derivatives, written once: registered autograd, the eager functions and torch.func all call these.
+
+The convolution's own gradients are ATen's `convolution_backward`, which is itself differentiable, so that second
+derivatives need nothing more. Gradients follow torch's precision flags; `precision=` governs the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grouped_conv.geometry import Geometry
+from grouped_conv.kernels.epilogue import FROM_OUTPUT
+from grouped_conv.request import Operands
+
+aten = torch.ops.aten
+
+
+def float32_flag() -> str:
+    """What torch's flag says of float32 convolutions: `tf32`, `ieee` or `none`. (The older `allow_tf32` can raise.)"""
+    return str(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+
+
+def needs_preactivation(activation: str, negative_slope: float) -> bool:
+    """Must the activation's argument be kept for its derivative? A falling leaky_relu hides its argument's sign."""
+    return activation not in FROM_OUTPUT or (activation == "leaky_relu" and negative_slope < 0)
+
+
+def apply_activation(name: str, negative_slope: float, value: Tensor) -> Tensor:
+    """`value` through the activation called `name`; `value` itself for `none`."""
+    if name == "none":
+        return value
+    if name == "leaky_relu":
+        return F.leaky_relu(value, negative_slope)
+    return _ACTIVATIONS[name](value)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def activation_gradient(
+    name: str, negative_slope: float, grad: Tensor, output: Tensor, preactivation: Tensor
+) -> Tensor:
+    """`grad` times the activation's derivative, in operations that can be differentiated again.
+
+    Reads `output` for the activations of `FROM_OUTPUT` and `preactivation` for the others.
+    """
+    if name == "none":
+        return grad
+    if name == "leaky_relu":
+        known = output if negative_slope >= 0 else preactivation
+        return aten.leaky_relu_backward(grad, known, negative_slope, negative_slope >= 0)
+    return _ACTIVATION_GRADIENTS[name](grad, output if name in FROM_OUTPUT else preactivation)
+
+
+def _silu_gradient(grad: Tensor, value: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return aten.silu_backward(grad, value)
+    gate = torch.sigmoid(value)  # ATen's silu_backward has no derivative of its own
+    return grad * gate * (1 + value * (1 - gate))
+
+
+_ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda grad, output: aten.threshold_backward(grad, output, 0),
+    "relu6": lambda grad, output: aten.hardtanh_backward(grad, output, 0, 6),
+    "sigmoid": aten.sigmoid_backward,
+    "tanh": aten.tanh_backward,
+    "silu": _silu_gradient,
+    "gelu": aten.gelu_backward,
+    "hardswish": aten.hardswish_backward,
+}
+
+
+def aten_convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The convolution by ATen; groups follow from the shapes, uneven padding is added beforehand."""
+    groups = input.shape[1] // weight.shape[1]
+    if any(geometry.extra_padding):
+        input = F.pad(input, geometry.extra_padding)
+    padding = geometry.symmetric_padding
+    return aten.convolution.default(
+        input, weight, bias, geometry.stride, padding, geometry.dilation, False, (0, 0), groups
+    )
+
+
+def torch_convolution(operands: Operands, geometry: Geometry) -> Tensor:
+    """The convolution with its bias, if no scale stands between, by `torch.nn.functional.conv2d` and all its checks."""
+    input, weight = operands.input, operands.weight
+    if any(geometry.extra_padding):
+        input = F.pad(input, geometry.extra_padding)
+    bias = operands.bias if operands.scale is None else None
+    groups = operands.groups if weight.shape[1] else 1
+    return F.conv2d(input, weight, bias, geometry.stride, geometry.symmetric_padding, geometry.dilation, groups)
+
+
+def convolution_gradients(
+    grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, weight and bias of `aten_convolution`; `None` for those not `wanted`."""
+    if not any(wanted):
+        return None, None, None
+    groups = input.shape[1] // weight.shape[1]
+    left, right, top, bottom = geometry.extra_padding
+    uneven = any(geometry.extra_padding)
+    padded = F.pad(input, geometry.extra_padding) if uneven else input
+    grad_input, grad_weight, grad_bias = aten.convolution_backward.default(
+        grad,
+        padded,
+        weight,
+        [weight.shape[0]],
+        geometry.stride,
+        geometry.symmetric_padding,
+        geometry.dilation,
+        False,
+        (0, 0),
+        groups,
+        list(wanted),
+    )
+    if wanted[0] and uneven:
+        grad_input = grad_input[:, :, top : padded.shape[2] - bottom, left : padded.shape[3] - right]
+    return grad_input, grad_weight, grad_bias
+
+
+def per_channel(vector: Tensor) -> Tensor:
+    """A `(K,)` vector, shaped to meet `(N, K, H, W)`."""
+    return vector.view(1, -1, 1, 1)
+
+
+def sum_per_channel(value: Tensor) -> Tensor:
+    """`(N, K, H, W)` summed to `(K,)`."""
+    return value.sum((0, 2, 3))

@@ -1,0 +1,51 @@
+"""Running the real kernels on CPU tensors: `interpret()` for everyone, `through_driver()` for benchmarks and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import triton
+
+from grouped_conv.executors import DriverExecutor, Executor, InterpreterExecutor, for_cpu_tensors
+from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.interpreter import interpreting
+from grouped_conv.overrides import using_config
+
+
+@contextmanager
+def interpret(config: ImplicitGemmConfig | None = None, *, device: str = "h100-sxm") -> Iterator[None]:
+    """Run convolutions of CPU tensors by the real kernels in Triton's interpreter, inside the block.
+
+    Every supported dtype takes this path whatever the policy, unless the call says `backend="aten"`. It is slow: time
+    goes with programs times loop trips. Other threads that interpret or compile wait until the block ends.
+
+    Args:
+        config: the configuration to run; by default the heuristic's choice for `device`.
+        device: name of the GPU whose configurations are used, as `DeviceSpec.get` takes it.
+
+    Raises:
+        ValueError: when the device is unknown, or, at a call, when `config` cannot run the problem.
+    """
+    with _cpu_tensors_by(InterpreterExecutor(DeviceSpec.get(device).key)), using_config(config), interpreting():
+        yield
+
+
+@contextmanager
+def through_driver(config: ImplicitGemmConfig | None = None) -> Iterator[None]:
+    """Run convolutions of CPU tensors by compiled kernels through Triton's active driver, inside the block.
+
+    For drivers that take CPU tensors: the no-op driver of the launch benchmark, and a lane that compiles for the CPU.
+    """
+    with _cpu_tensors_by(DriverExecutor(triton.runtime.driver.active)), using_config(config):
+        yield
+
+
+@contextmanager
+def _cpu_tensors_by(executor: Executor) -> Iterator[None]:
+    token = for_cpu_tensors.set(executor)
+    try:
+        yield
+    finally:
+        for_cpu_tensors.reset(token)

@@ -1,0 +1,153 @@
+"""`GroupedConv2d`: `torch.nn.Conv2d` by `grouped_conv2d`, with an optional activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_conv.functional import grouped_conv2d
+from grouped_conv.kernels.epilogue import ACTIVATIONS
+from grouped_conv.layouts import is_channels_last
+
+
+class GroupedConv2d(nn.Conv2d):
+    """A convolution layer with `torch.nn.Conv2d`'s parameters, state_dict, initialisation and padding modes.
+
+    The weight keeps its shape `(K, C / groups, R, S)`; its memory is channels_last, as the kernels read it, and so is
+    the output's. If the weight was given another memory format and is frozen (`requires_grad_(False)`), it is packed
+    once, not at every call, for channels_last inputs; writing to it through `weight.data` then goes unnoticed.
+
+    Args:
+        activation: name of an activation fused behind the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
+
+    Raises:
+        ValueError: as `torch.nn.Conv2d`, and for an unknown activation.
+    """
+
+    activation: str | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self.activation = checked_activation(activation)
+        keep_channels_last(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(N, C, H, W)` or `(C, H, W)` to `(N, K, OUT_H, OUT_W)` or `(K, OUT_H, OUT_W)`."""
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        weight = self.weight
+        if not weight.requires_grad and not torch.compiler.is_compiling():
+            weight = _packed(self, input, weight)
+        return grouped_conv2d(
+            input,
+            weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+        )
+
+    def extra_repr(self) -> str:
+        """`torch.nn.Conv2d`'s, with the activation if there is one."""
+        text = super().extra_repr()
+        return text if self.activation is None else f"{text}, activation={self.activation}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weight, which is made again."""
+        state = dict(super().__getstate__())
+        state.pop(_CACHE, None)
+        return state
+
+
+def checked_activation(name: str | None) -> str | None:
+    """`name`, with `"none"` as None.
+
+    Raises:
+        ValueError: naming the accepted activations.
+    """
+    if name is not None and name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; accepted: {', '.join(ACTIVATIONS)}, or None")
+    return None if name == "none" else name
+
+
+def keep_channels_last(parameter: Tensor) -> None:
+    """Lay out a weight `(K, C / groups, R, S)` as `[K, R, S, C / groups]` in memory; it stays the same Parameter."""
+    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def forget_packed_weight(module: nn.Module) -> None:
+    """Drop the packed copy that a frozen module may hold."""
+    vars(module).pop(_CACHE, None)
+
+
+_CACHE = "_packed_weight"
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedWeight:
+    """A channels_last copy and the state of the weight it was made from."""
+
+    address: int
+    version: int
+    copy: Tensor
+
+    def is_of(self, weight: Tensor) -> bool:
+        same = self.address == weight.data_ptr() and self.version == weight._version
+        return same and self.copy.dtype == weight.dtype and self.copy.shape == weight.shape
+
+
+def _packed(module: nn.Module, input: Tensor, weight: Tensor) -> Tensor:
+    """The weight, or its packed copy for a channels_last input, whose output is channels_last either way."""
+    if weight.is_contiguous(memory_format=torch.channels_last) or weight.device.type not in ("cpu", "cuda"):
+        return weight
+    if input.dim() != 4 or not is_channels_last(input.shape, input.stride()) or _is_traced(weight):
+        return weight
+    packed: _PackedWeight | None = vars(module).get(_CACHE)
+    if packed is None or not packed.is_of(weight):
+        packed = _PackedWeight(
+            weight.data_ptr(), weight._version, weight.detach().contiguous(memory_format=torch.channels_last)
+        )
+        vars(module)[_CACHE] = packed
+    return packed.copy
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Would a copy of this tensor belong to a tracer or a transform, so that it must not outlive the call?"""
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return True
+    return type(tensor.data) is not Tensor

@@ -1,0 +1,33 @@
+"""A scoped override of the kernel configuration: `with using_config(config)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from grouped_conv.kernels.config import ImplicitGemmConfig
+
+_given: ContextVar[ImplicitGemmConfig | None] = ContextVar("grouped_conv_config", default=None)
+
+
+def given_config() -> ImplicitGemmConfig | None:
+    """The configuration that the innermost `using_config` asks for, or None."""
+    return _given.get()
+
+
+@contextmanager
+def using_config(config: ImplicitGemmConfig | None) -> Iterator[None]:
+    """Run every kernel in the block with `config`, in this thread or task; None changes nothing.
+
+    Raises:
+        ValueError: at a call, when the configuration cannot run the problem.
+    """
+    if config is None:
+        yield
+        return
+    token = _given.set(config)
+    try:
+        yield
+    finally:
+        _given.reset(token)

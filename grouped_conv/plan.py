@@ -1,0 +1,203 @@
+"""A call that has been decided and prepared: what remains is to allocate and launch.
+
+Plans hold kernels, grids and integers. They never hold tensors, pointers, packed weights or workspaces, so that a plan
+can be shared by every call with the same key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from grouped_conv import gradients, layouts
+from grouped_conv.executors import BUFFERS, Executor
+from grouped_conv.kernels.call import Call, plan_call
+from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.operands import Operand
+from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.request import Operands, Request
+from grouped_conv.tracing import CallRecord
+
+Result = tuple[Tensor, Tensor | None]
+"""The output, and the preactivation where the request says to save it."""
+
+MAX_ALIGNMENT = 16
+
+
+class Plan(Protocol):
+    """Runs one call; `record` is what `trace()` shows of it."""
+
+    record: CallRecord
+
+    def run(self, operands: Operands) -> Result:
+        """Compute the call; the operands have the shapes, strides and alignment that the plan was made for."""
+
+
+class EmptyPlan:
+    """A call whose output has no elements: nothing is launched."""
+
+    def __init__(self, shape: tuple[int, ...], request: Request, problem: ConvProblem | None) -> None:
+        self.shape, self.saves = shape, request.save_preactivation
+        self.record = CallRecord(problem, "empty", "the output has no elements")
+
+    def run(self, operands: Operands) -> Result:
+        """Allocate the outputs."""
+        output = layouts.empty_output(operands.input, operands.weight, self.shape)
+        return output, torch.empty_like(output) if self.saves else None
+
+
+class AtenPlan:
+    """A call that ATen computes, its epilogue in separate operations; strides are those of the kernels' path."""
+
+    def __init__(self, operands: Operands, shape: tuple[int, ...], request: Request, record: CallRecord) -> None:
+        input = operands.input
+        self.layout = layouts.output_format(input, operands.weight)
+        self.strides = torch.empty(shape, device="meta", memory_format=self.layout).stride()
+        self.device_type = input.device.type
+        self.follows_flags = request.precision == "default" or input.dtype != torch.float32
+        self.shape, self.request, self.record = shape, request, record
+
+    def run(self, operands: Operands) -> Result:
+        """Convolve by `aten.convolution`, then scale, bias, residual and activation, in that order."""
+        if not self.follows_flags or torch.is_autocast_enabled(self.device_type):
+            with _native_settings(operands.input, self.request.precision):
+                return self._compute(operands)
+        return self._compute(operands)
+
+    def _compute(self, operands: Operands) -> Result:
+        input, weight, bias, scale, residual = operands
+        request = self.request
+        value = gradients.aten_convolution(input, weight, bias if scale is None else None, request.geometry)
+        if scale is not None:
+            value = value * gradients.per_channel(scale)
+            value = value if bias is None else value + gradients.per_channel(bias)
+        value = value if residual is None else value + residual
+        output = gradients.apply_activation(request.activation, request.negative_slope, value)
+        if not request.save_preactivation:
+            return self._dense(output), None
+        return self._dense(output), self._dense(value.clone() if output is value else value)
+
+    def _dense(self, value: Tensor) -> Tensor:
+        if value.stride() == self.strides:
+            return value
+        return torch.empty(self.shape, dtype=value.dtype, device=value.device, memory_format=self.layout).copy_(value)
+
+
+@contextmanager
+def _native_settings(input: Tensor, precision: str) -> Iterator[None]:
+    """Autocast off, because operands have their final dtypes; float32 products as `precision` says, if it says."""
+    with ExitStack() as stack:
+        if torch.is_autocast_enabled(input.device.type):
+            stack.enter_context(torch.autocast(input.device.type, enabled=False))
+        if precision != "default" and input.is_cuda and input.dtype == torch.float32:
+            stack.enter_context(cudnn_precision(precision))
+        yield
+
+
+@contextmanager
+def cudnn_precision(precision: str) -> Iterator[None]:
+    """Float32 convolutions of cuDNN at `precision` inside the block (process-wide, as torch's flag is)."""
+    flags = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = flags.fp32_precision
+    flags.fp32_precision = precision
+    try:
+        yield
+    finally:
+        flags.fp32_precision = before
+
+
+class KernelPlan:
+    """A call that our kernels compute: its launches, prepared, and the buffers between them."""
+
+    def __init__(
+        self,
+        call: Call,
+        layout: torch.memory_format,
+        gathered: tuple[int, ...],
+        executor: Executor,
+        device: int,
+        record: CallRecord,
+    ) -> None:
+        names = (*BUFFERS, *(temporary.name for temporary in call.temporaries))
+        self.shape, self.layout, self.saves = (
+            call.problem.output_shape,
+            layout,
+            call.problem.epilogue.save_preactivation,
+        )
+        self.temporaries = tuple((item.shape, getattr(torch, item.dtype)) for item in call.temporaries)
+        self.steps = tuple(executor.prepare(launch, names, device) for launch in call.launches)
+        self.gathered = gathered
+        self.stream, self.device, self.record = executor.stream, device, record
+
+    def run(self, operands: Operands) -> Result:
+        """Allocate the outputs and temporaries and launch on the current stream of the tensors' device."""
+        dtype, device = operands.input.dtype, operands.input.device
+        output = torch.empty(self.shape, dtype=dtype, device=device, memory_format=self.layout)
+        preactivation = torch.empty_like(output) if self.saves else None
+        buffers: list[Any] = [*operands, output, preactivation]
+        for index in self.gathered:
+            buffers[index] = buffers[index].contiguous()
+        for shape, kind in self.temporaries:
+            buffers.append(torch.empty(shape, dtype=kind, device=device))
+        self.launch(buffers)
+        return output, preactivation
+
+    def launch(self, buffers: list[Any]) -> None:
+        """Run the launches in order on buffers in the plan's order."""
+        if self.device >= 0 and torch.cuda.current_device() != self.device:
+            with torch.cuda.device(self.device):
+                self._launch(buffers)
+        else:
+            self._launch(buffers)
+
+    def _launch(self, buffers: list[Any]) -> None:
+        stream = self.stream(self.device)
+        for step in self.steps:
+            step(stream, buffers)
+
+
+def make_kernel_plan(
+    problem: ConvProblem,
+    config: ImplicitGemmConfig,
+    operands: Operands,
+    executor: Executor,
+    device: int,
+    record: CallRecord,
+) -> KernelPlan:
+    """Plan the launches for operands as they lie in memory, and prepare each on `device`."""
+    placed = {
+        name: _operand(tensor) for name, tensor in zip(operands._fields, operands, strict=True) if tensor is not None
+    }
+    call = plan_call(problem, config, placed)
+    layout = torch.channels_last if problem.output_channels_last else torch.contiguous_format
+    record = CallRecord(
+        problem,
+        config.family,
+        record.reason,
+        tuple(launch.name for launch in call.launches),
+        config,
+        record.source,
+    )
+    gathered = tuple(index for index, tensor in enumerate(operands) if _is_strided_vector(tensor))
+    if device < 0:
+        return KernelPlan(call, layout, gathered, executor, device, record)
+    with torch.cuda.device(device):
+        return KernelPlan(call, layout, gathered, executor, device, record)
+
+
+def _is_strided_vector(tensor: Tensor | None) -> bool:
+    """A bias or scale with gaps: it is copied before the launch, so that the kernels read one element after another."""
+    return tensor is not None and tensor.dim() == 1 and not tensor.is_contiguous()
+
+
+def _operand(tensor: Tensor) -> Operand:
+    if _is_strided_vector(tensor):
+        return Operand((1, 1, 1, 1), MAX_ALIGNMENT)
+    address = tensor.data_ptr()
+    alignment = min(MAX_ALIGNMENT, address & -address) if address else MAX_ALIGNMENT
+    strides = tensor.stride() if tensor.dim() == 4 else (1, 1, 1, 1)
+    return Operand(strides, alignment)  # type: ignore[arg-type]
