@@ -58,6 +58,8 @@ class ImplicitGemmConfig(KernelConfig):
         loop_order: `flat` walks (kernel row, kernel column, channel) as one index; `channels_inner` and `taps_inner`
             step through whole channel blocks of one tap, and need `C_PER_GROUP % block_k == 0`.
         cache_a: cache modifier of the input loads, `""`, `.ca` (L1 and L2) or `.cg` (L2 only).
+        static_trips: compile the number of loop trips in. A 128x128x64 loop of AlexNet's conv3 has 173 instructions
+            with it and 198 without on sm_80 (8 warps, Triton 3.8), but 109 and 100 on sm_90.
     """
 
     family: ClassVar[str] = "implicit_gemm"
@@ -69,6 +71,7 @@ class ImplicitGemmConfig(KernelConfig):
     swizzle_m: int = 1
     loop_order: str = "flat"
     cache_a: str = ""
+    static_trips: bool = True
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
@@ -92,7 +95,8 @@ class ImplicitGemmConfig(KernelConfig):
         ]
         words += [f"split{self.split_k}"] if self.split_k > 1 else []
         words += [f"sw{self.swizzle_m}"] if self.swizzle_m > 1 else []
-        return " ".join(words + ([self.cache_a] if self.cache_a else []))
+        words += [self.cache_a] if self.cache_a else []
+        return " ".join(words + ([] if self.static_trips else ["dyn"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,10 @@ from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch, powe
 from grouped_conv.kernels.operands import FLOAT32_VECTOR, Operand, epilogue_arguments, store_vector, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
 
+SHORT_LOOP = 8
+"""Trips up to which the compiler must not know their number: it would unroll the loop, and on sm_90 clear the sums
+after the `wgmma.fence` that orders it (found by executing the PTX)."""
+
 
 @triton.jit
 def implicit_gemm(
@@ -37,6 +41,8 @@ def implicit_gemm(
     OUT_H,
     OUT_W,
     tiles_m,
+    trips,
+    total_trips,
     out_channels,
     stride_xn,
     stride_xh,
@@ -62,8 +68,6 @@ def implicit_gemm(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    TRIPS: tl.constexpr,
-    TOTAL_TRIPS: tl.constexpr,
     SPLIT_K: tl.constexpr,
     SWIZZLE_M: tl.constexpr,
     LOOP_ORDER: tl.constexpr,
@@ -98,14 +102,14 @@ def implicit_gemm(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if LOOP_ORDER == "flat":
         acc = flat_reduction(
-            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, C_PER_GROUP,
-            KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, TRIPS, EVEN_N, TAP_MODE, CACHE_A, PRECISION,
-            NUM_STAGES,
+            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, trips,
+            total_trips, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, EVEN_N, TAP_MODE, CACHE_A,
+            PRECISION, NUM_STAGES,
         )  # fmt: skip
     else:
         acc = tap_reduction(
-            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, C_PER_GROUP,
-            KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, TRIPS, TOTAL_TRIPS, EVEN_N,
+            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, trips,
+            total_trips, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, EVEN_N,
             LOOP_ORDER == "taps_inner", X_ALIGN, TAP_MODE, CACHE_A, PRECISION, NUM_STAGES,
         )  # fmt: skip
 
@@ -154,6 +158,8 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
         stride_integers("r", None if split else operands.get("residual")),
         stride_integers("y", None if split else output),
     )
+    counts = {"trips": trips, "total_trips": total_trips(problem, config)}
+    static = config.static_trips and trips > SHORT_LOOP
     wide_window = _window_extent(problem, x) > INT32_MAX
     integers = [
         Integer.of("M", m),
@@ -166,6 +172,7 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
         Integer.of("stride_xn", x.strides[0], wide=True, stride=True),
         Integer.of("stride_xh", x.strides[2], wide=wide_window, stride=True),
         Integer.of("stride_xw", x.strides[3], wide=wide_window, stride=True),
+        *(() if static else (Integer.of(name, value) for name, value in counts.items())),
         *(integer for pair in strides for integer in pair.integers),
     ]
     buffers = [
@@ -189,8 +196,7 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
-        "TRIPS": trips,
-        "TOTAL_TRIPS": total_trips(problem, config),
+        **(counts if static else {}),
         "SPLIT_K": config.split_k,
         "SWIZZLE_M": config.swizzle_m,
         "LOOP_ORDER": config.loop_order,

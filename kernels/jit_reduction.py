@@ -12,6 +12,15 @@ import triton.language as tl
 from grouped_conv.kernels.jit_index import tap_mask
 
 
+@triton.constexpr_function
+def taps_fit(depth, c_per_group, kernel_w, tap_mode):
+    """Do all taps of a reduction of `depth` have a bit of their own in the row's word?"""
+    last_tap = (depth - 1) // c_per_group
+    if tap_mode == "word":
+        return last_tap <= 31
+    return tap_mode == "row_column" and last_tap // kernel_w <= 15
+
+
 @triton.jit
 def flat_reduction(
     acc,
@@ -26,34 +35,38 @@ def flat_reduction(
     stride_xh,
     stride_xw,
     split,
+    trips,
+    total_trips,
     C_PER_GROUP: tl.constexpr,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    TRIPS: tl.constexpr,
     EVEN_N: tl.constexpr,
     TAP_MODE: tl.constexpr,
     CACHE_A: tl.constexpr,
     PRECISION: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
-    """Acc + x[rows, k] * w[k, cols] over this split's TRIPS blocks of the flat index k."""
+    """Acc + x[rows, k] * w[k, cols] over this split's `trips` blocks of the flat index k."""
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
-    LAST_TAP: tl.constexpr = ((DEPTH + BLOCK_K - 1) // BLOCK_K * BLOCK_K - 1) // C_PER_GROUP
-    # taps past the last have bits of zero, unless the last block reaches past the end of the word
-    FITS: tl.constexpr = LAST_TAP <= 31 if TAP_MODE == "word" else LAST_TAP // KERNEL_W <= 15
-    CLAMP: tl.constexpr = TAP_MODE != "direct" and not FITS
+    BLOCKS: tl.constexpr = (DEPTH + BLOCK_K - 1) // BLOCK_K
+    # Taps past the last have bits of zero. Past the end of the word they need a mask; in the blocks that the pipeline
+    # prepares beyond the loop's end they need only be legal shifts: the compiler may take those as it likes otherwise.
+    MASK_K: tl.constexpr = not taps_fit(BLOCKS * BLOCK_K, C_PER_GROUP, KERNEL_W, TAP_MODE)
+    CLAMP: tl.constexpr = not taps_fit((BLOCKS + NUM_STAGES - 1) * BLOCK_K, C_PER_GROUP, KERNEL_W, TAP_MODE)
     offs_k = tl.arange(0, BLOCK_K)
-    begin = split * (TRIPS * BLOCK_K)
-    for k0 in tl.range(begin, tl.minimum(begin + TRIPS * BLOCK_K, DEPTH), BLOCK_K, num_stages=NUM_STAGES):
+    begin = split * trips * BLOCK_K
+    for k0 in tl.range(
+        begin, tl.minimum(begin + trips * BLOCK_K, total_trips * BLOCK_K), BLOCK_K, num_stages=NUM_STAGES
+    ):
         k = k0 + offs_k
         tap = k // C_PER_GROUP
         kernel_h = tap // KERNEL_W
         kernel_w = tap % KERNEL_W
         offset = kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw) + k % C_PER_GROUP
-        if CLAMP:
+        if CLAMP and TAP_MODE != "direct":
             tap = tap & 31
             kernel_h = kernel_h & 15
         mask = tap_mask(
@@ -69,14 +82,23 @@ def flat_reduction(
             DILATION_W,
             TAP_MODE,
         )
-        if CLAMP or TAP_MODE == "direct":
+        if MASK_K:
             mask = mask & (k < DEPTH)[None, :]
         a = tl.load(
             x_rows[:, None] + offset[None, :], mask=mask, other=0.0, cache_modifier=CACHE_A
         )  # [BLOCK_M, BLOCK_K]
         b = load_weight(w_cols[None, :] + k[:, None], col_ok, k < DEPTH, EVEN_N, DEPTH % BLOCK_K == 0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = multiply_add(a, b, acc, PRECISION)
     return acc
+
+
+@triton.jit
+def multiply_add(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b; exact fp32 products are summed block by block: the error of two short sums, not of a long one."""
+    if a.dtype == tl.float32 and PRECISION == "ieee":
+        return tl.fma(tl.dot(a, b, input_precision="ieee"), tl.full(acc.shape, 1.0, tl.float32), acc)  # `+` is merged
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
@@ -178,14 +200,14 @@ def tap_reduction(
     stride_xh,
     stride_xw,
     split,
+    trips,
+    total_trips,
     C_PER_GROUP: tl.constexpr,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    TRIPS: tl.constexpr,
-    TOTAL_TRIPS: tl.constexpr,
     EVEN_N: tl.constexpr,
     TAPS_INNER: tl.constexpr,
     X_ALIGN: tl.constexpr,
@@ -194,11 +216,11 @@ def tap_reduction(
     PRECISION: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
-    """Acc + x[rows, tap, block] * w[tap, block, cols] over this split's TRIPS (tap, channel block) pairs."""
+    """Acc + x[rows, tap, block] * w[tap, block, cols] over this split's `trips` (tap, channel block) pairs."""
     offs_k = tl.arange(0, BLOCK_K)
     x_tile = x_rows[:, None] + offs_k[None, :]  # [BLOCK_M, BLOCK_K]
     w_tile = w_cols[None, :] + offs_k[:, None]  # [BLOCK_K, BLOCK_N]
-    begin = split * TRIPS
+    begin = split * trips
     tap, column, block, x_offset, w_offset = tap_start(
         begin,
         stride_xh,
@@ -211,11 +233,12 @@ def tap_reduction(
         BLOCK_K,
         TAPS_INNER,
     )
-    for _ in tl.range(begin, tl.minimum(begin + TRIPS, TOTAL_TRIPS), num_stages=NUM_STAGES):
-        mask = tap_mask(bits, ih0, iw0, IN_H, IN_W, tap, tap // KERNEL_W, column, DILATION_H, DILATION_W, TAP_MODE)
+    for _ in tl.range(begin, tl.minimum(begin + trips, total_trips), num_stages=NUM_STAGES):
+        bit = tap & 31 if KERNEL_H * KERNEL_W + NUM_STAGES > 32 else tap  # the pipeline prepares taps past the last
+        mask = tap_mask(bits, ih0, iw0, IN_H, IN_W, bit, tap // KERNEL_W, column, DILATION_H, DILATION_W, TAP_MODE)
         a = tl.load(x_tile + tl.multiple_of(x_offset, X_ALIGN), mask=mask, other=0.0, cache_modifier=CACHE_A)
         b = load_weight(w_tile + tl.multiple_of(w_offset, BLOCK_K), col_ok, offs_k < BLOCK_K, EVEN_N, True)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = multiply_add(a, b, acc, PRECISION)
         tap, column, block, x_offset, w_offset = tap_advance(
             tap,
             column,

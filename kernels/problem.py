@@ -315,7 +315,9 @@ class ConvProblem:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ConvProblem:
         """The inverse of `to_json`."""
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
         values["layout"] = GroupLayout.from_json(data["layout"])
         values["epilogue"] = Epilogue.from_json(data["epilogue"])
         return cls(**values)

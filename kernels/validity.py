@@ -9,6 +9,8 @@ from grouped_conv.kernels.problem import ConvProblem
 MAX_ACCUMULATORS = 128
 """fp32 sums per thread above which ptxas spilled on every architecture tried but sm_100 (compiled, not timed)."""
 MAX_PROGRAMS = 2**31 - 1
+MIN_SPLIT_TRIPS = 2
+"""Blocks of the reduction that each part of a split must have; below that the second pass costs more than it saves."""
 
 
 def why_invalid(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec | None = None) -> str | None:
@@ -30,8 +32,11 @@ def _family_reason(problem: ConvProblem, config: ImplicitGemmConfig) -> str | No
     programs = -(-m // config.block_m) * -(-n // config.block_n) * groups * config.split_k
     if programs > MAX_PROGRAMS:
         return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
-    if config.split_k > max(1, -(-k // config.block_k)):
-        return f"split_k={config.split_k} is more than the {-(-k // config.block_k)} blocks of the reduction"
+    blocks = -(-k // config.block_k)
+    if config.split_k > 1 and blocks < MIN_SPLIT_TRIPS * config.split_k:
+        return (
+            f"split_k={config.split_k} leaves less than {MIN_SPLIT_TRIPS} of {blocks} blocks of the reduction to a part"
+        )
     return None
 
 

@@ -1,0 +1,134 @@
+"""The truth the kernel tests hold results against: tensors for a problem, float64 references, and what error is allowed.
+
+The rule: with `err = max|y - ref64| / max|ref64|`, our error is at most twice torch's own in the same dtype plus one
+machine epsilon. TF32 is held to torch's fp32 convolution of operands cut to TF32 and TF32's epsilon.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grouped_conv.kernels import ConvProblem
+from grouped_conv.kernels.call import Call
+from grouped_conv.kernels.interpreter_numerics import to_tf32
+from grouped_conv.kernels.launch import Launch
+
+EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}
+TF32_EPSILON = 2.0**-10
+
+ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def poisoned(shape: Iterable[int], dtype: str, channels_last: bool = False) -> Tensor:
+    """A tensor of NaN: whatever is not written shows."""
+    full = torch.full(tuple(shape), float("nan"), dtype=getattr(torch, dtype))
+    return full.contiguous(memory_format=memory_format(channels_last)) if full.dim() == 4 else full
+
+
+def make_tensors(problem: ConvProblem, seed: int = 0, weight_scale: float = 1.0) -> dict[str, Tensor]:
+    """Every buffer of the problem by name: operands at random, outputs poisoned."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, problem.dtype)
+
+    def random(shape: Iterable[int], channels_last: bool) -> Tensor:
+        values = torch.randn(tuple(shape), generator=generator).to(dtype)
+        return values.contiguous(memory_format=memory_format(channels_last)) if values.dim() == 4 else values
+
+    depth = max(1, problem.taps * problem.c_per_group)
+    tensors = {
+        "input": random(problem.input_shape, problem.input_channels_last),
+        "weight": random(problem.weight_shape, problem.weight_channels_last) * (weight_scale / depth**0.5),
+        "output": poisoned(problem.output_shape, problem.dtype, problem.output_channels_last),
+    }
+    epilogue = problem.epilogue
+    for name in ("bias", "scale"):
+        if getattr(epilogue, name):
+            tensors[name] = random((problem.out_channels,), False)
+    if epilogue.residual:
+        tensors["residual"] = random(problem.output_shape, problem.output_channels_last)
+    if epilogue.save_preactivation:
+        tensors["preactivation"] = torch.full_like(tensors["output"], float("nan"))
+    return tensors
+
+
+def reference(problem: ConvProblem, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
+    """What torch computes for the problem, all steps in `dtype`; TF32 operands are cut first."""
+    x, weight = tensors["input"].to(dtype), tensors["weight"].to(dtype)
+    top, bottom, left, right = problem.padding
+    padded = F.pad(x, (left, right, top, bottom))
+    y = F.conv2d(padded, weight, None, problem.stride, 0, problem.dilation, problem.groups)
+    epilogue = problem.epilogue
+    if epilogue.scale:
+        y = y * tensors["scale"].to(dtype)[:, None, None]
+    if epilogue.bias:
+        y = y + tensors["bias"].to(dtype)[:, None, None]
+    if epilogue.residual:
+        y = y + tensors["residual"].to(dtype)
+    if epilogue.activation == "leaky_relu":
+        return F.leaky_relu(y, epilogue.negative_slope)
+    return ACTIVATE[epilogue.activation](y)
+
+
+def relative_error(y: Tensor, exact: Tensor) -> float:
+    """max|y - exact| / max|exact|; places where both are the same NaN or infinity count as equal."""
+    y = y.double()
+    finite = exact.isfinite()
+    if not torch.equal(y[~finite].nan_to_num(7.0), exact[~finite].nan_to_num(7.0)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    peak = exact[finite].abs().max().item()
+    worst = (y[finite] - exact[finite]).abs().max().item()
+    return worst / peak if peak else worst
+
+
+def allowance(problem: ConvProblem, tensors: Mapping[str, Tensor], exact: Tensor) -> float:
+    """The error that is allowed: 2 x torch's own in the same dtype + epsilon."""
+    if problem.precision == "tf32":
+        cut = {name: torch.from_numpy(to_tf32(tensors[name].numpy())) for name in ("input", "weight")}
+        theirs = reference(problem, {**tensors, **cut}, torch.float32)
+        return 2 * relative_error(theirs, exact) + TF32_EPSILON
+    theirs = reference(problem, tensors, getattr(torch, problem.dtype))
+    return 2 * relative_error(theirs, exact) + EPSILON[problem.dtype]
+
+
+def check_output(problem: ConvProblem, tensors: Mapping[str, Tensor], what: str = "") -> float:
+    """Assert that `tensors["output"]` is right; returns its error."""
+    exact = reference(problem, tensors)
+    error, allowed = relative_error(tensors["output"], exact), allowance(problem, tensors, exact)
+    assert error <= allowed, f"{what or problem}: error {error:.3g} is more than {allowed:.3g}"
+    if problem.epilogue.save_preactivation:
+        plain = ConvProblem.from_json(problem.to_json() | {"epilogue": plain_epilogue(problem)})
+        before = reference(plain, tensors)
+        assert relative_error(tensors["preactivation"], before) <= allowance(plain, tensors, before), (
+            f"{what}: saved value"
+        )
+    return error
+
+
+def plain_epilogue(problem: ConvProblem) -> dict[str, object]:
+    return problem.epilogue.to_json() | {"activation": "none"}
+
+
+def run_call(
+    call: Call, tensors: dict[str, Tensor], run: Callable[[Launch, Mapping[str, Tensor]], object]
+) -> list[object]:
+    """Run a call's launches in order with `run`, temporaries poisoned; what each run returned."""
+    for temporary in call.temporaries:
+        tensors[temporary.name] = poisoned(temporary.shape, temporary.dtype)
+    return [run(launch, tensors) for launch in call.launches]

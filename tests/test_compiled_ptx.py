@@ -1,0 +1,107 @@
+"""The kernels as compiled for sm_80 and sm_90, executed instruction by instruction: right, in bounds, free of races.
+
+The interpreter has no layouts, no shared memory and no asynchronous copies; these runs have all of them.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from conv_cases import BIAS_RELU, Case, shape_cases
+from conv_oracle import check_output, make_tensors, run_call
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from grouped_conv.kernels import ConvProblem, Epilogue, ImplicitGemmConfig
+from grouped_conv.kernels.call import plan_call
+from grouped_conv.kernels.launch import Launch, compile_launch
+
+pytestmark = pytest.mark.ptxemu
+LOOP = "jit_reduction.py"
+
+
+def emulator(arch: int, **options: Any) -> Callable[[Launch, Mapping[str, Tensor]], Any]:
+    """A runner of launches that compiles for `arch` and executes the PTX; out-of-bounds accesses raise inside."""
+    import ptxemu
+
+    def run(launch: Launch, tensors: Mapping[str, Tensor]) -> Any:
+        compiled = compile_launch(launch, GPUTarget("cuda", arch, 32))
+        types, values = launch.signature(), launch.arguments(tensors)
+        arguments = [values[name] for name in launch.kernel.arg_names if types[name] != "constexpr"]
+        return ptxemu.Machine(compiled, **options).launch(launch.grid, arguments)
+
+    return run
+
+
+def emulated_cases() -> list[tuple[int, Case]]:
+    """The odd shapes on both architectures in turn, with 1 to 4 stages, 4 and 8 warps, small and wgmma-sized tiles."""
+    variants = itertools.cycle(itertools.product((80, 90), (1, 2, 3, 4), (4, 8)))
+    cases = []
+    for case, (arch, stages, warps) in zip(shape_cases(), variants, strict=False):
+        block_m = 64 if arch == 90 else case.config.block_m
+        config = replace(case.config, num_stages=stages, num_warps=warps, block_m=block_m)
+        cases.append((arch, replace(case, config=config)))
+    return cases
+
+
+@pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    tensors = make_tensors(case.problem)
+    call = plan_call(case.problem, case.config)
+    stats = run_call(call, tensors, emulator(arch))
+    check_output(case.problem, tensors, case.id)
+    for launch, run in zip(call.launches, stats, strict=True):
+        assert not run.races, f"{launch.name}: {run.races[:3]}"
+        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+
+
+ALIGNED = [
+    ("conv2-like, flat", ConvProblem.of((1, 96, 9, 9), (128, 48, 5, 5), padding=2, groups=2), "flat"),
+    ("conv4-like, taps inner", ConvProblem.of((1, 128, 13, 13), (128, 64, 3, 3), padding=1, groups=2), "taps_inner"),
+    ("conv4-like, channels inner", ConvProblem.of((1, 128, 13, 13), (128, 64, 3, 3), padding=1, groups=2), "channels_inner"),
+    ("stride 2", ConvProblem.of((1, 128, 15, 15), (64, 64, 3, 3), stride=2, padding=1, groups=2), "taps_inner"),
+]  # fmt: skip
+
+
+def loop_figures(stats: Any) -> tuple[float, float]:
+    """(useful part of the sectors read, shared-memory wavefronts over the conflict-free number) in the inner loop."""
+    files = {index for index, name in stats.files.items() if name.endswith(LOOP)}
+    sectors = useful = wavefronts = ideal = 0
+    for (line, _), counts in stats.gline.items():
+        if line and line[0] in files:
+            sectors, useful = sectors + counts[1], useful + counts[2]
+    for (line, _), counts in stats.sline.items():
+        if line and line[0] in files:
+            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
+    assert sectors and ideal, "the loop's accesses were not found"
+    return useful / (32 * sectors), wavefronts / ideal
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize(("what", "problem", "order"), ALIGNED, ids=[row[0] for row in ALIGNED])
+def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(
+    what: str, problem: ConvProblem, order: str, arch: int, dtype: str
+) -> None:
+    problem = replace(problem, dtype=dtype, precision="tf32", epilogue=BIAS_RELU)
+    block_k = 32 if dtype == "float32" else 64
+    config = ImplicitGemmConfig(block_m=64, block_n=64, block_k=block_k, num_stages=3, loop_order=order)
+    tensors = make_tensors(problem)
+    (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
+    check_output(problem, tensors, what)
+    useful, conflict = loop_figures(stats)
+    assert not stats.races
+    assert useful == 1.0, f"{useful:.1%} of the loop's sector bytes are used"
+    assert conflict <= 1.1, f"bank-conflict factor {conflict:.2f}"
+
+
+def test_ragged_channel_tile_reads_no_weight_beyond_its_group() -> None:
+    """K/groups = 24 with 32-wide tiles: the last group's tile would read past the end of the weights."""
+    problem = ConvProblem.of((1, 32, 6, 6), (48, 16, 3, 3), padding=1, groups=2, epilogue=Epilogue("relu"))
+    for order in ("flat", "channels_inner", "taps_inner"):
+        config = ImplicitGemmConfig(block_m=64, block_n=32, block_k=16, num_stages=2, loop_order=order)
+        tensors = make_tensors(problem)
+        run_call(plan_call(problem, config), tensors, emulator(80))
+        check_output(problem, tensors, order)
