@@ -6,6 +6,7 @@ much on the host), and `_TransformedConvolution` serves torch.func and forward-m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from grouped_conv.request import Operands, Request
 
 Result = Tensor | tuple[Tensor, Tensor]
 """The output, with the activation's argument if the request says to save it."""
+
+Run = Callable[[Operands, Request], Result]
 
 
 def convolve(operands: Operands, request: Request) -> Tensor:
@@ -149,14 +152,14 @@ class _TransformedConvolution(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        output, dim, preactivation = _vmap(info, in_dims[:5], Operands(*arguments[:5]), arguments[5])
+        output, dim, preactivation = _vmap(_convolve, info, in_dims[:5], Operands(*arguments[:5]), arguments[5])
         return (output, dim) if preactivation is None else ((output, preactivation), (dim, dim))
 
 
-def _vmap(info: Any, dims: Any, operands: Operands, request: Request) -> tuple[Tensor, int, Tensor | None]:
+def _vmap(run: Run, info: Any, dims: Any, operands: Operands, request: Request) -> tuple[Tensor, int, Tensor | None]:
     """The batched output, where its batch is, and the batched preactivation if the request says to save it."""
     folded, unfold = fold_batch(info.batch_size, dims, operands)
-    result = _convolve(folded, request)
+    result = run(folded, request)
     output, preactivation = (result, None) if isinstance(result, Tensor) else result
     value, dim = unfold(output)
     if preactivation is None or not request.save_preactivation:
@@ -175,7 +178,7 @@ def _plain_backward(ctx: Any, grad: Tensor | None) -> Any:
 
 def _plain_vmap(info: Any, in_dims: Any, input: Any, weight: Any, bias: Any, *attributes: Any) -> Any:
     dims = (*in_dims[:3], None, None)
-    return _vmap(info, dims, Operands(input, weight, bias), ops.plain_request(*attributes))[:2]
+    return _vmap(ops.call, info, dims, Operands(input, weight, bias), ops.plain_request(*attributes))[:2]
 
 
 def _fused_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -189,7 +192,7 @@ def _fused_backward(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | 
 
 def _fused_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
     request = ops.fused_request(*arguments[5:])
-    output, dim, preactivation = _vmap(info, in_dims[:5], Operands(*arguments[:5]), request)
+    output, dim, preactivation = _vmap(ops.call, info, in_dims[:5], Operands(*arguments[:5]), request)
     if preactivation is None:
         return (output, output.new_empty(0)), (dim, None)
     return (output, preactivation), (dim, dim)
