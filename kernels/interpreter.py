@@ -137,7 +137,8 @@ def interpret_launch(
         for program in programs or itertools.product(*(range(size) for size in launch.grid)):
             builder.set_grid_idx(*program)
             try:
-                function(**arguments)
+                with np.errstate(all="ignore"):  # inf - inf is the kernel's business, not a warning
+                    function(**arguments)
             except Exception as error:
                 raise RuntimeError(f"{launch.name} failed in program {program} of {launch.grid}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The truth the kernel tests hold results against: tensors for a problem, float64 references, and what error is allowed.
+"""The truth the kernel tests hold results against: tensors for a problem, float64 references, what error is allowed.
 
 The rule: with `err = max|y - ref64| / max|ref64|`, our error is at most twice torch's own in the same dtype plus one
 machine epsilon. TF32 is held to torch's fp32 convolution of operands cut to TF32 and TF32's epsilon.

@@ -60,7 +60,7 @@ def test_compiled_code_is_right(arch: int, case: Case) -> None:
 ALIGNED = [
     ("conv2-like, flat", ConvProblem.of((1, 96, 9, 9), (128, 48, 5, 5), padding=2, groups=2), "flat"),
     ("conv4-like, taps inner", ConvProblem.of((1, 128, 13, 13), (128, 64, 3, 3), padding=1, groups=2), "taps_inner"),
-    ("conv4-like, channels inner", ConvProblem.of((1, 128, 13, 13), (128, 64, 3, 3), padding=1, groups=2), "channels_inner"),
+    ("conv4-like, channels", ConvProblem.of((1, 128, 13, 13), (128, 64, 3, 3), padding=1, groups=2), "channels_inner"),
     ("stride 2", ConvProblem.of((1, 128, 15, 15), (64, 64, 3, 3), stride=2, padding=1, groups=2), "taps_inner"),
 ]  # fmt: skip
 
