@@ -45,23 +45,38 @@ def _device_reason(problem: ConvProblem, config: ImplicitGemmConfig, device: Dev
     sums = config.block_m * config.block_n // threads
     if sums > MAX_ACCUMULATORS * (device.warp_size // 32) and device.arch != 100:
         return f"{sums} accumulators per thread spill (at most {MAX_ACCUMULATORS * (device.warp_size // 32)})"
-    needed = shared_memory(problem, config, device)
+    needed = pipeline_buffers(problem, config, device)
     if needed > device.shared_per_block:
-        return f"{needed} bytes of shared memory, {device.key} has {device.shared_per_block} per program"
+        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
     if problem.precision == "tf32" and device.arch == "gfx90a":
         return "gfx90a has no TF32"
     return None
 
 
-def shared_memory(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
-    """Bytes of shared memory of the pipelined loop: buffers of both operand tiles, or the tile of the epilogue's store.
+def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
+    """Bytes of shared memory of the pipelined loop's operand tiles; 0 without a pipeline, where compilers differ.
 
     Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
-    shared memory while the next tiles arrive, so it keeps all `num_stages`. Fitted to compiled code, checked in tests.
+    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile of less than 4 bytes per thread is
+    not copied asynchronously and has one buffer. Never more than compiled code has (tests).
     """
-    item = problem.item_size
-    tile = (config.block_m + config.block_n) * config.block_k * item
-    wgmma = device.backend == "cuda" and device.arch in (90, 100) and config.block_m >= 64 and config.num_warps % 4 == 0
-    buffers = config.num_stages if wgmma else max(config.num_stages - 1, 1)
-    store = config.block_m * config.block_n * (item if config.split_k == 1 else 4)
-    return max(buffers * tile, 0 if wgmma else store)
+    if config.num_stages == 1:
+        return 0
+    copies = config.num_stages if _uses_wgmma(config, device) else config.num_stages - 1
+    threads = config.num_warps * device.warp_size
+    tiles = [rows * config.block_k * problem.item_size for rows in (config.block_m, config.block_n)]
+    return sum(tile * (copies if tile >= 4 * threads else 1) for tile in tiles)
+
+
+def shared_memory(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
+    """An estimate of the compiled kernel's shared memory: the loop's tiles, or the tile that the epilogue rearranges.
+
+    The compiler may rearrange the store in parts, so this can be too high; the compiled kernel's own figure decides.
+    """
+    tile = (config.block_m + config.block_n) * config.block_k * problem.item_size
+    store = config.block_m * config.block_n * (problem.item_size if config.split_k == 1 else 4)
+    return max(pipeline_buffers(problem, config, device), tile, 0 if _uses_wgmma(config, device) else store)
+
+
+def _uses_wgmma(config: ImplicitGemmConfig, device: DeviceSpec) -> bool:
+    return device.backend == "cuda" and device.arch in (90, 100) and config.block_m >= 64 and config.num_warps % 4 == 0
