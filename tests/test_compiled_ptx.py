@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conv_cases import BIAS_RELU, Case, shape_cases
+from conv_cases import BIAS_RELU, Case, alexnet_layers, shape_cases
 from conv_oracle import check_output, make_tensors, run_call
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.kernels import ConvProblem, Epilogue, ImplicitGemmConfig
+from grouped_conv.autotune import heuristic
+from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.launch import Launch, compile_launch
 
@@ -95,6 +96,36 @@ def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(
     assert not stats.races
     assert useful == 1.0, f"{useful:.1%} of the loop's sector bytes are used"
     assert conflict <= 1.1, f"bank-conflict factor {conflict:.2f}"
+
+
+@pytest.mark.parametrize("device", ["a100", "h100"])
+@pytest.mark.parametrize("layer", ["conv2", "conv3", "conv4", "conv5"])
+def test_alexnet_at_its_default_configuration(layer: str, device: str) -> None:
+    """Batch 1 with splits, as the heuristic chooses; whole layers."""
+    problem, spec = alexnet_layers(1)[layer], DeviceSpec.get(device)
+    tensors = make_tensors(problem)
+    call = plan_call(problem, heuristic.choose(problem, spec))
+    runs = run_call(call, tensors, emulator(int(spec.arch)))
+    check_output(problem, tensors, layer)
+    assert not any(stats.races for stats in runs)
+    useful, conflict = loop_figures(runs[0])
+    assert useful == 1.0
+    assert conflict <= 1.1
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("order", ["flat", "channels_inner", "taps_inner"])
+def test_cache_policy_and_unknown_trip_count(order: str, arch: int) -> None:
+    problem = replace(ALIGNED[1][1], batch=2)
+    for cache, static in ((".ca", True), (".cg", False)):
+        config = ImplicitGemmConfig(
+            block_m=64, block_n=64, block_k=32, num_stages=3, loop_order=order, cache_a=cache, static_trips=static
+        )
+        tensors = make_tensors(problem)
+        (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
+        check_output(problem, tensors, f"{order} {cache}")
+        assert not stats.races
+        assert loop_figures(stats) == (1.0, 1.0)
 
 
 def test_ragged_channel_tile_reads_no_weight_beyond_its_group() -> None:
