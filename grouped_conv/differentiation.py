@@ -2,6 +2,7 @@
 
 The operators' registered formulas serve compilation and export, `_EagerConvolution` serves eager code (it costs half as
 much on the host), and `_TransformedConvolution` serves torch.func and forward-mode AD, which neither of the others can.
+Under torch.func inside torch.compile, torch's own operations run.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from grouped_conv.batching import fold_batch
 from grouped_conv.gradients import (
     activation_gradient,
     aten_convolution,
+    compose,
     convolution_gradients,
     needs_preactivation,
     per_channel,
     sum_per_channel,
+    torch_convolution,
 )
 from grouped_conv.request import Operands, Request
 
@@ -40,6 +43,8 @@ def convolve(operands: Operands, request: Request) -> Tensor:
 def _convolve(operands: Operands, request: Request) -> Result:
     wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():  # registered formulas fail there, silently for forward mode
+            return compose(torch_convolution(operands, request.geometry), operands, request)[0]
         return ops.call(operands, _for_backward(request, wants_gradient))
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _TransformedConvolution.apply(*operands, _for_backward(request, True))

@@ -14,7 +14,7 @@ from grouped_conv import tracing
 from grouped_conv.autocasting import autocast_dtype, cast
 from grouped_conv.differentiation import convolve
 from grouped_conv.geometry import as_tuple, parse_geometry
-from grouped_conv.gradients import apply_activation, per_channel, torch_convolution
+from grouped_conv.gradients import compose, torch_convolution
 from grouped_conv.kernels.epilogue import ACTIVATIONS
 from grouped_conv.kernels.problem import PRECISIONS
 from grouped_conv.request import Operands, Request
@@ -192,10 +192,4 @@ def _by_torch(operands: Operands, request: Request, reason: str) -> Tensor:
         raise RuntimeError(f"backend='kernel' was asked for, but {reason}")
     if not torch.compiler.is_compiling():
         tracing.record(CallRecord(None, "aten", reason))
-    _, _, bias, scale, residual = operands
-    value = torch_convolution(operands, request.geometry)
-    if scale is not None:
-        value = value * per_channel(scale)
-        value = value if bias is None else value + per_channel(bias)
-    value = value if residual is None else value + residual
-    return apply_activation(request.activation, request.negative_slope, value)
+    return compose(torch_convolution(operands, request.geometry), operands, request)[0]

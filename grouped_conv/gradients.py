@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grouped_conv.geometry import Geometry
 from grouped_conv.kernels.epilogue import FROM_OUTPUT
-from grouped_conv.request import Operands
+from grouped_conv.request import Operands, Request
 
 aten = torch.ops.aten
 
@@ -101,6 +101,18 @@ def torch_convolution(operands: Operands, geometry: Geometry) -> Tensor:
     bias = operands.bias if operands.scale is None else None
     groups = operands.groups if weight.shape[1] else 1
     return F.conv2d(input, weight, bias, geometry.stride, geometry.symmetric_padding, geometry.dilation, groups)
+
+
+def compose(value: Tensor, operands: Operands, request: Request) -> tuple[Tensor, Tensor]:
+    """The epilogue behind a convolution `value` in torch's operations: the output, and the activation's argument.
+
+    `value` already has the bias, unless there is a scale.
+    """
+    if operands.scale is not None:
+        value = value * per_channel(operands.scale)
+        value = value if operands.bias is None else value + per_channel(operands.bias)
+    value = value if operands.residual is None else value + operands.residual
+    return apply_activation(request.activation, request.negative_slope, value), value
 
 
 def convolution_gradients(

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from grouped_conv import gradients, layouts
+from grouped_conv import layouts
 from grouped_conv.executors import BUFFERS, Executor
+from grouped_conv.gradients import aten_convolution, compose
 from grouped_conv.kernels.call import Call, plan_call
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.operands import Operand
@@ -26,6 +27,7 @@ Result = tuple[Tensor, Tensor | None]
 """The output, and the preactivation where the request says to save it."""
 
 MAX_ALIGNMENT = 16
+OUTPUT, PREACTIVATION = BUFFERS.index("output"), BUFFERS.index("preactivation")
 
 
 class Plan(Protocol):
@@ -69,17 +71,12 @@ class AtenPlan:
         return self._compute(operands)
 
     def _compute(self, operands: Operands) -> Result:
-        input, weight, bias, scale, residual = operands
-        request = self.request
-        value = gradients.aten_convolution(input, weight, bias if scale is None else None, request.geometry)
-        if scale is not None:
-            value = value * gradients.per_channel(scale)
-            value = value if bias is None else value + gradients.per_channel(bias)
-        value = value if residual is None else value + residual
-        output = gradients.apply_activation(request.activation, request.negative_slope, value)
-        if not request.save_preactivation:
+        input, weight, bias, scale, _ = operands
+        value = aten_convolution(input, weight, bias if scale is None else None, self.request.geometry)
+        output, preactivation = compose(value, operands, self.request)
+        if not self.request.save_preactivation:
             return self._dense(output), None
-        return self._dense(output), self._dense(value.clone() if output is value else value)
+        return self._dense(output), self._dense(output.clone() if output is preactivation else preactivation)
 
     def _dense(self, value: Tensor) -> Tensor:
         if value.stride() == self.strides:
@@ -122,7 +119,7 @@ class KernelPlan:
         device: int,
         record: CallRecord,
     ) -> None:
-        names = (*BUFFERS, *(temporary.name for temporary in call.temporaries))
+        self.names = names = (*BUFFERS, *(temporary.name for temporary in call.temporaries))
         self.shape, self.layout, self.saves = (
             call.problem.output_shape,
             layout,
@@ -135,6 +132,12 @@ class KernelPlan:
 
     def run(self, operands: Operands) -> Result:
         """Allocate the outputs and temporaries and launch on the current stream of the tensors' device."""
+        buffers = self.allocate(operands)
+        self.launch(buffers)
+        return buffers[OUTPUT], buffers[PREACTIVATION]
+
+    def allocate(self, operands: Operands) -> list[Any]:
+        """The buffers of one call, in the order of `names`."""
         dtype, device = operands.input.dtype, operands.input.device
         output = torch.empty(self.shape, dtype=dtype, device=device, memory_format=self.layout)
         preactivation = torch.empty_like(output) if self.saves else None
@@ -143,8 +146,7 @@ class KernelPlan:
             buffers[index] = buffers[index].contiguous()
         for shape, kind in self.temporaries:
             buffers.append(torch.empty(shape, dtype=kind, device=device))
-        self.launch(buffers)
-        return output, preactivation
+        return buffers
 
     def launch(self, buffers: list[Any]) -> None:
         """Run the launches in order on buffers in the plan's order."""
@@ -169,10 +171,7 @@ def make_kernel_plan(
     record: CallRecord,
 ) -> KernelPlan:
     """Plan the launches for operands as they lie in memory, and prepare each on `device`."""
-    placed = {
-        name: _operand(tensor) for name, tensor in zip(operands._fields, operands, strict=True) if tensor is not None
-    }
-    call = plan_call(problem, config, placed)
+    call = plan_operands(problem, config, operands)
     layout = torch.channels_last if problem.output_channels_last else torch.contiguous_format
     record = CallRecord(
         problem,
@@ -187,6 +186,14 @@ def make_kernel_plan(
         return KernelPlan(call, layout, gathered, executor, device, record)
     with torch.cuda.device(device):
         return KernelPlan(call, layout, gathered, executor, device, record)
+
+
+def plan_operands(problem: ConvProblem, config: ImplicitGemmConfig, operands: Operands) -> Call:
+    """The launches for operands as they lie in memory."""
+    placed = {
+        name: _operand(tensor) for name, tensor in zip(operands._fields, operands, strict=True) if tensor is not None
+    }
+    return plan_call(problem, config, placed)
 
 
 def _is_strided_vector(tensor: Tensor | None) -> bool:

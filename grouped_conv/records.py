@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.live_device import live_device
 
@@ -17,32 +18,37 @@ def consult(problem: ConvProblem, policy: str, device: int) -> tuple[ImplicitGem
 
     spec = live_device(device)
     if spec is None:
-        return None, "no device of this GPU's architecture is known (grouped_conv.DeviceSpec.all() lists them)", ""
+        return None, "no device of this GPU's architecture is known (see grouped_conv.DeviceSpec.all())", ""
     choice = lookup.resolve(problem, spec, policy)
     if choice.path == "kernel":
         return choice.config, choice.reason, choice.source
-    if policy == "measured" and choice.config is None:
+    if policy == "measured" and not _is_measured(problem, spec):
         _warn_once(problem, choice.reason)
-    return None, choice.reason, choice.source
-
-
-def _warn_once(problem: ConvProblem, reason: str) -> None:
-    if problem in _warned:
-        return
-    _warned.add(problem)
-    warnings.warn(
-        f"torch runs this convolution: {reason}. `{tune_command(problem)}` would measure it. [{problem}]",
-        stacklevel=2,
-    )
+    return None, choice.reason, ""
 
 
 def generation() -> int:
-    """Changes when the records change; part of every key of a CUDA call."""
-    from grouped_conv.autotune import lookup
+    """Changes when the records change; part of the key of every CUDA call."""
+    from grouped_conv.autotune import store
 
-    return lookup.generation()
+    try:
+        return store.default_store().generation
+    except store.StoreError:
+        return 0
 
 
-def tune_command(problem: ConvProblem) -> str:
-    """The command that measures `problem` on this machine."""
-    return "grouped-conv tune"
+def _is_measured(problem: ConvProblem, device: DeviceSpec) -> bool:
+    """Has someone measured this convolution here? Then ATen was chosen for its speed, and there is nothing to say."""
+    from grouped_conv.autotune import store
+
+    try:
+        record = store.default_store().best(problem, device.key)
+    except store.StoreError:
+        return False
+    return record is not None and record.measured_us is not None
+
+
+def _warn_once(problem: ConvProblem, reason: str) -> None:
+    if problem not in _warned:
+        _warned.add(problem)
+        warnings.warn(f"torch's own convolution runs {problem}: {reason}", stacklevel=2)

@@ -209,3 +209,21 @@ def test_make_fx_sees_one_operator() -> None:
     tensors = operands()
     graph = make_fx(lambda *t: grouped_conv2d(*t, groups=2))(*tensors[:3]).graph
     assert [n.target for n in graph.nodes if n.op == "call_function"] == [torch.ops.grouped_conv.conv2d.default]
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+def test_compile_torch_func(transform: str) -> None:
+    input, weight, bias, _, _ = operands()
+
+    def loss(convolve, weight: Tensor) -> Tensor:
+        return F.gelu(convolve(input, weight, bias, groups=2)).sum()
+
+    def transformed(convolve):
+        if transform == "grad":
+            return torch.func.grad(lambda w: loss(convolve, w))
+        if transform == "vmap":
+            return lambda w: torch.func.vmap(lambda v: loss(convolve, v))(torch.stack([w, 2 * w]))
+        return lambda w: torch.func.jvp(lambda v: loss(convolve, v), (w,), (w,))
+
+    mine = torch.compile(transformed(grouped_conv2d), fullgraph=True, backend="aot_eager")(weight)
+    torch.testing.assert_close(mine, transformed(F.conv2d)(weight))

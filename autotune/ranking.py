@@ -1,0 +1,38 @@
+"""Which of several trials wins: a deterministic rule, the same for the tuner, the store and its tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from grouped_conv.autotune.records import USABLE, Record, canonical
+
+TIE = 0.01
+"""Relative difference of times below which the cheaper configuration wins."""
+
+
+def pick(records: Sequence[Record]) -> Record | None:
+    """The winner among usable records: measured before predicted, then the fastest.
+
+    Times within `TIE` of the fastest are ties; fewer bytes of shared memory win, then fewer warps, then the first in
+    alphabetical order, so that the same rows always give the same answer.
+    """
+    usable = [record for record in records if record.status in USABLE and _time(record) is not None]
+    measured = [record for record in usable if record.measured_us is not None]
+    usable = measured or usable
+    if not usable:
+        return None
+    limit = min(_time(record) or 0.0 for record in usable) * (1 + TIE)
+    return min((record for record in usable if (_time(record) or 0.0) <= limit), key=_cheapness)
+
+
+def _time(record: Record) -> float | None:
+    """Measured time; otherwise what predictions are ranked by."""
+    if record.measured_us is not None:
+        return record.measured_us
+    weighed: float | None = record.data.get("weighed_us", record.predicted_us)
+    return weighed
+
+
+def _cheapness(record: Record) -> tuple[int, int, str]:
+    shared = record.data.get("resources", {}).get("shared_bytes", 0)
+    return shared, record.config.num_warps, canonical(record.config.to_json())

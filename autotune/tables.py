@@ -1,0 +1,79 @@
+"""What the tuning commands print: tables for people, JSON for programs. Predicted times are always called predicted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from grouped_conv.autotune.records import Record
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print indented JSON on stdout."""
+    click.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_tuned(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table of `tune`: one row per layer, all times predicted."""
+    columns = {
+        "layer": lambda row: row["layer"],
+        "configuration": lambda row: row["config"],
+        "registers": lambda row: str(row["registers"]),
+        "spills B": lambda row: str(row["spill_bytes"]),
+        "shared KiB": lambda row: f"{row['shared_bytes'] / 1024:.0f}",
+        "padding eff.": lambda row: f"{row['padding_efficiency']:.3f}",
+        "wave eff.": lambda row: f"{row['wave_efficiency']:.3f}",
+        "predicted us": lambda row: f"{row['predicted_us']:.1f}",
+        "floor us": lambda row: f"{row['floor_us']:.1f}",
+        "floor/predicted": lambda row: f"{row['floor_over_predicted']:.2f}",
+        "bound": lambda row: row["bound"],
+    }
+    predicted = sum(row["predicted_us"] for row in rows)
+    floor = sum(row["floor_us"] for row in rows)
+    _print_table(title, [[cell(row) for cell in columns.values()] for row in rows], list(columns))
+    click.echo(
+        f"All times are predicted by a cost model, none was measured. Sum: predicted {predicted:.1f} us, "
+        f"roofline floor {floor:.1f} us."
+    )
+
+
+def print_records(path: str, records: Sequence[Record]) -> None:
+    """The table of `show`: one row per record."""
+    rows = [
+        [
+            record.device,
+            _problem(record),
+            str(record.config),
+            record.status,
+            "" if record.predicted_us is None else f"{record.predicted_us:.1f}",
+            "" if record.measured_us is None else f"{record.measured_us:.1f}",
+            f"ABI {record.abi}, Triton {record.triton}",
+        ]
+        for record in records
+    ]
+    names = ["device", "problem", "configuration", "status", "predicted us", "measured us", "compiled with"]
+    _print_table(path, rows, names)
+
+
+def _problem(record: Record) -> str:
+    """The problem without what nearly all rows share."""
+    return str(record.problem).removeprefix("forward ")
+
+
+def _print_table(title: str, rows: Sequence[Sequence[str]], names: Sequence[str]) -> None:
+    """A rich table as wide as it needs to be where stdout is no terminal."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    texts = {"layer", "configuration", "bound", "device", "problem", "status", "compiled with"}
+    for name in names:
+        table.add_column(name, justify="left" if name in texts else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False).print(table)

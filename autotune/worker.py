@@ -1,0 +1,27 @@
+"""The process behind `WorkerPool`: a JSON payload per line in, a JSON result per line out, until end of file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import import_module
+
+
+def main(function: str) -> None:
+    """Serve `function` ("module:name") until the parent closes the pipe."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a compiler prints goes to the log, not between our lines
+    module, _, name = function.partition(":")
+    call = getattr(import_module(module), name)
+    channel.write('{"status": "ready"}\n')
+    for line in sys.stdin:
+        try:
+            answer = {"status": "ok", "value": call(json.loads(line))}
+        except Exception as error:  # whatever the compiler raises is a result about this configuration
+            answer = {"status": "error", "detail": f"{type(error).__name__}: {error}"[:2000]}
+        channel.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

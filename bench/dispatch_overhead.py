@@ -1,0 +1,134 @@
+"""What the host pays to launch a convolution: our cached plan beside `kernel[grid](...)`, through a no-op driver.
+
+`python -m grouped_conv.bench.dispatch_overhead` needs no GPU: everything up to the driver's launch function is real, and
+the arguments are CPU tensors. It exits with 1 if the plan is not at least `LEAST_RATIO` times cheaper.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+import torch
+import triton
+
+from grouped_conv import dispatch, ops
+from grouped_conv.bench.noop_driver import NoopLauncher, noop_driver
+from grouped_conv.executors import BUFFERS
+from grouped_conv.functional import grouped_conv2d
+from grouped_conv.interpreting import through_driver
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.launch import Launch
+from grouped_conv.plan import KernelPlan, plan_operands
+from grouped_conv.request import Operands
+
+LEAST_RATIO = 3.0
+"""How much cheaper than `kernel[grid](...)` a launch through a plan has to be."""
+
+WINDOW = ((1, 1), (2, 2, 2, 2), (1, 1))
+ATTRIBUTES = (*WINDOW, "default", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Host time per launch in microseconds, measured on this machine's CPU; no kernel runs.
+
+    Attributes:
+        jit_us: `kernel[grid](...)`: bind, specialise, look up, launch.
+        plan_us: build the key, look the plan up, launch.
+        launch_us: the plan's launch alone.
+        operator_us: the whole operator: dispatcher, key, look-up, allocation of the output, launch.
+        call_us: `grouped_conv2d`, without gradients.
+        ratio: `jit_us / plan_us`.
+    """
+
+    jit_us: float
+    plan_us: float
+    launch_us: float
+    operator_us: float
+    call_us: float
+    ratio: float
+
+
+def measure(device: DeviceSpec, calls: int = 1000, repeats: int = 7) -> Overhead:
+    """Time AlexNet's conv2 in fp16, one image, channels_last: the fastest of `repeats` averages over `calls`."""
+    torch.set_num_threads(1)
+    input = torch.randn(1, 96, 27, 27).half().contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(256, 48, 5, 5).half().contiguous(memory_format=torch.channels_last)
+    operands = Operands(input, weight, torch.randn(256).half())
+
+    def look_up() -> KernelPlan:
+        plan = dispatch.find_plan(operands, ATTRIBUTES, ops.plain_request)
+        assert isinstance(plan, KernelPlan)
+        return plan
+
+    with noop_driver(device), through_driver(), torch.no_grad():
+        NoopLauncher.log = None
+        plan = look_up()
+        buffers = plan.allocate(operands)
+        launches = plan_operands(plan.record.problem, plan.record.config, operands).launches
+        jit = _jit_call(launches, dict(zip(plan.names, buffers, strict=True)))
+        timed: list[Callable[[], Any]] = [
+            jit,
+            lambda: look_up().launch(buffers),
+            lambda: plan.launch(buffers),
+            lambda: ops.conv2d(*operands[:3], *ATTRIBUTES),
+            lambda: grouped_conv2d(*operands[:3], padding=2, groups=2),
+        ]
+        jit_us, plan_us, launch_us, operator_us, call_us = (_fastest(call, calls, repeats) for call in timed)
+    return Overhead(jit_us, plan_us, launch_us, operator_us, call_us, jit_us / plan_us)
+
+
+def _jit_call(launches: tuple[Launch, ...], tensors: dict[str, Any]) -> Callable[[], None]:
+    """The same launches through Triton's own front: functions of their own, so that no cache is shared."""
+    prepared = [
+        (triton.jit(launch.kernel.fn)[launch.grid], launch.positional(tensors), launch.config) for launch in launches
+    ]
+
+    def call() -> None:
+        for kernel, arguments, config in prepared:
+            kernel(*arguments, num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True)
+
+    return call
+
+
+def _fastest(call: Callable[[], Any], calls: int, repeats: int) -> float:
+    for _ in range(20):
+        call()
+    averages = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for _ in range(calls):
+            call()
+        averages.append((time.perf_counter() - begin) / calls)
+    return min(averages) * 1e6
+
+
+@click.command()
+@click.option("--device", default="h100-sxm", show_default=True, help="GPU to compile for; none is needed.")
+@click.option("--calls", type=click.IntRange(min=1), default=1000, show_default=True, help="Launches per average.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(device: str, calls: int, as_json: bool) -> None:
+    """Measure the host's cost of a launch, with no GPU."""
+    overhead = measure(DeviceSpec.get(device), calls)
+    if as_json:
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+        click.echo(json.dumps({**asdict(overhead), **versions, "measured": "host time, no-op driver, no GPU"}))
+    else:
+        click.echo(f"host time per launch of AlexNet conv2 (no-op driver, nothing runs; Triton {triton.__version__})")
+        click.echo(f"  kernel[grid](...)             {overhead.jit_us:6.1f} us")
+        click.echo(f"  plan: key, look-up, launch    {overhead.plan_us:6.1f} us, {overhead.ratio:.1f} times cheaper")
+        click.echo(f"  plan: launch alone            {overhead.launch_us:6.1f} us")
+        click.echo(f"  torch operator with output    {overhead.operator_us:6.1f} us")
+        click.echo(f"  grouped_conv2d                {overhead.call_us:6.1f} us")
+    sys.exit(0 if overhead.ratio >= LEAST_RATIO else 1)
+
+
+if __name__ == "__main__":
+    main()

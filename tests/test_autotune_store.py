@@ -1,0 +1,288 @@
+"""The tuning store and the look-up: what is kept, who may write at once, what is believed under which policy."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+
+from grouped_conv.autotune import lookup, settings, store
+from grouped_conv.autotune.lookup import resolve
+from grouped_conv.autotune.ranking import pick
+from grouped_conv.autotune.records import Record
+from grouped_conv.autotune.store import Store, StoreError, triton_version
+from grouped_conv.autotune.workloads import workload
+from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, ImplicitGemmConfig
+
+A100 = DeviceSpec.get("a100")
+CONV4 = workload("alexnet")["conv4"]
+SMALL = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32)
+LARGE = ImplicitGemmConfig(block_m=128, block_n=64, block_k=64)
+
+
+def record(config=SMALL, us=10.0, problem=CONV4, status="predicted", device="a100", **more):
+    more = {"abi": ABI_VERSION, "triton": triton_version(), **more}
+    return Record(problem, config, device, status=status, predicted_us=us, **more)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return Store(tmp_path / "deep" / "tuning.sqlite3")
+
+
+# ---- rows
+
+
+def test_a_missing_file_is_an_empty_store(kept):
+    assert kept.trials() == []
+    assert kept.best(CONV4, "a100") is None
+    assert not kept.self_checked("a100")
+    assert kept.generation == 0
+    assert not kept.path.parent.exists()  # reading leaves nothing behind
+
+
+def test_rows_come_back_as_they_went(kept):
+    first = record(data={"terms_us": {"tensor": 1.5}}, measured_us=3.0, aten_us=4.0, status="measured")
+    kept.put([first, record(LARGE)])
+    again = Store(kept.path)
+    assert set(again.trials()) == {first, record(LARGE)}
+    (back,) = [row for row in again.trials() if row.config == SMALL]
+    assert back.data == first.data
+    assert back.trusted
+    kept.put([replace(first, predicted_us=7.0)])
+    assert len(kept.trials(CONV4, "a100")) == 2  # replaced, not added
+
+
+def test_the_best_row(kept):
+    kept.put([record(SMALL, 10.0), record(LARGE, 9.0), record(replace(LARGE, num_warps=8), 1.0, status="rejected")])
+    assert kept.best(CONV4, "a100").config == LARGE
+    kept.put([replace(record(SMALL, 10.0), measured_us=50.0, status="measured")])
+    assert kept.best(CONV4, "a100").config == SMALL  # any measurement beats a prediction
+    assert kept.best(CONV4, "h100-sxm") is None
+
+
+def test_other_versions_are_not_believed(kept):
+    kept.put([record(abi=ABI_VERSION + 1), record(LARGE, triton="3.0.0")])
+    assert kept.best(CONV4, "a100") is None
+    assert len(kept.trials()) == 2
+
+
+def test_another_epilogue_lends_its_prediction_but_not_its_timing(kept):
+    plain = replace(CONV4, epilogue=Epilogue())
+    kept.put([record(SMALL, 10.0), replace(record(LARGE, 20.0), measured_us=1.0, status="measured")])
+    assert kept.best(plain, "a100").config == SMALL
+    kept.put([record(LARGE, 30.0, plain)])
+    assert kept.best(plain, "a100").config == LARGE
+
+
+def test_ties_go_to_the_cheaper_configuration():
+    cheap = record(SMALL, 10.05, data={"resources": {"shared_bytes": 100}})
+    fast = record(LARGE, 10.0, data={"resources": {"shared_bytes": 200}})
+    assert pick([fast, cheap]) == pick([cheap, fast]) == cheap
+    assert pick([replace(fast, predicted_us=9.0), cheap]).config == LARGE
+    assert pick([record(status="failed", us=None)]) is None
+
+
+def test_export_is_canonical(kept):
+    kept.put([record(LARGE), record(SMALL)])
+    text = kept.export()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["config"]["block_m"] for row in rows] == [64, 128]  # by key, not by time
+    assert text == Store(kept.path).export()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        kept.put([record(data={"us": float("nan")})])
+
+
+def test_unknown_status():
+    with pytest.raises(ValueError, match="unknown status 'fine'; accepted: predicted"):
+        record(status="fine")
+
+
+# ---- the file
+
+
+def test_an_unreadable_file_is_set_aside(kept):
+    kept.path.parent.mkdir()
+    kept.path.write_bytes(b"not a database, but long enough to look like one" * 100)
+    with pytest.warns(UserWarning, match=r"not a readable tuning store .* moved to .*unreadable"):
+        assert kept.trials() == []
+    kept.put([record()])
+    assert len(Store(kept.path).trials()) == 1
+    (aside,) = kept.path.parent.glob("*.unreadable-*")
+    assert aside.read_bytes().startswith(b"not a database")
+
+
+def test_a_later_schema_is_refused(kept):
+    kept.put([record()])
+    with sqlite3.connect(kept.path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match="has schema version 99, this grouped-conv knows 1"):
+        Store(kept.path).trials()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        Store(tmp_path / "file" / "tuning.sqlite3").put([record()])
+
+
+def test_processes_write_at_once(kept):
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[3]);"
+        "from test_autotune_store import *; kept = Store(sys.argv[1]);"
+        "[kept.put([record(replace(SMALL, split_k=1 + int(sys.argv[2]) * 25 + i))]) for i in range(25)]"
+    )
+    folder = os.path.dirname(__file__)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(kept.path), str(index), folder], env=settings.worker_environment()
+        )
+        for index in range(3)
+    ]
+    assert [process.wait(120) for process in started] == [0, 0, 0]
+    assert len(kept.trials()) == 75
+
+
+def test_threads_share_a_store(kept):
+    def write(index):
+        for i in range(20):
+            kept.put([record(replace(SMALL, split_k=1 + index * 20 + i))])
+            kept.best(CONV4, "a100")
+
+    threads = [threading.Thread(target=write, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(kept.trials()) == 80
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_opens_its_own_connection(kept):
+    kept.put([record()])
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            inherited = kept._connection
+            kept.put([record(LARGE)])
+            code = 0 if kept._connection is not inherited and len(kept.trials()) == 2 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(kept.trials()) == 2
+
+
+def test_generation_follows_every_writer(kept, monkeypatch):
+    monkeypatch.setattr(store, "POLL_SECONDS", 0.0)
+    seen = [kept.generation]
+    kept.put([record()])
+    seen.append(kept.generation)
+    Store(kept.path).put([record(LARGE)])
+    seen.append(kept.generation)
+    kept.record_self_check("a100", True)
+    seen.append(kept.generation)
+    assert len(set(seen)) == len(seen)
+    assert kept.generation == seen[-1]
+
+
+def test_where_the_store_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "mine"))
+    assert Store().path == tmp_path / "mine"
+    assert store.default_store() is store.default_store()
+    monkeypatch.delenv("GROUPED_CONV_STORE")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert Store().path == tmp_path / "grouped-conv" / "tuning.sqlite3"
+
+
+# ---- look-up
+
+NOTHING, PREDICTED, WON, LOST, UNTIMED_ATEN = (
+    [],
+    [record(SMALL)],
+    [record(LARGE, measured_us=5.0, aten_us=6.0, status="measured")],
+    [record(LARGE, measured_us=6.0, aten_us=5.0, status="measured")],
+    [record(LARGE, measured_us=6.0, status="measured")],
+)
+
+
+@pytest.mark.parametrize(
+    ("policy", "checked", "rows", "path", "source"),
+    [
+        ("measured", False, NOTHING, "aten", ""),
+        ("measured", False, WON, "aten", ""),
+        ("measured", True, NOTHING, "aten", ""),
+        ("measured", True, PREDICTED, "aten", ""),
+        ("measured", True, WON, "kernel", "measured"),
+        ("measured", True, LOST, "aten", ""),
+        ("measured", True, UNTIMED_ATEN, "aten", ""),
+        ("predicted", False, PREDICTED, "aten", ""),
+        ("predicted", True, NOTHING, "kernel", "heuristic"),
+        ("predicted", True, PREDICTED, "kernel", "predicted"),
+        ("predicted", True, WON, "kernel", "measured"),
+        ("predicted", True, LOST, "aten", ""),
+        ("kernels", False, NOTHING, "kernel", "heuristic"),
+        ("kernels", False, PREDICTED, "kernel", "predicted"),
+        ("kernels", False, LOST, "kernel", "measured"),
+    ],
+)
+def test_policies(kept, policy, checked, rows, path, source):
+    kept.put(rows)
+    if checked:
+        kept.record_self_check("a100", True)
+    choice = resolve(CONV4, A100, policy, kept)
+    assert (choice.path, choice.source) == (path, source)
+    assert (choice.config is None) == (path == "aten")
+    assert ("set_policy" in choice.reason) == (path == "aten")
+    if rows and path == "kernel":
+        assert choice.config == rows[0].config
+
+
+def test_a_failed_self_check_is_none(kept):
+    kept.put(WON)
+    kept.record_self_check("a100", True)
+    kept.record_self_check("a100", False, "wrong sums")
+    assert resolve(CONV4, A100, "measured", kept).path == "aten"
+    kept.record_self_check("a100", True, triton="3.0.0")
+    assert resolve(CONV4, A100, "measured", kept).path == "aten"
+
+
+def test_choices_are_remembered_until_rows_change(kept):
+    before = resolve(CONV4, A100, "kernels", kept)
+    assert resolve(CONV4, A100, "kernels", kept) is before
+    kept.put(PREDICTED)
+    assert resolve(CONV4, A100, "kernels", kept).source == "predicted"
+
+
+def test_a_row_that_cannot_run_here_is_ignored(kept):
+    kept.put([record(ImplicitGemmConfig(block_m=256, block_n=256, block_k=64, num_warps=4))])
+    assert resolve(CONV4, A100, "kernels", kept).source == "heuristic"
+
+
+def test_reasons_name_device_and_versions(kept):
+    reason = resolve(CONV4, A100, "measured", kept).reason
+    assert "NVIDIA A100" in reason
+    assert f"ABI {ABI_VERSION}, Triton {triton_version()}" in reason
+    kept.record_self_check("a100", True)
+    kept.put(LOST)
+    assert "our best 6.0 us, ATen took 5.0 us" in resolve(CONV4, A100, "measured", kept).reason
+
+
+def test_unknown_policy(kept):
+    with pytest.raises(ValueError, match="unknown policy 'fastest'; accepted: measured"):
+        resolve(CONV4, A100, "fastest", kept)
+
+
+def test_a_store_that_cannot_be_used_does_not_stop_a_forward(kept, monkeypatch):
+    kept.put(WON)
+    with sqlite3.connect(kept.path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    monkeypatch.setattr(lookup, "_warned", set())
+    with pytest.warns(UserWarning, match="the tuning store is not usable"):
+        assert resolve(CONV4, A100, "measured", Store(kept.path)).path == "aten"
+    monkeypatch.setenv("GROUPED_CONV_STORE", str(kept.path))
+    assert lookup.generation() == -1
