@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 LIMIT = 10
 """Configurations compiled per problem. On two cores five layers take about a minute at 1 to 2 s each."""
+ROUNDS = 3
+"""How often the shortlist of a problem is doubled while nothing on it is usable."""
 COMPILE_SECONDS = 60.0
 
 Progress = Callable[[int, int, str], None]
@@ -69,27 +71,57 @@ def tune_offline(
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, but got {limit}")
-    known = default_store() if store is None else store
-    listed = {name: shortlist(problem, device, known, limit) for name, problem in problems.items()}
-    trials = [_Trial(name, problems[name], config) for name, configs in listed.items() for config in configs]
-    rows = {name: _rows(problem, device, known) for name, problem in problems.items()}
-    missing = [trial for trial in trials if canonical(trial.config.to_json()) not in rows[trial.name]]
-    if progress is not None:
-        progress(0, len(missing), "")
-    for done, (trial, outcome) in enumerate(_compiled(missing, device, jobs), 1):
-        record = _record(trial.problem, trial.config, device, outcome)
-        known.put([record])
-        rows[trial.name][canonical(trial.config.to_json())] = record
-        if progress is not None:
-            progress(done, len(missing), f"{trial.name} {trial.config}")
-    compiled = Counter(trial.name for trial in missing)
+    search = _Search(problems, device, default_store() if store is None else store, jobs, progress)
+    pending = list(problems)
+    for widened in range(ROUNDS):
+        search.compile_best(pending, limit << widened)
+        pending = [name for name in pending if pick(list(search.rows[name].values())) is None]
+        if not pending:
+            break
     table = [
-        _table_row(name, problem, device, list(rows[name].values()), compiled[name])
+        _table_row(name, problem, device, list(search.rows[name].values()), search.compiled[name])
         for name, problem in problems.items()
     ]
     import pandas
 
     return pandas.DataFrame(table)
+
+
+class _Search:
+    """The rows of every problem so far, and how to get more."""
+
+    def __init__(
+        self,
+        problems: Mapping[str, ConvProblem],
+        device: DeviceSpec,
+        store: Store,
+        jobs: int | None,
+        progress: Progress | None,
+    ) -> None:
+        self.problems, self.device, self.store, self.jobs, self.progress = problems, device, store, jobs, progress
+        self.rows = {name: _rows(problem, device, store) for name, problem in problems.items()}
+        self.compiled: Counter[str] = Counter()
+
+    def compile_best(self, names: Sequence[str], limit: int) -> None:
+        """Compile what has no row yet of the shortlists of `limit` configurations."""
+        trials = []
+        for name in names:
+            listed = shortlist(self.problems[name], self.device, self.store, limit)
+            new = [config for config in listed if _key(config) not in self.rows[name]]
+            trials += [_Trial(name, self.problems[name], config) for config in new]
+        if self.progress is not None:
+            self.progress(0, len(trials), "")
+        for done, (trial, outcome) in enumerate(_compiled(trials, self.device, self.jobs), 1):
+            record = _record(trial.problem, trial.config, self.device, outcome)
+            self.store.put([record])
+            self.rows[trial.name][_key(trial.config)] = record
+            self.compiled[trial.name] += 1
+            if self.progress is not None:
+                self.progress(done, len(trials), f"{trial.name} {trial.config}")
+
+
+def _key(config: ImplicitGemmConfig) -> str:
+    return canonical(config.to_json())
 
 
 def _rows(problem: ConvProblem, device: DeviceSpec, store: Store) -> dict[str, Record]:
@@ -101,7 +133,7 @@ def _rows(problem: ConvProblem, device: DeviceSpec, store: Store) -> dict[str, R
             fresh = _judged(record, device) if stale else record
             if stale:
                 store.put([fresh])
-            current[canonical(record.config.to_json())] = fresh
+            current[_key(record.config)] = fresh
     return current
 
 

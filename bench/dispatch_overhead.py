@@ -1,7 +1,7 @@
 """What the host pays to launch a convolution: our cached plan beside `kernel[grid](...)`, through a no-op driver.
 
-`python -m grouped_conv.bench.dispatch_overhead` needs no GPU: everything up to the driver's launch function is real, and
-the arguments are CPU tensors. It exits with 1 if the plan is not at least `LEAST_RATIO` times cheaper.
+`python -m grouped_conv.bench.dispatch_overhead` needs no GPU: everything up to the driver's launch function is real,
+and the arguments are CPU tensors. It exits with 1 if the plan is not at least `LEAST_RATIO` times cheaper.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import triton
 
 from grouped_conv import dispatch, ops
 from grouped_conv.bench.noop_driver import NoopLauncher, noop_driver
-from grouped_conv.executors import BUFFERS
 from grouped_conv.functional import grouped_conv2d
 from grouped_conv.interpreting import through_driver
+from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.launch import Launch
 from grouped_conv.plan import KernelPlan, plan_operands
@@ -72,7 +72,10 @@ def measure(device: DeviceSpec, calls: int = 1000, repeats: int = 7) -> Overhead
         NoopLauncher.log = None
         plan = look_up()
         buffers = plan.allocate(operands)
-        launches = plan_operands(plan.record.problem, plan.record.config, operands).launches
+        problem, config = plan.record.problem, plan.record.config
+        assert problem is not None
+        assert isinstance(config, ImplicitGemmConfig)
+        launches = plan_operands(problem, config, operands).launches
         jit = _jit_call(launches, dict(zip(plan.names, buffers, strict=True)))
         timed: list[Callable[[], Any]] = [
             jit,

@@ -44,7 +44,7 @@ def compiled(monkeypatch):
     def instead(trials, device, jobs):
         for index, trial in enumerate(trials):
             calls.append(trial.config)
-            spill = 8 if trial.config.num_warps == 8 else 0
+            spill = 8 if trial.config.block_m == 256 else 0
             launch = {"kernel": "implicit_gemm", "resources": fake_resources(trial.config, spill).to_json()}
             yield trial, Outcome(index, "ok", [launch], "", 1.0)
 
@@ -85,11 +85,26 @@ def test_the_answer_does_not_depend_on_the_order_of_results(kept, compiled, monk
 
 def test_spilling_code_is_never_chosen(kept, compiled):
     table = tune_offline(TWO, H100, store=kept)
-    assert any(config.num_warps == 8 for config in compiled)
+    assert any(config.block_m == 256 for config in compiled)
     assert list(table["spill_bytes"]) == [0, 0]
     assert (table["unusable"] > 0).all()
     rejected = [record for record in kept.trials() if record.status == "rejected"]
     assert {record.data["rejected"] for record in rejected} == {"spills 8 bytes per thread"}
+
+
+def test_a_shortlist_without_a_usable_configuration_is_widened(kept, monkeypatch):
+    rounds = []
+
+    def instead(trials, device, jobs):
+        rounds.append(len(trials))
+        for index, trial in enumerate(trials):
+            spill = 8 if len(rounds) == 1 else 0
+            launch = {"kernel": "implicit_gemm", "resources": fake_resources(trial.config, spill).to_json()}
+            yield trial, Outcome(index, "ok", [launch], "", 1.0)
+
+    monkeypatch.setattr(tuner, "_compiled", instead)
+    (row,) = tune_offline({"conv4": TWO["conv4"]}, H100, store=kept, limit=4).to_dict("records")
+    assert (rounds, row["compiled_now"], row["unusable"]) == ([4, 4], 8, 4)
 
 
 def test_failures_are_rows_and_everything_failing_is_an_error(kept, monkeypatch):

@@ -140,7 +140,7 @@ def test_compile_under_autocast() -> None:
 def test_compile_raises_torchs_error() -> None:
     input, weight, _, _, _ = operands()
     compiled = torch.compile(lambda *t: grouped_conv2d(*t, groups=3), fullgraph=True, backend="aot_eager")
-    with pytest.raises(Exception, match="expected input.* to have 6 channels, but got 4 channels"):
+    with pytest.raises(Exception, match=r"expected input.* to have 6 channels, but got 4 channels"):
         compiled(input, weight)
 
 

@@ -279,7 +279,7 @@ def test_errors_of_our_own_arguments() -> None:
         grouped_conv2d(input, weight, backend="cudnn")
     with pytest.raises(RuntimeError, match=r"residual must have the output's size \[2, 8, 6, 6\]"):
         grouped_conv2d(input, weight, residual=torch.zeros(2, 8, 6, 5))
-    with pytest.raises(RuntimeError, match="residual type .* should be the same"):
+    with pytest.raises(RuntimeError, match=r"residual type .* should be the same"):
         grouped_conv2d(input, weight, residual=torch.zeros(2, 8, 6, 6).half())
     with pytest.raises(RuntimeError, match="expected scale to be 1-dimensional with 8 elements"):
         grouped_conv2d(input, weight, scale=torch.ones(4))
