@@ -72,11 +72,6 @@ class Prediction:
         """
         return self.us * (1 + max(0.0, WASTE_LIMIT - self.padding_efficiency))
 
-    @property
-    def floor_ratio(self) -> float:
-        """Floor / predicted: 1 would be a perfect kernel."""
-        return self.floor_us / self.us if self.us else 1.0
-
 
 def floor_us(problem: ConvProblem, device: DeviceSpec) -> float:
     """Roofline floor in microseconds: no implementation of these products and bytes can be faster at peak rates."""

@@ -73,15 +73,6 @@ def resolve(problem: ConvProblem, device: DeviceSpec, policy: str, store: Store 
     return choice
 
 
-def generation() -> int:
-    """Changes when the default store's rows change; -1 while it cannot be used. Cheap enough for every call."""
-    try:
-        return default_store().generation
-    except StoreError as error:
-        _warn_once(f"the tuning store is not usable, nothing recorded is known: {error}")
-        return -1
-
-
 def _resolve(problem: ConvProblem, device: DeviceSpec, policy: str, record: Record | None, checked: bool) -> Choice:
     last_resort = 'run the kernels anyway with `grouped_conv.set_policy("kernels")`'
     if policy == "kernels":

@@ -284,5 +284,3 @@ def test_a_store_that_cannot_be_used_does_not_stop_a_forward(kept, monkeypatch):
     monkeypatch.setattr(lookup, "_warned", set())
     with pytest.warns(UserWarning, match="the tuning store is not usable"):
         assert resolve(CONV4, A100, "measured", Store(kept.path)).path == "aten"
-    monkeypatch.setenv("GROUPED_CONV_STORE", str(kept.path))
-    assert lookup.generation() == -1
