@@ -30,4 +30,5 @@ def find_folders_beside(package_dir: str) -> None:
     """Make the three folders importable, if `package_dir` does not lead to all of them."""
     package = Path(package_dir)
     if not all((package / folder).is_dir() for folder in _FOLDERS):
-        sys.meta_path.append(_FolderFinder(package.name, package.parent))
+        finder = _FolderFinder(package.name, package.parent)
+        sys.meta_path.insert(0, finder)  # before the finder of another checkout that is installed in place
