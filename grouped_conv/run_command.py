@@ -75,9 +75,9 @@ def _run(options: Options) -> Outcome:
     from grouped_conv.models.alexnet import CONVOLUTIONS, LAYERS
 
     model = _build(options)
+    images = load_images(options.images, PREPROCESSING[options.variant], model.input_size[-1])
     place = _place(options.via)
     dtype = getattr(torch, _DTYPES[options.dtype])
-    images = load_images(options.images, PREPROCESSING[options.variant], model.input_size[-1])
     device = "cuda" if place == "gpu" else "cpu"
     model, images = model.to(device, dtype), images.to(device, dtype)
     with _progress(len(CONVOLUTIONS)) as progress:
