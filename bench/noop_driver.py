@@ -29,10 +29,25 @@ class NoopLauncher:
     def __init__(self, source: Any, metadata: Any) -> None:
         self.name = metadata.name
 
-    def __call__(self, x: int, y: int, z: int, *rest: Any) -> None:
+    def __call__(
+        self,
+        x: int,
+        y: int,
+        z: int,
+        stream: int,
+        function: Any,
+        packed_metadata: Any,
+        launch_metadata: Any,
+        enter_hook: Any,
+        exit_hook: Any,
+        *arguments: Any,
+    ) -> None:
+        if enter_hook is not None:
+            enter_hook(launch_metadata)
         if NoopLauncher.log is not None:
-            # stream, function, packed metadata, launch metadata and two hooks come before the kernel's arguments
-            NoopLauncher.log.append((self.name, (x, y, z), rest[6:]))
+            NoopLauncher.log.append((self.name, (x, y, z), arguments))
+        if exit_hook is not None:
+            exit_hook(launch_metadata)
 
 
 class NoopDriver(DriverBase):

@@ -1,161 +1,204 @@
-"""Finding, making and keeping plans: policies, threads, forks, capture, warnings, and what a plan holds."""
+"""Plans: what their keys hold, threads and forks that need them, and how they launch through a driver."""
 
 import os
+import subprocess
+import sys
 import threading
-import warnings
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
-from conv_cases import alexnet_layers
-from conv_oracle import make_tensors
+import torch.nn.functional as F
+import triton
+from dispatch_calls import CONFIG, SPLIT, call, operands
+from torch import Tensor
 
 import grouped_conv
-from grouped_conv import decisions, dispatch, executors, records
-from grouped_conv.autotune.lookup import Choice
-from grouped_conv.decisions import Conditions, decide
-from grouped_conv.executors import InterpreterExecutor
-from grouped_conv.kernels import DeviceSpec, ImplicitGemmConfig
-from grouped_conv.overrides import using_config
-from grouped_conv.plan import AtenPlan, KernelPlan
+from grouped_conv import dispatch, executors, ops, plan
+from grouped_conv.bench import dispatch_overhead
+from grouped_conv.bench.noop_driver import noop_driver
+from grouped_conv.decisions import describe, with_settled_precision
+from grouped_conv.executors import DriverExecutor, InterpreterExecutor, native_config
+from grouped_conv.interpreting import through_driver
+from grouped_conv.kernels import ConvProblem, DeviceSpec
+from grouped_conv.request import Operands
 
-SMALL = ImplicitGemmConfig(block_m=32, block_n=16, block_k=16)
-PROBLEM = alexnet_layers(2)["conv4"]
-ON_GPU = Conditions("measured", "auto", InterpreterExecutor("h100-sxm"), None)
+ROOT = Path(__file__).resolve().parents[1]
+H100 = DeviceSpec.get("h100")
+ATTRIBUTES = ((1, 1), (1, 1, 1, 1), (1, 1), "default", "auto")
 
 
 @pytest.fixture(autouse=True)
-def no_plans() -> Iterator[None]:
+def no_plans():
     dispatch.forget_plans()
     yield
     dispatch.forget_plans()
 
 
-def operands() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(1, 8, 6, 6), torch.randn(8, 4, 3, 3)
+def plan_count() -> int:
+    return len(dispatch._plans)
 
 
-def test_policies_are_scoped_and_checked() -> None:
-    assert grouped_conv.get_policy() == "measured"
-    with grouped_conv.policy("kernels"):
-        assert grouped_conv.get_policy() == "kernels"
-        with grouped_conv.policy("predicted"):
-            assert grouped_conv.get_policy() == "predicted"
-    assert grouped_conv.get_policy() == "measured"
-    with pytest.raises(ValueError, match=r"'fastest'.*measured.*predicted.*kernels"):
-        grouped_conv.set_policy("fastest")
+def test_a_plan_is_made_once_and_shared() -> None:
+    input, weight, bias = operands()
+    for _ in range(3):
+        call(input, weight, bias)
+        call(input.clone(), weight.clone(), bias.clone())
+    assert plan_count() == 1
 
 
-def test_cpu_tensors_take_aten_and_say_why() -> None:
-    x, w = operands()
-    with grouped_conv.trace() as calls:
-        grouped_conv.grouped_conv2d(x, w, groups=2)
-    assert (calls[0].path, "outside grouped_conv.interpret()" in calls[0].reason) == ("aten", True)
-    for insist in (dict(backend="kernel"), dict()):
-        with (
-            grouped_conv.policy("measured" if insist else "kernels"),
-            pytest.raises(RuntimeError, match=r"cannot run a kernel on a CPU tensor; use `with grouped_conv.interpret"),
-        ):
-            grouped_conv.grouped_conv2d(x, w, groups=2, **insist)  # type: ignore[arg-type]
+def changed(name: str) -> None:
+    """One call that needs another plan than `call(*operands())`."""
+    input, weight, bias = operands()
+    arguments = {}
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True)
+    if name == "batch":
+        input = operands(batch=3)[0]
+    elif name == "input strides":
+        input = input.contiguous()
+    elif name == "weight strides":
+        weight = weight.contiguous()
+    elif name == "bias strides":
+        bias = torch.randn(16).half()[::2]
+    elif name == "dtype":
+        input, weight, bias = operands(dtype=torch.bfloat16)
+    elif name == "no bias":
+        bias = None
+    elif name == "input address":
+        input = torch.empty(2 * 16 * 36 + 1, dtype=torch.float16)[1:].view(2, 6, 6, 16).permute(0, 3, 1, 2)
+    elif name == "activation":
+        arguments["activation"] = "relu"
+    elif name == "backend":
+        arguments["backend"] = "aten"
+    elif name == "precision":
+        arguments["precision"] = "ieee"
+    elif name == "residual":
+        arguments["residual"] = torch.zeros(2, 8, 6, 6).half()
+    elif name == "benchmark":
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=True)
+    elif name == "cudnn off":
+        flags = torch.backends.cudnn.flags(enabled=False)
+    elif name == "cudnn deterministic":
+        flags = torch.backends.cudnn.flags(enabled=True, deterministic=True)
+    if name == "deterministic":
+        torch.use_deterministic_algorithms(True)
+    try:
+        with flags:
+            call(input, weight, bias, **arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
-def test_the_decision_follows_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the look-up says about this device is what happens: a kernel with its configuration, or ATen."""
-    monkeypatch.setattr(records, "consult", lambda problem, policy, device: (SMALL, f"{policy} row", "measured"))
-    assert decide(PROBLEM, ON_GPU, 0).config == SMALL
-    monkeypatch.setattr(records, "consult", lambda problem, policy, device: (None, "no row", ""))
-    assert decide(PROBLEM, ON_GPU, 0) == decisions.Decision(None, "no row")
-    assert decide(PROBLEM, replace(ON_GPU, backend="aten"), 0).reason == "backend='aten' was asked for"
-    assert decide("the kernels do not compute float64", ON_GPU, 0).config is None
+CHANGES = [
+    "batch",
+    "input strides",
+    "weight strides",
+    "bias strides",
+    "dtype",
+    "no bias",
+    "input address",
+    "activation",
+    "backend",
+    "precision",
+    "residual",
+    "benchmark",
+    "cudnn off",
+    "cudnn deterministic",
+    "deterministic",
+]
 
 
-def test_one_warning_per_problem_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    from grouped_conv.autotune import lookup
-
-    choice = Choice("aten", None, "", "this device has no self-check; run: grouped-conv tune alexnet")
-    monkeypatch.setattr(lookup, "resolve", lambda *a, **k: choice)
-    monkeypatch.setattr(records, "live_device", lambda device: DeviceSpec.get("h100"))
-    monkeypatch.setattr(records, "_is_measured", lambda problem, device: False)
-    monkeypatch.setattr(records, "_warned", set())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(3):
-            assert records.consult(PROBLEM, "measured", 0) == (None, choice.reason, "")
-        records.consult(PROBLEM, "predicted", 0)
-    assert sum("grouped-conv tune" in str(w.message) for w in caught) == 1
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_the_answer_is_in_the_key(name: str) -> None:
+    changed("nothing")
+    changed("nothing")
+    assert plan_count() == 1
+    changed(name)
+    assert plan_count() == 2
 
 
-def test_nothing_is_compiled_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    barred = decisions.why_nothing_compiles()
-    assert "run it once before the capture" in barred
-    assert decide(PROBLEM, replace(ON_GPU, barred=barred), 0) == decisions.Decision(None, barred)
-    with pytest.raises(RuntimeError, match="cannot compile a kernel now"):
-        decide(PROBLEM, replace(ON_GPU, barred=barred, backend="kernel"), 0)
+def test_policy_configuration_and_interpreter_are_in_the_key() -> None:
+    tensors = operands()
+    call(*tensors)
+    with grouped_conv.policy("predicted"):
+        call(*tensors)
+    for config in (CONFIG, SPLIT, CONFIG):
+        with grouped_conv.interpret(config):
+            call(*tensors)
+    assert plan_count() == 4
 
 
-def test_a_given_configuration_that_cannot_run_is_an_error() -> None:
-    x, w = operands()
-    wrong = replace(SMALL, loop_order="taps_inner")
-    with grouped_conv.interpret(wrong), pytest.raises(ValueError, match="C_PER_GROUP=4 divisible by block_k=16"):
-        grouped_conv.grouped_conv2d(x, w, groups=2)
-    with using_config(None), grouped_conv.interpret(), grouped_conv.trace() as calls:
-        grouped_conv.grouped_conv2d(x, w, groups=2)
-    assert calls[0].source == "heuristic"
+def test_float32s_flag_is_in_the_key_of_float32_only() -> None:
+    flags = torch.backends.cudnn.conv
+    before = flags.fp32_precision
+    try:
+        for dtype, expected in ((torch.float32, 2), (torch.float16, 3)):
+            for flag in ("ieee", "tf32"):
+                flags.fp32_precision = flag
+                call(*operands(dtype=dtype))
+            assert plan_count() == expected
+    finally:
+        flags.fp32_precision = before
 
 
-def test_plans_are_reused_and_keyed_by_what_matters() -> None:
-    x, w = operands()
-    with grouped_conv.interpret(SMALL):
-        for _ in range(2):
-            grouped_conv.grouped_conv2d(x, w, groups=2)
-        assert len(dispatch._plans) == 1
-        grouped_conv.grouped_conv2d(x.contiguous(memory_format=torch.channels_last), w, groups=2)
-        grouped_conv.grouped_conv2d(x.half(), w.half(), groups=2)
-        grouped_conv.grouped_conv2d(torch.randn(2, 8, 6, 6)[1:], w, groups=2, stride=2)
-        unaligned = torch.randn(8 * 36 + 1)[1:].view(1, 8, 6, 6)
-        grouped_conv.grouped_conv2d(unaligned, w, groups=2)
-    assert len(dispatch._plans) == 5
-    grouped_conv.grouped_conv2d(x, w, groups=2)
-    assert sorted({type(plan) for plan in dispatch._plans.values()}, key=str) == [AtenPlan, KernelPlan]
+def test_misaligned_operands_are_planned_with_their_alignment() -> None:
+    input, weight, bias = operands()
+    whole = torch.randn(2 * 16 * 36 + 8).half()
+    for offset, alignment in ((0, 16), (1, 2), (2, 4), (4, 8)):
+        shifted = whole[offset : offset + 2 * 16 * 36].view(2, 6, 6, 16).permute(0, 3, 1, 2)
+        made = plan.plan_operands(describe_half(shifted, weight, bias), CONFIG, Operands(shifted, weight, bias))
+        (x,) = (buffer for buffer in made.launches[0].buffers if buffer.name == "input")
+        assert x.alignment == min(alignment, whole.data_ptr() & -whole.data_ptr())
+    assert input.shape == shifted.shape
 
 
-def held(value: Any, depth: int = 6) -> Iterator[Any]:
-    yield value
-    if depth and not isinstance(value, (str, bytes, type)):
-        children = value if isinstance(value, (list, tuple, set)) else getattr(value, "__dict__", {}).values()
-        for child in children:
-            yield from held(child, depth - 1)
+def describe_half(*tensors: Tensor) -> ConvProblem:
+    request = with_settled_precision(ops.plain_request(*ATTRIBUTES), torch.float16)
+    problem = describe(Operands(*tensors), request)
+    assert isinstance(problem, ConvProblem)
+    return problem
 
 
-def test_plans_hold_no_tensors() -> None:
-    x, w = operands()
-    grouped_conv.grouped_conv2d(x, w, groups=2, scale=2.0)
-    with grouped_conv.interpret(replace(SMALL, split_k=2)):
-        grouped_conv.grouped_conv2d(x, torch.randn(8, 8, 3, 3))
-    assert len(dispatch._plans) == 2
-    for plan in dispatch._plans.values():
-        assert not any(isinstance(item, torch.Tensor) for item in held(plan))
+def reachable(value: object, depth: int = 6) -> list[object]:
+    if depth == 0 or isinstance(value, (str, bytes, int, float, type)):
+        return [value]
+    if isinstance(value, (tuple, list, set, frozenset)):
+        inside = list(value)
+    elif isinstance(value, dict):
+        inside = [*value, *value.values()]
+    else:
+        inside = [getattr(value, name) for name in (*getattr(value, "__dict__", ()), *getattr(value, "__slots__", ()))]
+    return [value, *(found for item in inside for found in reachable(item, depth - 1))]
+
+
+def test_plans_and_keys_hold_no_tensors() -> None:
+    tensors = operands(nhwc=False)
+    with noop_driver(H100), through_driver(SPLIT), grouped_conv.trace() as calls:
+        call(*tensors, activation="gelu", residual=torch.zeros(2, 8, 6, 6).half())
+    assert len(calls[0].launches) == 4
+    call(*tensors)
+    assert not [found for found in reachable(dispatch._plans) if isinstance(found, Tensor)]
+
+
+def test_old_plans_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MAX_PLANS", 2)
+    for batch in (1, 2, 3, 4):
+        call(*operands(batch=batch))
+    assert plan_count() == 2
 
 
 def test_threads_racing_on_the_first_miss_make_one_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+    made: list[object] = []
     make = dispatch._make
-
-    def counted(*arguments: Any) -> Any:
-        made.append(threading.get_ident())
-        return make(*arguments)
-
-    monkeypatch.setattr(dispatch, "_make", counted)
-    x, w = operands()
-    expected = torch.nn.functional.conv2d(x, w, groups=2)
-    start, results = threading.Barrier(8), []
+    monkeypatch.setattr(dispatch, "_make", lambda *arguments: made.append(1) or make(*arguments))
+    tensors = operands(dtype=torch.float32)
+    wanted = F.conv2d(*tensors, padding=1, groups=2)
+    together = threading.Barrier(8)
+    results: list[Tensor] = []
 
     def work() -> None:
-        start.wait()
-        results.append(grouped_conv.grouped_conv2d(x, w, groups=2))
+        together.wait()
+        results.append(call(*tensors))
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -163,30 +206,154 @@ def test_threads_racing_on_the_first_miss_make_one_plan(monkeypatch: pytest.Monk
     for thread in threads:
         thread.join()
     assert len(made) == 1
-    assert all(torch.equal(y, expected) for y in results)
+    assert len(results) == 8
+    assert all(torch.equal(result, wanted) for result in results)
+    assert dispatch._making == {}
 
 
-def test_a_forked_child_starts_with_no_plans_and_no_compiled_kernels() -> None:
-    x, w = operands()
-    grouped_conv.grouped_conv2d(x, w, groups=2)
-    assert dispatch._plans
-    child = os.fork()
-    if child == 0:
-        empty = not dispatch._plans and not executors._kernels
-        with grouped_conv.interpret(SMALL), grouped_conv.trace() as calls:
-            grouped_conv.grouped_conv2d(x, w, groups=2)
-        os._exit(0 if empty and calls[0].path == "implicit_gemm" else 1)
+def test_a_failed_plan_leaves_nothing_behind() -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            call(*operands(), residual=torch.zeros(1).half())
+    assert plan_count() == 0
+    assert dispatch._making == {}
+
+
+def test_threads_may_interpret_at_the_same_time() -> None:
+    tensors = operands()
+    wanted = F.conv2d(*tensors, padding=1, groups=2)
+    errors: list[str] = []
+
+    def work() -> None:
+        with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+            ours = call(*tensors)
+        if calls[0].path != "implicit_gemm" or not torch.allclose(ours, wanted, rtol=1e-2, atol=1e-2):
+            errors.append(str(calls[0]))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+
+
+def test_a_forked_child_makes_its_own_plans() -> None:
+    tensors = operands()
+    with grouped_conv.interpret(CONFIG):
+        call(*tensors)
+    call(*tensors)
+    assert plan_count() == 2
+    with dispatch._lock:  # held by a parent's thread, as it may be
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                fresh = plan_count() == 0 and executors._kernels == {}
+                with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+                    call(*tensors)
+                code = 0 if fresh and calls[0].path == "implicit_gemm" and plan_count() == 1 else 2
+            finally:
+                os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert dispatch._plans
+    assert plan_count() == 2
 
 
-def test_traces_nest_and_name_every_launch() -> None:
-    tensors = make_tensors(replace(PROBLEM, in_size=(4, 4), input_channels_last=False))
-    with grouped_conv.interpret(replace(SMALL, split_k=2)), grouped_conv.trace() as outer:
-        with grouped_conv.trace() as inner:
-            grouped_conv.grouped_conv2d(tensors["input"], tensors["weight"], tensors["bias"], padding=1, groups=2)
-        grouped_conv.grouped_conv2d(tensors["input"], tensors["weight"], padding=1, groups=2, backend="aten")
-    assert [call.path for call in outer] == ["implicit_gemm", "aten"]
-    assert inner == outer[:1]
-    assert inner[0].launches == ("pack_channels_last", "implicit_gemm", "split_reduce")
-    assert "implicit_gemm" in str(inner[0])
+def test_a_users_own_interpreter_variable_does_no_harm() -> None:
+    script = """
+import torch, grouped_conv
+x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3)
+with grouped_conv.trace() as calls:
+    y = grouped_conv.grouped_conv2d(x, w, groups=2)
+assert calls[0].path == "aten", calls
+torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, groups=2))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_plan_launches_what_triton_would_launch() -> None:
+    """Grid and arguments reach the driver as from `kernel[grid](...)` of the same launches."""
+    input, weight, bias = operands(nhwc=False)
+    with noop_driver(H100) as log, through_driver(SPLIT), grouped_conv.trace() as calls:
+        call(input, weight, bias, activation="silu")
+        made = plan.plan_operands(calls[0].problem, SPLIT, Operands(input, weight, bias))
+    assert [name for name, _, _ in log] == list(calls[0].launches)
+    assert calls[0].reason == "a configuration was given"
+    for (_, grid, arguments), launch in zip(log, made.launches, strict=True):
+        assert grid == launch.grid
+        given = dict(zip(launch.kernel.arg_names, arguments, strict=True))
+        assert {n: given[n] for n in launch.constants} == dict(launch.constants)
+        assert all(given[i.parameter] == i.value for i in launch.integers)
+        pointers = {b.name: given[b.parameter] for b in launch.buffers}
+        for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+            assert pointers.get(name, tensor).data_ptr() == tensor.data_ptr()
+
+
+def test_the_drivers_heuristic_is_its_targets() -> None:
+    with noop_driver(DeviceSpec.get("a100")), through_driver(), grouped_conv.trace() as calls:
+        call(*operands())
+    assert "cuda:80" in calls[0].reason
+    assert calls[0].source == "heuristic"
+
+
+def test_compiled_kernels_are_shared_by_plans_and_kept() -> None:
+    with noop_driver(H100), through_driver(CONFIG):
+        before = len(executors._kernels)
+        for batch in (2, 2, 4):
+            call(*operands(batch=batch))
+        assert plan_count() == 2
+        dispatch.forget_plans()
+        call(*operands())
+        assert len(executors._kernels) - before == 1
+
+
+def test_a_profilers_hooks_see_launches() -> None:
+    seen: list[str] = []
+    hooks = triton.knobs.runtime.launch_enter_hook
+    with noop_driver(H100), through_driver(CONFIG):
+        call(*operands())
+        hook = lambda metadata: seen.append(metadata.get()["name"])  # noqa: E731
+        hooks.add(hook)
+        try:
+            call(*operands())
+        finally:
+            hooks.remove(hook)
+        call(*operands())
+    assert seen == ["implicit_gemm"]
+
+
+def test_a_launch_costs_a_third_of_tritons() -> None:
+    overhead = dispatch_overhead.measure(H100, calls=100, repeats=5)
+    assert overhead.ratio >= dispatch_overhead.LEAST_RATIO, overhead
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 40, 100, 256])
+def test_the_native_lanes_tile_is_one_its_lowering_gets_right(channels: int) -> None:
+    problem = ConvProblem.of((1, channels, 8, 8), (channels, channels, 3, 3))
+    config = native_config(problem)
+    assert (config.num_warps, config.block_k) == (1, 16)
+    assert max(config.block_m, config.block_n) <= 64
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_native_lane_runs_our_plans(native, dtype: torch.dtype) -> None:
+    input, weight, bias = operands(dtype=dtype, nhwc=False)
+    with through_driver(), grouped_conv.trace() as calls:
+        ours = call(input, weight, bias, activation="relu")
+        dispatch.forget_plans()
+        executors.abandon_kernels()  # unloaded while their driver is the active one
+    assert len(calls[0].launches) == 3
+    assert calls[0].problem.precision == "ieee"
+    wanted = F.relu(F.conv2d(input.double(), weight.double(), bias.double(), padding=1, groups=2))
+    torch.testing.assert_close(ours.double(), wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_executors_compare_by_what_they_run_on() -> None:
+    driver = object()
+    assert DriverExecutor(driver) == DriverExecutor(driver)
+    assert hash(DriverExecutor(driver)) == hash(DriverExecutor(driver))
+    assert DriverExecutor(driver) != DriverExecutor(object())
+    assert InterpreterExecutor("a100") != InterpreterExecutor("h100-sxm")
