@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -70,34 +71,17 @@ def grouped_conv2d(
     _check_names(activation, precision, backend)
     if not _is_convolution(input, weight, groups):
         _refuse(input, weight, bias, stride, padding, dilation, groups)
+    choices = activation or "none", negative_slope, precision or "default", backend or "auto"
+    try:
+        request = _request(as_tuple(stride), as_tuple(padding), as_tuple(dilation), weight.shape[2:], *choices)
+    except (TypeError, ValueError) as error:
+        _refuse(input, weight, bias, stride, padding, dilation, groups, error)
     unbatched = input.dim() == 3
     if unbatched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    device_type = input.device.type
-    dtype = autocast_dtype(device_type)
-    if dtype is not None:
-        input, weight = cast(input, dtype, device_type), cast(weight, dtype, device_type)
-        bias = None if bias is None else cast(bias, dtype, device_type)
-        residual = None if residual is None else cast(residual, dtype, device_type)
-    vector = None if scale is None else _scale_vector(scale, input, weight)
-    try:
-        request = _request(
-            as_tuple(stride),
-            as_tuple(padding),
-            as_tuple(dilation),
-            weight.shape[2:],
-            activation or "none",
-            negative_slope,
-            precision or "default",
-            backend or "auto",
-        )
-    except (TypeError, ValueError) as error:
-        _refuse(input, weight, bias, stride, padding, dilation, groups, error)
-    reason = _why_not_ours(input, weight)
-    if reason:
-        output = _by_torch(Operands(input, weight, bias, vector, residual), request, reason)
-    else:
-        output = convolve(Operands(input, weight, bias, vector, residual), request)
+    operands = _prepared(input, weight, bias, scale, residual)
+    reason = _why_not_ours(operands.input, operands.weight)
+    output = _by_torch(operands, request, reason) if reason else convolve(operands, request)
     return output.squeeze(0) if unbatched else output
 
 
@@ -159,9 +143,23 @@ def _make_request(
 
 
 def _request(*attributes: Any) -> Request:
-    if torch.compiler.is_compiling():
-        return _make_request(*attributes)
-    return _cached_request(*attributes)
+    if not torch.compiler.is_compiling():
+        with suppress(TypeError):  # symbolic sizes, and what is no argument at all, cannot be looked up
+            return _cached_request(*attributes)
+    return _make_request(*attributes)
+
+
+def _prepared(
+    input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | float | None, residual: Tensor | None
+) -> Operands:
+    """The operands as autocast wants them, the scale as a vector."""
+    device_type = input.device.type
+    dtype = autocast_dtype(device_type)
+    if dtype is not None:
+        input, weight = cast(input, dtype, device_type), cast(weight, dtype, device_type)
+        bias = None if bias is None else cast(bias, dtype, device_type)
+        residual = None if residual is None else cast(residual, dtype, device_type)
+    return Operands(input, weight, bias, None if scale is None else _scale_vector(scale, input, weight), residual)
 
 
 def _scale_vector(scale: Tensor | float, input: Tensor, weight: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
 
 from grouped_conv.functional import grouped_conv2d
 from grouped_conv.kernels.epilogue import ACTIVATIONS
@@ -87,6 +88,10 @@ class GroupedConv2d(nn.Conv2d):
         text = super().extra_repr()
         return text if self.activation is None else f"{text}, activation={self.activation}"
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        forget_packed_weight(self)  # `to`, `half`, `cuda` put new data into the same Parameter
+        return super()._apply(fn, recurse)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the packed weight, which is made again."""
         state = dict(super().__getstate__())
@@ -122,32 +127,36 @@ _CACHE = "_packed_weight"
 class _PackedWeight:
     """A channels_last copy and the state of the weight it was made from."""
 
+    source: TensorWeakRef
     address: int
     version: int
     copy: Tensor
 
     def is_of(self, weight: Tensor) -> bool:
-        same = self.address == weight.data_ptr() and self.version == weight._version
-        return same and self.copy.dtype == weight.dtype and self.copy.shape == weight.shape
+        if self.source() is not weight or self.version != weight._version:
+            return False
+        return self.address == weight.data_ptr() and self.copy.dtype == weight.dtype
 
 
 def _packed(module: nn.Module, input: Tensor, weight: Tensor) -> Tensor:
     """The weight, or its packed copy for a channels_last input, whose output is channels_last either way."""
+    if torch._C._are_functorch_transforms_active():
+        return weight
     if weight.is_contiguous(memory_format=torch.channels_last) or weight.device.type not in ("cpu", "cuda"):
         return weight
-    if input.dim() != 4 or not is_channels_last(input.shape, input.stride()) or _is_traced(weight):
+    if input.dim() != 4 or not is_channels_last(input.shape, input.stride()):
+        return weight
+    if weight.is_inference() or _is_traced(weight):  # inference tensors count no versions
         return weight
     packed: _PackedWeight | None = vars(module).get(_CACHE)
     if packed is None or not packed.is_of(weight):
-        packed = _PackedWeight(
-            weight.data_ptr(), weight._version, weight.detach().contiguous(memory_format=torch.channels_last)
-        )
+        with torch.inference_mode(False):  # the copy may be used in training later, by layers around this one
+            copy = weight.detach().contiguous(memory_format=torch.channels_last)
+        packed = _PackedWeight(TensorWeakRef(weight), weight.data_ptr(), weight._version, copy)
         vars(module)[_CACHE] = packed
     return packed.copy
 
 
 def _is_traced(tensor: Tensor) -> bool:
-    """Would a copy of this tensor belong to a tracer or a transform, so that it must not outlive the call?"""
-    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
-        return True
-    return type(tensor.data) is not Tensor
+    """Would a copy of this tensor belong to a tracer, so that it must not outlive the call?"""
+    return bool(torch._C._len_torch_dispatch_stack()) or type(tensor.data) is not Tensor

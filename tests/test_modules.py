@@ -1,4 +1,4 @@
-"""GroupedConv2d and the conversion of models: the same Parameters, names, hooks and results as torch's own."""
+"""`GroupedConv2d`: what it shares with `torch.nn.Conv2d`, its memory format, a frozen layer's packed weight."""
 
 import copy
 import io
@@ -7,174 +7,199 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.nn.utils import parametrizations
+from torch import Tensor, nn
 
 import grouped_conv
-from grouped_conv import GroupedConv2d, convert, fold_batchnorm, unconvert
-from grouped_conv.conversion import conversion_report
+from grouped_conv import GroupedConv2d
 from grouped_conv.kernels import ImplicitGemmConfig
 
-SMALL = ImplicitGemmConfig(block_m=32, block_n=16, block_k=16)
+CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
+ARGUMENTS = dict(in_channels=4, out_channels=6, kernel_size=(3, 2), stride=(1, 2), padding=(1, 0), groups=2)
 
 
-def close(a: torch.Tensor, b: torch.Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-def test_same_names_state_and_results_as_conv2d(mode: str) -> None:
+def pair(**changes) -> tuple[GroupedConv2d, nn.Conv2d]:
     torch.manual_seed(0)
-    ours = GroupedConv2d(6, 9, (3, 2), stride=(2, 1), padding=(1, 1), groups=3, padding_mode=mode)  # type: ignore[arg-type]
-    theirs = nn.Conv2d(6, 9, (3, 2), stride=(2, 1), padding=(1, 1), groups=3, padding_mode=mode)
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    assert repr(ours) == repr(theirs).replace("Conv2d", "GroupedConv2d")
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 6, 8, 7)
-    close(ours(x), theirs(x))
-    with grouped_conv.interpret(SMALL, device="a100"), grouped_conv.trace() as calls:
-        interpreted = ours(x.contiguous(memory_format=torch.channels_last))
-    assert [call.path for call in calls] == ["implicit_gemm"]
-    assert ("pack_channels_last" in calls[0].launches) == (mode == "circular")  # whose padding torch makes NCHW
-    torch.testing.assert_close(interpreted, theirs(x), rtol=5e-3, atol=5e-3)  # TF32, as torch's flag has it
+    ours = GroupedConv2d(**{**ARGUMENTS, **changes})
+    changes.pop("activation", None)
+    torch.manual_seed(0)
+    return ours, nn.Conv2d(**{**ARGUMENTS, **changes})
 
 
-def test_activation_is_fused_and_shown() -> None:
-    layer = GroupedConv2d(4, 4, 3, groups=2, activation="silu")
-    assert repr(layer).endswith("activation=silu)")
-    x = torch.randn(1, 4, 5, 5)
-    close(layer(x), F.silu(F.conv2d(x, layer.weight, layer.bias, groups=2)))
-    with pytest.raises(ValueError, match=r"unknown activation 'mish'; accepted: none, relu"):
-        GroupedConv2d(4, 4, 3, activation="mish")
+def image() -> Tensor:
+    return torch.randn(2, 4, 6, 7, generator=torch.Generator().manual_seed(1))
 
 
-def test_copies_and_pickles_keep_memory_and_results() -> None:
-    layer = GroupedConv2d(6, 6, 3, groups=2, activation="relu").requires_grad_(False)
-    x = torch.randn(1, 6, 5, 5).contiguous(memory_format=torch.channels_last)
+def test_it_is_a_conv2d_with_the_same_initialisation_and_state() -> None:
+    ours, plain = pair()
+    assert isinstance(ours, nn.Conv2d)
+    assert list(ours.state_dict()) == list(plain.state_dict()) == ["weight", "bias"]
+    for name, value in plain.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value)
+    torch.testing.assert_close(ours(image()), plain(image()))
+    plain.load_state_dict(ours.state_dict())
+    ours.load_state_dict(plain.state_dict())
+
+
+def test_repr() -> None:
+    ours, plain = pair(bias=False, padding_mode="circular", dilation=2)
+    assert repr(ours) == repr(plain).replace("Conv2d", "GroupedConv2d", 1)
+    assert repr(pair(activation="silu")[0]) == repr(pair()[0])[:-1] + ", activation=silu)"
+
+
+def test_activation() -> None:
+    ours, plain = pair(activation="relu")
+    torch.testing.assert_close(ours(image()), F.relu(plain(image())))
+    assert pair(activation="none")[0].activation is None
+    with pytest.raises(ValueError, match="unknown activation 'swish'; accepted: none, relu"):
+        pair(activation="swish")
+
+
+def test_errors_are_conv2ds() -> None:
+    for changes in ({"groups": 3}, {"padding_mode": "wrap"}, {"padding": "full"}):
+        with pytest.raises(ValueError) as wanted:
+            nn.Conv2d(**{**ARGUMENTS, **changes})
+        with pytest.raises(ValueError) as mine:
+            GroupedConv2d(**{**ARGUMENTS, **changes})
+        assert str(mine.value) == str(wanted.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_and_outputs_are_channels_last_and_need_no_pack_pass(dtype: torch.dtype) -> None:
+    ours, plain = pair(dtype=dtype)
+    assert ours.weight.is_contiguous(memory_format=torch.channels_last)
+    input = image().to(dtype).contiguous(memory_format=torch.channels_last)
+    with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+        output = ours(input)
+    assert calls[0].launches == ("implicit_gemm",)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, plain(input), rtol=2e-2, atol=2e-2)
+
+
+def test_device_and_dtype_arguments() -> None:
+    layer = GroupedConv2d(4, 6, 3, device="meta", dtype=torch.float64)
+    assert (layer.weight.device.type, layer.weight.dtype) == ("meta", torch.float64)
+    assert layer(torch.empty(1, 4, 5, 5, device="meta", dtype=torch.float64)).shape == (1, 6, 3, 3)
+    with torch.device("meta"):
+        assert GroupedConv2d(4, 6, 3).weight.is_meta
+    layer.to_empty(device="cpu").reset_parameters()
+
+
+@pytest.mark.parametrize("through", ["deepcopy", "pickle", "torch.save"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_copies(through: str, frozen: bool) -> None:
+    ours, _ = pair(activation="gelu")
+    if frozen:
+        unpacked_and_frozen(ours)
+    input = image().contiguous(memory_format=torch.channels_last)
+    wanted = ours(input)
+    if through == "deepcopy":
+        other = copy.deepcopy(ours)
+    elif through == "pickle":
+        other = pickle.loads(pickle.dumps(ours))
+    else:
+        file = io.BytesIO()
+        torch.save(ours, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    assert "_packed_weight" not in vars(other)
+    assert other.weight.stride() == ours.weight.stride()
+    torch.testing.assert_close(other(input), wanted)
+    assert other.weight.data_ptr() != ours.weight.data_ptr()
+
+
+def unpacked_and_frozen(layer: nn.Module) -> None:
+    layer.requires_grad_(False)
     layer.weight.data = layer.weight.data.contiguous()
-    y = layer(x)
-    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert again.weight.stride() == layer.weight.stride()
-        assert torch.equal(again(x), y)
-    buffer = io.BytesIO()
-    torch.save(layer.state_dict(), buffer)
-    buffer.seek(0)
-    fresh = GroupedConv2d(6, 6, 3, groups=2, activation="relu")
-    fresh.load_state_dict(torch.load(buffer, weights_only=True))
-    assert fresh.weight.is_contiguous(memory_format=torch.channels_last)
-    close(fresh(x), y)
 
 
-def test_a_frozen_weight_is_packed_once_until_it_changes() -> None:
-    layer = GroupedConv2d(8, 8, 3, groups=2).requires_grad_(False)
+def launches(layer: nn.Module, input: Tensor) -> tuple[str, ...]:
+    with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+        output = layer(input)
+    wanted = F.conv2d(input, layer.weight, layer.bias, layer.stride, layer.padding, groups=layer.groups)
+    torch.testing.assert_close(output, wanted, rtol=2e-2, atol=2e-2)
+    return calls[0].launches
+
+
+def test_a_frozen_layers_weight_is_packed_once_and_again_when_it_changes() -> None:
+    layer, _ = pair()
+    input = image().contiguous(memory_format=torch.channels_last)
     layer.weight.data = layer.weight.data.contiguous()
-    x = torch.randn(1, 8, 5, 5).contiguous(memory_format=torch.channels_last)
-    with grouped_conv.interpret(SMALL), grouped_conv.trace() as calls:
-        first, second = layer(x), layer(x)
+    assert launches(layer, input) == ("pack_channels_last", "implicit_gemm"), "a trained weight is packed at every call"
+    unpacked_and_frozen(layer)
+    assert launches(layer, input) == ("implicit_gemm",)
+    packed = vars(layer)["_packed_weight"]
+    assert launches(layer, input) == ("implicit_gemm",)
+    assert vars(layer)["_packed_weight"] is packed
+    with torch.no_grad():
         layer.weight.mul_(2)
-        third = layer(x)
-    assert all(call.launches == ("implicit_gemm",) for call in calls)
-    assert torch.equal(first, second)
-    assert not torch.equal(first, third)
-    layer.requires_grad_(True)
-    with grouped_conv.interpret(SMALL), grouped_conv.trace() as calls:
-        layer(x)
-    assert calls[0].launches == ("pack_channels_last", "implicit_gemm")
+    assert launches(layer, input) == ("implicit_gemm",)
+    assert vars(layer)["_packed_weight"] is not packed
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight).contiguous(), requires_grad=False)
+    assert launches(layer, input) == ("implicit_gemm",)
+    layer.half().float()
+    assert "_packed_weight" not in vars(layer)
+    assert launches(layer, input) == ("implicit_gemm",)
+    assert layer.double()(input.double()).dtype == torch.float64
 
 
-class Subclassed(nn.Conv2d):
-    """May compute something else."""
+def test_a_new_weight_at_the_old_ones_address_is_noticed() -> None:
+    layer, plain = pair()
+    unpacked_and_frozen(layer)
+    input = image().contiguous(memory_format=torch.channels_last)
+    layer(input)
+    memory = layer.weight.data
+    memory.copy_(plain.weight.detach() + 1)
+    layer.weight = nn.Parameter(memory, requires_grad=False)
+    assert vars(layer)["_packed_weight"].address == layer.weight.data_ptr()
+    torch.testing.assert_close(layer(input), F.conv2d(input, memory, layer.bias, (1, 2), (1, 0), groups=2))
 
 
-def network() -> nn.Sequential:
-    shared = nn.Conv2d(8, 8, 3, padding=1, groups=4)
-    return nn.Sequential(
-        nn.Conv2d(4, 8, 3, padding=1, groups=2),
-        nn.ReLU(),
-        shared,
-        shared,
-        Subclassed(8, 8, 1),
-        nn.ConvTranspose2d(8, 4, 2),
-        parametrizations.weight_norm(nn.Conv2d(4, 4, 3, groups=2)),
-    )
+def test_a_weight_packed_in_inference_mode_serves_in_training() -> None:
+    layer, _ = pair()
+    unpacked_and_frozen(layer)
+    input = image().contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        layer(input)
+        packed = vars(layer)["_packed_weight"]
+        created = GroupedConv2d(4, 6, 3).requires_grad_(False)
+        created.weight.data = created.weight.data.contiguous()
+        assert created(input).shape == (2, 6, 4, 5)
+    layer(input.requires_grad_()).sum().backward()
+    assert vars(layer)["_packed_weight"] is packed
+    assert input.grad is not None
 
 
-def test_convert_and_back() -> None:
-    torch.manual_seed(1)
-    model = network()
-    x = torch.randn(2, 4, 7, 7)
-    seen = []
-    model[0].register_forward_hook(lambda *_: seen.append("hook"))
-    parameters, modules, before = list(model.parameters()), list(model), model(x)
-    assert convert(model) is model
-    assert [p is q for p, q in zip(model.parameters(), parameters, strict=True)] == [True] * len(parameters)
-    assert list(model) == modules
-    assert model[2] is model[3]
-    assert [isinstance(m, GroupedConv2d) for m in model] == [True, False, True, True, False, False, True]
-    close(model(x), before)
-    assert seen == ["hook", "hook"]
-    notes = {note.name: note for note in conversion_report(model)}
-    assert notes["4"].status == "skipped"
-    assert "subclass" in notes["4"].reason
-    assert "not transposed" in notes["5"].reason
-    unconvert(model)
-    assert not any(isinstance(m, GroupedConv2d) for m in model.modules())
-    assert list(model.parameters()) == parameters
-    close(model(x), before)
+def test_the_packed_weight_never_changes_the_outputs_format() -> None:
+    layer, plain = pair()
+    unpacked_and_frozen(layer)
+    for input in (image(), image().contiguous(memory_format=torch.channels_last)):
+        assert layer(input).stride() == plain(input).stride()
+    assert launches(layer, image()) == ("pack_channels_last", "pack_channels_last", "implicit_gemm")
 
 
-def test_convert_takes_the_model_itself_and_unconvert_splits_off_activations() -> None:
-    layer = convert(nn.Conv2d(4, 4, 3))
-    assert type(layer) is GroupedConv2d
-    assert type(unconvert(layer)) is nn.Conv2d
-    fused = GroupedConv2d(4, 4, 3, activation="gelu")
-    x = torch.randn(1, 4, 5, 5)
-    expected = fused(x)
-    pair = unconvert(fused)
-    assert [type(m) for m in pair] == [nn.Conv2d, nn.GELU]  # type: ignore[attr-defined]
-    close(pair(x), expected)
+def test_a_frozen_layer_under_torch_func_packs_nothing() -> None:
+    layer, _ = pair()
+    unpacked_and_frozen(layer)
+    input = image().contiguous(memory_format=torch.channels_last)
+    stacked = {name: torch.stack([value, 2 * value]) for name, value in layer.state_dict().items()}
+    outputs = torch.func.vmap(lambda state: torch.func.functional_call(layer, state, (input,)))(stacked)
+    assert "_packed_weight" not in vars(layer)
+    torch.testing.assert_close(outputs[0], layer(input))
 
 
-def batchnorm_model() -> nn.Sequential:
-    model = nn.Sequential(
-        nn.Conv2d(4, 8, 3, groups=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)
-    )
-    model.train()
-    for _ in range(3):
-        model(torch.randn(8, 4, 6, 6))
-    return model
+def test_unbatched_and_empty_inputs() -> None:
+    ours, plain = pair(activation="relu")
+    torch.testing.assert_close(ours(image()[0]), F.relu(plain(image()[0])))
+    assert ours(image()[:0]).shape == (0, 6, 6, 3)
 
 
-def test_fold_batchnorm() -> None:
-    torch.manual_seed(2)
-    model = batchnorm_model()
-    with pytest.raises(ValueError, match="ends training; call"):
-        fold_batchnorm(model)
-    model.eval()
-    x = torch.randn(2, 4, 6, 6)
-    expected = model(x)
-    folded = fold_batchnorm(convert(model))
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    assert not any(p.requires_grad for p in folded[0].parameters())
-    close(folded(x), expected)
-    with grouped_conv.interpret(SMALL), grouped_conv.trace() as calls:
-        torch.testing.assert_close(folded(x), expected, rtol=5e-3, atol=5e-3)
-    assert [call.path for call in calls] == ["implicit_gemm"] * 2
-
-
-def test_a_convolution_read_twice_is_not_folded() -> None:
-    class Fork(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(x)
-            return self.norm(y) + y
-
-    model = Fork().eval()
-    x = torch.randn(1, 2, 3, 3)
-    expected = model(x)
-    fold_batchnorm(model)
-    assert isinstance(model.norm, nn.BatchNorm2d)
-    assert torch.equal(model(x), expected)
+def test_training_moves_the_weights_as_conv2ds() -> None:
+    ours, plain = pair()
+    for layer in (ours, plain):
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(image()).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, plain.weight)
+    assert ours.weight.is_contiguous(memory_format=torch.channels_last)

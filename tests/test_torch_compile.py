@@ -227,3 +227,10 @@ def test_compile_torch_func(transform: str) -> None:
 
     mine = torch.compile(transformed(grouped_conv2d), fullgraph=True, backend="aot_eager")(weight)
     torch.testing.assert_close(mine, transformed(F.conv2d)(weight))
+
+
+def test_make_fx_with_symbolic_sizes() -> None:
+    tensors = operands()
+    graph = make_fx(lambda *t: grouped_conv2d(*t, padding="same", groups=2), tracing_mode="symbolic")(*tensors[:3])
+    input, weight, bias = torch.randn(3, 4, 7, 9), *tensors[1:3]
+    torch.testing.assert_close(graph(input, weight, bias), F.conv2d(input, weight, bias, padding="same", groups=2))
