@@ -143,7 +143,7 @@ class CompiledStep:
 
 
 def _has_launch_hooks() -> bool:
-    """Does a profiler want to see launches? A chain of hooks from Triton 3.5 on, a function or None before."""
+    """Does a profiler want to see launches? Triton keeps a chain of hooks there, a user may put a function or None."""
     hook = triton.knobs.runtime.launch_enter_hook
     return bool(getattr(hook, "calls", hook))
 
