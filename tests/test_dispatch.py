@@ -21,6 +21,7 @@ from grouped_conv.decisions import describe, with_settled_precision
 from grouped_conv.executors import DriverExecutor, InterpreterExecutor, native_config
 from grouped_conv.interpreting import through_driver
 from grouped_conv.kernels import ConvProblem, DeviceSpec
+from grouped_conv.overrides import using_config
 from grouped_conv.request import Operands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +126,22 @@ def test_policy_configuration_and_interpreter_are_in_the_key() -> None:
     for config in (CONFIG, SPLIT, CONFIG):
         with grouped_conv.interpret(config):
             call(*tensors)
+    assert plan_count() == 4
+
+
+def test_the_place_where_kernels_run_is_in_the_key() -> None:
+    tensors = operands()
+    with using_config(CONFIG), grouped_conv.trace() as calls:
+        call(*tensors)
+        with grouped_conv.interpret():
+            call(*tensors)
+        with grouped_conv.interpret(device="a100"):
+            call(*tensors)
+        with noop_driver(H100) as log, through_driver():
+            call(*tensors)
+        call(*tensors)
+    assert [c.path for c in calls] == ["aten", "implicit_gemm", "implicit_gemm", "implicit_gemm", "aten"]
+    assert len(log) == 1
     assert plan_count() == 4
 
 
