@@ -11,7 +11,7 @@ from grouped_conv import _source_tree
 
 if TYPE_CHECKING:
     from grouped_conv import autotune, bench, kernels, models
-    from grouped_conv.conversion import convert, fold_batchnorm, unconvert
+    from grouped_conv.conversion import conversion_report, convert, fold_batchnorm, unconvert
     from grouped_conv.functional import grouped_conv2d
     from grouped_conv.interpreting import interpret
     from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "autotune",
     "bench",
+    "conversion_report",
     "convert",
     "fold_batchnorm",
     "get_policy",
@@ -53,6 +54,7 @@ _HOMES = {
     "GroupLayout": "grouped_conv.kernels",
     "GroupedConv2d": "grouped_conv.modules",
     "KernelConfig": "grouped_conv.kernels",
+    "conversion_report": "grouped_conv.conversion",
     "convert": "grouped_conv.conversion",
     "fold_batchnorm": "grouped_conv.conversion",
     "get_policy": "grouped_conv.policies",
