@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grouped_conv.autotune.cost import Prediction, predict
+    from grouped_conv.autotune.cost import predict
     from grouped_conv.autotune.heuristic import choose
     from grouped_conv.autotune.lookup import Choice, resolve
     from grouped_conv.autotune.offline import CompiledLaunch, compile_offline
+    from grouped_conv.autotune.prediction import Prediction
     from grouped_conv.autotune.records import Record
     from grouped_conv.autotune.resources import Resources, read_resources
     from grouped_conv.autotune.space import candidates
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Choice": "lookup",
     "CompiledLaunch": "offline",
-    "Prediction": "cost",
+    "Prediction": "prediction",
     "Record": "records",
     "Resources": "resources",
     "Store": "store",

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from grouped_conv.autotune.offline import compile_offline
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 
 FUNCTION = f"{__name__}:compile_job"
 
 
-def payload(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> dict[str, Any]:
+def payload(problem: ConvProblem, config: KernelConfig, device: DeviceSpec) -> dict[str, Any]:
     """The job as plain JSON."""
     return {"problem": problem.to_json(), "config": config.to_json(), "device": device.to_json()}
 
@@ -21,7 +21,6 @@ def payload(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec
 def compile_job(job: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Compile the payload; one entry per launch with its kernel's name and resources, in launch order."""
     config = KernelConfig.from_json(job["config"])
-    assert isinstance(config, ImplicitGemmConfig)
     problem, device = ConvProblem.from_json(job["problem"]), DeviceSpec.from_json(job["device"])
     return [
         {"kernel": launch.name, "resources": launch.resources.to_json()}

@@ -1,108 +1,40 @@
-"""A configuration without searching: a short list of tiles known to compile well, ranked by the cost model.
+"""A configuration without searching: each family's few defaults, ranked by the cost model.
 
 Always answers, always validly; the same answer for the same problem and device. A few milliseconds, then remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.cost_terms import register_pressure
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.autotune.families import MODELS
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
 
-TILES = (
-    (256, 128, 8),
-    (256, 64, 4),
-    (256, 64, 8),
-    (128, 256, 8),
-    (128, 128, 4),
-    (128, 128, 8),
-    (128, 64, 4),
-    (64, 128, 4),
-    (64, 64, 4),
-    (128, 32, 4),
-    (64, 32, 4),
-    (32, 64, 4),
-    (32, 32, 4),
-    (128, 16, 4),
-    (32, 16, 4),
-)
-"""(block_m, block_n, warps) worth comparing; at most 128 sums per thread."""
-DEPTHS = (64, 32, 16)
-LITTLE_WASTE = 0.9
-LAST_RESORT = ImplicitGemmConfig(block_m=32, block_n=16, block_k=16, num_warps=4, num_stages=1)
-"""Runs every problem of the family on every device."""
-
 
 @lru_cache(maxsize=4096)
-def choose(problem: ConvProblem, device: DeviceSpec) -> ImplicitGemmConfig:
+def choose(problem: ConvProblem, device: DeviceSpec) -> KernelConfig:
     """The configuration to use when nothing was tuned.
 
     Raises:
-        ValueError: when no configuration can run the problem (another direction, unequal groups), with the reason.
+        ValueError: when no configuration of any family can run the problem, with each family's reason.
     """
-    reason = why_invalid(problem, LAST_RESORT, device)
-    if reason is not None:
-        raise ValueError(f"no implicit-GEMM configuration can run {problem} on {device.known_as}: {reason}")
-    if not problem.batch:
-        return LAST_RESORT
-    valid = (config for config in _shortlist(problem, device) if why_invalid(problem, config, device) is None)
-    return min(valid, key=lambda config: predict(problem, config, device).weighed_us, default=LAST_RESORT)
-
-
-def _shortlist(problem: ConvProblem, device: DeviceSpec) -> Iterator[ImplicitGemmConfig]:
-    """Tiles no larger than the problem, with the loop orders and depths that suit its channels."""
-    groups, m, n, k = problem.gemm
-    for block_m, block_n, warps in TILES:
-        if (block_m > 32 and block_m >= 2 * m) or (block_n > 16 and block_n >= 2 * n):
-            continue
-        depth = _depth(problem, device, block_m, block_n, warps)
-        if not depth:
-            continue
-        tiles = -(-m // block_m) * -(-n // block_n) * groups
-        for split in _splits(tiles, -(-k // depth), device):
-            for order, cache in _orders(problem, depth, device):
-                for stages in (3, 2):
-                    yield ImplicitGemmConfig(
-                        block_m=block_m,
-                        block_n=block_n,
-                        block_k=depth,
-                        num_warps=warps,
-                        num_stages=stages,
-                        split_k=split,
-                        loop_order=order,
-                        cache_a=cache,
-                    )
-
-
-def _depth(problem: ConvProblem, device: DeviceSpec, block_m: int, block_n: int, warps: int) -> int:
-    """The deepest step of the reduction that is not expected to spill and wastes little of the last one; 0 for none."""
-    depth_total = problem.gemm[3]
-    fitting = []
-    for depth in DEPTHS:
-        config = ImplicitGemmConfig(block_m=block_m, block_n=block_n, block_k=depth, num_warps=warps)
-        if register_pressure(problem, config, device) <= 1:
-            fitting.append(depth)
-    thrifty = [depth for depth in fitting if depth_total >= LITTLE_WASTE * depth * -(-depth_total // depth)]
-    return next(iter(thrifty), fitting[-1] if fitting else 0)
-
-
-def _orders(problem: ConvProblem, depth: int, device: DeviceSpec) -> tuple[tuple[str, str], ...]:
-    """(loop order, cache policy) pairs worth comparing; whole channel blocks need no index arithmetic in the loop."""
-    cached = ".ca" if device.backend == "cuda" else ""
-    if problem.taps == 1:
-        return (("channels_inner" if problem.c_per_group % depth == 0 else "flat", ""),)
-    if problem.c_per_group % depth:
-        return (("flat", ""),) if cached == "" else (("flat", ""), ("flat", cached))
-    return (("channels_inner", ""), ("taps_inner", cached))
-
-
-def _splits(tiles: int, blocks: int, device: DeviceSpec) -> tuple[int, ...]:
-    """1, and where tiles leave half of the device idle, the split that fills it once, at least two blocks a program."""
-    fill = min(device.sm_count // tiles, blocks // 2, 32)
-    return (1, fill) if fill > 1 else (1,)
+    valid, reasons = [], []
+    for name, model in MODELS.items():
+        reason = "it has no configuration for such a problem"
+        found = False
+        for config in model.defaults(problem, device):
+            why = why_invalid(problem, config, device)
+            if why is None:
+                valid.append(config)
+                found = True
+            else:
+                reason = why
+        if not found:
+            reasons.append(f"{name}: {reason}")
+    if not valid:
+        raise ValueError(f"no kernel can run {problem} on {device.known_as} ({'; '.join(reasons)})")
+    return min(valid, key=lambda config: predict(problem, config, device).weighed_us)

@@ -17,7 +17,7 @@ from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.store import Store, StoreError, default_store, triton_version
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
@@ -38,7 +38,7 @@ class Choice:
     """
 
     path: str
-    config: ImplicitGemmConfig | None
+    config: KernelConfig | None
     source: str
     reason: str
 

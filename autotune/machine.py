@@ -67,3 +67,11 @@ def machine_of(device: DeviceSpec) -> Machine:
     if known is not None:
         return known
     return _MACHINES["gfx90a" if device.backend == "hip" else 80]
+
+
+def resident_programs(num_warps: int, device: DeviceSpec, shared: int, registers: int) -> int:
+    """Programs one multiprocessor holds at a time: limited by shared memory, registers per thread, and warps."""
+    threads = device.warp_size * num_warps
+    by_shared = device.shared_per_sm // max(shared + machine_of(device).reserved_shared, 1)
+    by_registers = device.registers_per_sm // (max(-(-registers // 8) * 8, 16) * threads)
+    return max(1, min(by_shared, by_registers, device.max_warps_per_sm // num_warps))

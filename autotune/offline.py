@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.resources import Resources, read_resources
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.launch import Launch, compile_launch
 from grouped_conv.kernels.problem import ConvProblem
@@ -65,13 +65,13 @@ def gpu_target(device: DeviceSpec) -> GPUTarget:
 
 
 def compile_offline(
-    problem: ConvProblem, device: DeviceSpec | str, config: ImplicitGemmConfig | None = None
+    problem: ConvProblem, device: DeviceSpec | str, config: KernelConfig | None = None
 ) -> list[CompiledLaunch]:
     """Compile every launch of `problem` for `device`; needs no GPU.
 
     Args:
         device: a specification, or a name `DeviceSpec.get` knows (`"h100"`, `"sm_90"`).
-        config: the implicit-GEMM configuration; the heuristic's choice by default.
+        config: a configuration of any family; the heuristic's choice by default.
 
     Returns:
         One entry per launch, in launch order, each with `.kernel`, `.config`, `.grid`, `.trips` and `.resources`.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.problem import ConvProblem
 
@@ -33,7 +33,7 @@ class Record:
     """
 
     problem: ConvProblem
-    config: ImplicitGemmConfig
+    config: KernelConfig
     device: str
     abi: int
     triton: str
@@ -80,7 +80,6 @@ class Record:
         """The inverse of `row`."""
         problem, device, abi, triton, config, status, predicted, measured, aten, data, updated = row
         parsed = KernelConfig.from_json(json.loads(config))
-        assert isinstance(parsed, ImplicitGemmConfig)
         known = ConvProblem.from_json(json.loads(problem))
         return cls(known, parsed, device, abi, triton, status, predicted, measured, aten, json.loads(data), updated)
 

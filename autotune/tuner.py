@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grouped_conv.autotune import compile_job
-from grouped_conv.autotune.cost import MODEL_VERSION, Prediction, predict
+from grouped_conv.autotune.cost import predict
+from grouped_conv.autotune.families import model_of
+from grouped_conv.autotune.prediction import MODEL_VERSION, Prediction
 from grouped_conv.autotune.ranking import pick
 from grouped_conv.autotune.records import Record, canonical
 from grouped_conv.autotune.resources import Resources
@@ -20,7 +22,7 @@ from grouped_conv.autotune.shortlist import shortlist
 from grouped_conv.autotune.store import Store, default_store, triton_version
 from grouped_conv.autotune.workers import Outcome, WorkerPool
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 
@@ -40,7 +42,7 @@ Progress = Callable[[int, int, str], None]
 class _Trial:
     name: str
     problem: ConvProblem
-    config: ImplicitGemmConfig
+    config: KernelConfig
 
 
 def tune_offline(
@@ -120,7 +122,7 @@ class _Search:
                 self.progress(done, len(trials), f"{trial.name} {trial.config}")
 
 
-def _key(config: ImplicitGemmConfig) -> str:
+def _key(config: KernelConfig) -> str:
     return canonical(config.to_json())
 
 
@@ -147,7 +149,7 @@ def _compiled(trials: Sequence[_Trial], device: DeviceSpec, jobs: int | None) ->
             yield trials[outcome.index], outcome
 
 
-def _record(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec, outcome: Outcome) -> Record:
+def _record(problem: ConvProblem, config: KernelConfig, device: DeviceSpec, outcome: Outcome) -> Record:
     """The outcome of one compilation as a row."""
     base = Record(problem, config, device.key, ABI_VERSION, triton_version(), "failed")
     if outcome.status != "ok":
@@ -161,7 +163,7 @@ def _judged(record: Record, device: DeviceSpec) -> Record:
     """The record with the prediction that its resources lead to, and `rejected` where they rule it out."""
     resources = Resources.from_json(record.data["resources"])
     prediction = predict(record.problem, record.config, device, resources)
-    reason = why_rejected(record.problem, resources, device)
+    reason = why_rejected(record.problem, record.config, resources, device)
     data = {**record.data, **_prediction_json(prediction), "model": MODEL_VERSION}
     data.pop("rejected", None)
     if reason is not None:
@@ -170,14 +172,14 @@ def _judged(record: Record, device: DeviceSpec) -> Record:
     return _with(record, "rejected" if reason else status, prediction.us, data)
 
 
-def why_rejected(problem: ConvProblem, resources: Resources, device: DeviceSpec) -> str | None:
+def why_rejected(problem: ConvProblem, config: KernelConfig, resources: Resources, device: DeviceSpec) -> str | None:
     """Why compiled code may not be chosen; `None` when it may."""
     if resources.spill_bytes:
         return f"spills {resources.spill_bytes} bytes per thread"
     if resources.shared_bytes > device.shared_per_block:
         return f"needs {resources.shared_bytes} bytes of shared memory, {device.key} has {device.shared_per_block}"
     tensor_cores = problem.dtype != "float32" or problem.precision == "tf32"
-    if tensor_cores and not resources.total.mma:
+    if tensor_cores and model_of(config).uses_tensor_cores and not resources.total.mma:
         return "has no tensor-core instruction"
     return None
 

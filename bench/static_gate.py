@@ -20,7 +20,7 @@ from grouped_conv.autotune.instructions import Mix
 from grouped_conv.autotune.offline import compile_offline
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.workloads import workload
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.problem import ConvProblem
@@ -96,7 +96,7 @@ class Finding:
 
     arch: str
     layer: str
-    config: ImplicitGemmConfig
+    config: KernelConfig
     resources: Resources
     limit: float | None
     faults: tuple[str, ...]
@@ -122,7 +122,7 @@ def default_findings(archs: Sequence[str], epilogue: Epilogue = DEFAULT_MODULE) 
         device = DeviceSpec.get(arch)
         for layer, problem in workload("alexnet", epilogue=epilogue).items():
             config = choose(problem, device)
-            resources = _gemm_resources(problem, device, config)
+            resources = _main_resources(problem, device, config)
             limit = _limit(arch, config)
             faults = [*_resource_faults(resources, device), *_loop_faults(resources.loop, limit)]
             if layer not in EXCEPTED:
@@ -137,18 +137,18 @@ def tile_findings(archs: Sequence[str]) -> Iterator[Finding]:
         problems = workload("alexnet", epilogue=Epilogue())
         for tile in TILE_LIMITS:
             if arch in tile.counts:
-                resources = _gemm_resources(problems[tile.layer], device, tile.config)
+                resources = _main_resources(problems[tile.layer], device, tile.config)
                 limit = _limit(arch, tile.config)
                 faults = tuple(_loop_faults(resources.loop, limit))
                 yield Finding(arch, tile.layer, tile.config, resources, limit, faults)
 
 
-def _gemm_resources(problem: ConvProblem, device: DeviceSpec, config: ImplicitGemmConfig) -> Resources:
+def _main_resources(problem: ConvProblem, device: DeviceSpec, config: KernelConfig) -> Resources:
     launches = compile_offline(problem, device, config)
     return next(launch.resources for launch in launches if launch.name == config.family)
 
 
-def _limit(arch: str, config: ImplicitGemmConfig) -> float | None:
+def _limit(arch: str, config: KernelConfig) -> float | None:
     """Instructions per tensor-core instruction of the prototypes' same tile; both orders of whole taps share one."""
     for tile in TILE_LIMITS:
         if _shape(tile.config) == _shape(config) and arch in tile.counts:
@@ -157,7 +157,9 @@ def _limit(arch: str, config: ImplicitGemmConfig) -> float | None:
     return None
 
 
-def _shape(config: ImplicitGemmConfig) -> tuple[Any, ...]:
+def _shape(config: KernelConfig) -> tuple[Any, ...]:
+    if not isinstance(config, ImplicitGemmConfig):
+        return (config,)
     return config.block_m, config.block_n, config.block_k, config.num_warps, config.loop_order == "flat"
 
 

@@ -9,7 +9,7 @@ import torch
 from grouped_conv import executors, records
 from grouped_conv.executors import DriverExecutor, Executor, InterpreterExecutor
 from grouped_conv.gradients import float32_flag
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.layout import GroupLayout
 from grouped_conv.kernels.problem import ITEM_SIZE, ConvProblem
@@ -33,7 +33,7 @@ class Conditions:
     policy: str
     backend: str
     executor: Executor | None
-    given: ImplicitGemmConfig | None
+    given: KernelConfig | None
     barred: str = ""
 
     @property
@@ -48,7 +48,7 @@ class Conditions:
 class Decision:
     """The path of a call: a kernel when `config` is there, otherwise ATen."""
 
-    config: ImplicitGemmConfig | None
+    config: KernelConfig | None
     reason: str
     source: str = ""
 

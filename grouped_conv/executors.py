@@ -16,8 +16,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.interpreter import interpret_launch
 from grouped_conv.kernels.launch import Launch, compile_launch, compile_options
 from grouped_conv.kernels.problem import ConvProblem
@@ -36,7 +37,7 @@ class Executor(Protocol):
     def name(self) -> str:
         """What it is called in a record's reason."""
 
-    def choose(self, problem: ConvProblem) -> ImplicitGemmConfig:
+    def choose(self, problem: ConvProblem) -> KernelConfig:
         """A configuration that runs `problem` here, without looking at any record."""
 
     def prepare(self, launch: Launch, names: Sequence[str], device: int) -> Step:
@@ -57,7 +58,7 @@ class InterpreterExecutor:
         """What it is called in a record's reason."""
         return f"Triton's interpreter, as for {self.device}"
 
-    def choose(self, problem: ConvProblem) -> ImplicitGemmConfig:
+    def choose(self, problem: ConvProblem) -> KernelConfig:
         """The heuristic's answer for the device that is played."""
         return _heuristic(problem, DeviceSpec.get(self.device))
 
@@ -97,7 +98,7 @@ class DriverExecutor:
         """True for the lane that runs compiled kernels natively on the CPU."""
         return bool(self.driver.get_current_target().backend == "cpu_native")
 
-    def choose(self, problem: ConvProblem) -> ImplicitGemmConfig:
+    def choose(self, problem: ConvProblem) -> KernelConfig:
         """The heuristic's answer for the target; on the native lane a tile that its lowering gets right."""
         if self.is_native:
             return native_config(problem)
@@ -167,15 +168,15 @@ def abandon_kernels() -> dict[tuple[Any, ...], CompiledKernel]:
     return before
 
 
-def native_config(problem: ConvProblem) -> ImplicitGemmConfig:
-    """A tile for the native lane: one warp, at most 64 columns, 16 deep, beyond which its lowering is wrong or slow."""
-    block_n = 16
-    while block_n < min(problem.k_per_group, 64):
-        block_n *= 2
-    return ImplicitGemmConfig(num_warps=1, num_stages=1, block_m=32, block_n=block_n, block_k=16)
+def native_config(problem: ConvProblem) -> KernelConfig:
+    """For the native lane: the family that the heuristic takes for an H100, on one warp and a small tile.
+
+    Beyond one warp and 64 columns the lane's lowering is wrong or slow.
+    """
+    return family_of(_heuristic(problem, DeviceSpec.get("h100"))).one_warp(problem)
 
 
-def _heuristic(problem: ConvProblem, device: DeviceSpec) -> ImplicitGemmConfig:
+def _heuristic(problem: ConvProblem, device: DeviceSpec) -> KernelConfig:
     from grouped_conv.autotune import heuristic
 
     return heuristic.choose(problem, device)

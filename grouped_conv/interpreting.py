@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import triton
 
 from grouped_conv.executors import DriverExecutor, Executor, InterpreterExecutor, for_cpu_tensors
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.interpreter import interpreting
 from grouped_conv.overrides import using_config
 
 
 @contextmanager
-def interpret(config: ImplicitGemmConfig | None = None, *, device: str = "h100-sxm") -> Iterator[None]:
+def interpret(config: KernelConfig | None = None, *, device: str = "h100-sxm") -> Iterator[None]:
     """Run convolutions of CPU tensors by the real kernels in Triton's interpreter, inside the block.
 
     Every supported dtype takes this path whatever the policy, unless the call says `backend="aten"`. It is slow: time
@@ -33,7 +33,7 @@ def interpret(config: ImplicitGemmConfig | None = None, *, device: str = "h100-s
 
 
 @contextmanager
-def through_driver(config: ImplicitGemmConfig | None = None) -> Iterator[None]:
+def through_driver(config: KernelConfig | None = None) -> Iterator[None]:
     """Run convolutions of CPU tensors by compiled kernels through Triton's active driver, inside the block.
 
     For drivers that take CPU tensors: the no-op driver of the launch benchmark, and a lane that compiles for the CPU.

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.config import KernelConfig
 
-_given: ContextVar[ImplicitGemmConfig | None] = ContextVar("grouped_conv_config", default=None)
+_given: ContextVar[KernelConfig | None] = ContextVar("grouped_conv_config", default=None)
 
 
-def given_config() -> ImplicitGemmConfig | None:
+def given_config() -> KernelConfig | None:
     """The configuration that the innermost `using_config` asks for, or None."""
     return _given.get()
 
 
 @contextmanager
-def using_config(config: ImplicitGemmConfig | None) -> Iterator[None]:
+def using_config(config: KernelConfig | None) -> Iterator[None]:
     """Run every kernel in the block with `config`, in this thread or task; None changes nothing.
 
     Raises:

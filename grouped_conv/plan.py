@@ -6,8 +6,8 @@ can be shared by every call with the same key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from grouped_conv import layouts
 from grouped_conv.executors import BUFFERS, Executor
 from grouped_conv.gradients import aten_convolution, compose
-from grouped_conv.kernels.call import Call, plan_call
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.call import Call, Temporary, plan_call
+from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.kernels.launch import Launch
 from grouped_conv.kernels.operands import Operand
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.request import Operands, Request
@@ -107,6 +108,48 @@ def cudnn_precision(precision: str) -> Iterator[None]:
         flags.fp32_precision = before
 
 
+class Steps:
+    """Launches prepared on one device, in order, over buffers in a fixed order of names.
+
+    Args:
+        launches, temporaries: as planned; the temporaries' buffers follow `names`.
+        names: the buffers that the caller holds.
+        device: index of the CUDA device, -1 for the CPU.
+    """
+
+    def __init__(
+        self,
+        launches: Sequence[Launch],
+        temporaries: Sequence[Temporary],
+        names: Sequence[str],
+        executor: Executor,
+        device: int,
+    ) -> None:
+        self.names = (*names, *(temporary.name for temporary in temporaries))
+        self.temporaries = tuple((item.shape, getattr(torch, item.dtype)) for item in temporaries)
+        self.stream, self.device = executor.stream, device
+        with nullcontext() if device < 0 else torch.cuda.device(device):
+            self.steps = tuple(executor.prepare(launch, self.names, device) for launch in launches)
+
+    def add_temporaries(self, buffers: list[Any], device: torch.device) -> None:
+        """Allocate the temporaries behind the caller's buffers."""
+        for shape, kind in self.temporaries:
+            buffers.append(torch.empty(shape, dtype=kind, device=device))
+
+    def launch(self, buffers: Sequence[Any]) -> None:
+        """Run the launches in order on the current stream of the device, on buffers in the order of `names`."""
+        if self.device >= 0 and torch.cuda.current_device() != self.device:
+            with torch.cuda.device(self.device):
+                self._launch(buffers)
+        else:
+            self._launch(buffers)
+
+    def _launch(self, buffers: Sequence[Any]) -> None:
+        stream = self.stream(self.device)
+        for step in self.steps:
+            step(stream, buffers)
+
+
 class KernelPlan:
     """A call that our kernels compute: its launches, prepared, and the buffers between them."""
 
@@ -119,16 +162,11 @@ class KernelPlan:
         device: int,
         record: CallRecord,
     ) -> None:
-        self.names = names = (*BUFFERS, *(temporary.name for temporary in call.temporaries))
-        self.shape, self.layout, self.saves = (
-            call.problem.output_shape,
-            layout,
-            call.problem.epilogue.save_preactivation,
-        )
-        self.temporaries = tuple((item.shape, getattr(torch, item.dtype)) for item in call.temporaries)
-        self.steps = tuple(executor.prepare(launch, names, device) for launch in call.launches)
-        self.gathered = gathered
-        self.stream, self.device, self.record = executor.stream, device, record
+        problem = call.problem
+        self.shape, self.layout, self.saves = problem.output_shape, layout, problem.epilogue.save_preactivation
+        self.steps = Steps(call.launches, call.temporaries, BUFFERS, executor, device)
+        self.names = self.steps.names
+        self.gathered, self.record = gathered, record
 
     def run(self, operands: Operands) -> Result:
         """Allocate the outputs and temporaries and launch on the current stream of the tensors' device."""
@@ -144,27 +182,17 @@ class KernelPlan:
         buffers: list[Any] = [*operands, output, preactivation]
         for index in self.gathered:
             buffers[index] = buffers[index].contiguous()
-        for shape, kind in self.temporaries:
-            buffers.append(torch.empty(shape, dtype=kind, device=device))
+        self.steps.add_temporaries(buffers, device)
         return buffers
 
     def launch(self, buffers: list[Any]) -> None:
         """Run the launches in order on buffers in the plan's order."""
-        if self.device >= 0 and torch.cuda.current_device() != self.device:
-            with torch.cuda.device(self.device):
-                self._launch(buffers)
-        else:
-            self._launch(buffers)
-
-    def _launch(self, buffers: list[Any]) -> None:
-        stream = self.stream(self.device)
-        for step in self.steps:
-            step(stream, buffers)
+        self.steps.launch(buffers)
 
 
 def make_kernel_plan(
     problem: ConvProblem,
-    config: ImplicitGemmConfig,
+    config: KernelConfig,
     operands: Operands,
     executor: Executor,
     device: int,
@@ -182,13 +210,10 @@ def make_kernel_plan(
         record.source,
     )
     gathered = tuple(index for index, tensor in enumerate(operands) if _is_strided_vector(tensor))
-    if device < 0:
-        return KernelPlan(call, layout, gathered, executor, device, record)
-    with torch.cuda.device(device):
-        return KernelPlan(call, layout, gathered, executor, device, record)
+    return KernelPlan(call, layout, gathered, executor, device, record)
 
 
-def plan_operands(problem: ConvProblem, config: ImplicitGemmConfig, operands: Operands) -> Call:
+def plan_operands(problem: ConvProblem, config: KernelConfig, operands: Operands) -> Call:
     """The launches for operands as they lie in memory."""
     placed = {
         name: _operand(tensor) for name, tensor in zip(operands._fields, operands, strict=True) if tensor is not None

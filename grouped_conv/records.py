@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.live_device import live_device
@@ -12,7 +12,7 @@ from grouped_conv.live_device import live_device
 _warned: set[ConvProblem] = set()
 
 
-def consult(problem: ConvProblem, policy: str, device: int) -> tuple[ImplicitGemmConfig | None, str, str]:
+def consult(problem: ConvProblem, policy: str, device: int) -> tuple[KernelConfig | None, str, str]:
     """The configuration (None for ATen), the reason, and the configuration's source; a look-up, nothing is tuned."""
     from grouped_conv.autotune import lookup
 

@@ -1,23 +1,24 @@
 """All launches of one convolution call, in order, with the temporary buffers between them.
 
-| input         | weight | launches                               | output        | pack pass is redone         |
-|---------------|--------|----------------------------------------|---------------|-----------------------------|
-| channels_last | KRSC   | implicit_gemm                          | channels_last | never                       |
-| channels_last | KCRS   | pack weight, implicit_gemm             | channels_last | every call (frozen: once)   |
-| NCHW          | KRSC   | pack input, implicit_gemm              | channels_last | every call                  |
-| NCHW          | KCRS   | pack input, pack weight, implicit_gemm | NCHW          | every call (weight: as above) |
+| input         | weight | launches                             | output        | pack pass is redone           |
+|---------------|--------|--------------------------------------|---------------|-------------------------------|
+| channels_last | KRSC   | the family's kernel                  | channels_last | never                         |
+| channels_last | KCRS   | pack weight, the kernel              | channels_last | every call (frozen: once)     |
+| NCHW          | KRSC   | pack input, the kernel               | channels_last | every call                    |
+| NCHW          | KCRS   | pack input, pack weight, the kernel  | NCHW          | every call (weight: as above) |
 
-A split reduction appends `split_reduce`. An input whose channels are innermost, at any other strides, is read in place.
+A split reduction of the implicit GEMM appends `split_reduce`. An input whose channels are innermost, at any other
+strides, is read in place.
 A frozen module (a weight that needs no gradient) keeps its packed weight until the weight changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.implicit_gemm import plan_implicit_gemm
+from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.launch import Launch
 from grouped_conv.kernels.operands import Operand, Shape4, channels_last_strides, format_strides
 from grouped_conv.kernels.pack import plan_pack
@@ -40,7 +41,7 @@ class Call:
     """The launches of one call and the buffers they need."""
 
     problem: ConvProblem
-    config: ImplicitGemmConfig
+    config: KernelConfig
     launches: tuple[Launch, ...]
     temporaries: tuple[Temporary, ...]
 
@@ -65,7 +66,7 @@ def canonical_operands(problem: ConvProblem) -> dict[str, Operand]:
     }
 
 
-def plan_call(problem: ConvProblem, config: ImplicitGemmConfig, operands: Mapping[str, Operand] | None = None) -> Call:
+def plan_call(problem: ConvProblem, config: KernelConfig, operands: Mapping[str, Operand] | None = None) -> Call:
     """The launches for `problem` with `config`.
 
     Args:
@@ -81,25 +82,69 @@ def plan_call(problem: ConvProblem, config: ImplicitGemmConfig, operands: Mappin
     given = {
         name: operand.named(name) for name, operand in (canonical_operands(problem) | dict(operands or {})).items()
     }
-    launches: list[Launch] = []
-    temporaries: list[Temporary] = []
-    for name, shape in (("input", problem.input_shape), ("weight", problem.weight_shape)):
-        if _channels_innermost(given[name], shape, dense=name == "weight"):
-            continue
-        target = f"packed_{name}"
-        launches.append(plan_pack(given[name], target, shape, problem.dtype))
-        temporaries.append(Temporary(target, (shape[0], shape[2], shape[3], shape[1]), problem.dtype))
-        given[name] = Operand(channels_last_strides(shape), 16, target)
-    launches.append(plan_implicit_gemm(problem, config, given))
-    if config.split_k > 1:
+    packing = _Packing(problem.dtype, given)
+    if not _channels_innermost(given["input"], problem.input_shape):
+        packing.pack("input", problem.input_shape)
+    family = family_of(config)
+    shape, order = problem.weight_shape, family.weight_order(problem, config)
+    if order == "krsc" and not _is_krsc(given["weight"], shape):
+        packing.pack("weight", shape)
+    if order == "rsk" and not _is_rsk(given["weight"], shape):
+        packing.pack_rsk(shape)
+    launches, temporaries = packing.launches, packing.temporaries
+    launches.append(family.plan(problem, config, given))
+    if isinstance(config, ImplicitGemmConfig) and config.split_k > 1:
         _, m, _, _ = problem.gemm
         temporaries.append(Temporary("workspace", (config.split_k, m, problem.out_channels), "float32"))
         launches.append(plan_split_reduce(problem, config.split_k, given))
     return Call(problem, config, tuple(launches), tuple(temporaries))
 
 
-def _channels_innermost(operand: Operand, shape: Shape4, dense: bool) -> bool:
-    """Can the kernel read this tensor in place? Strides of dimensions of size 1 say nothing."""
-    wanted = channels_last_strides(shape)
-    checked = range(4) if dense else (1,)
-    return all(operand.strides[axis] == wanted[axis] or shape[axis] == 1 for axis in checked)
+class _Packing:
+    """The pack passes before the kernel; each puts its buffer in the place of the operand it replaces."""
+
+    def __init__(self, dtype: str, operands: dict[str, Operand]) -> None:
+        self.dtype, self.operands = dtype, operands
+        self.launches: list[Launch] = []
+        self.temporaries: list[Temporary] = []
+
+    def pack(self, name: str, shape: Shape4) -> None:
+        """Move the channels of operand `name`, of `shape` (N, C, H, W), innermost."""
+        self._add(name, self.operands[name], shape, channels_last_strides(shape))
+
+    def pack_rsk(self, shape: Shape4) -> None:
+        """Move the output channels of a weight (K, 1, R, S) innermost: [R, S, K] in memory."""
+        out_channels, _, kernel_h, kernel_w = shape
+        stride_k, _, stride_r, stride_s = self.operands["weight"].strides
+        as_image = replace(self.operands["weight"], strides=(0, stride_k, stride_r, stride_s))
+        self._add("weight", as_image, (1, out_channels, kernel_h, kernel_w), rsk_strides(shape))
+
+    def _add(self, name: str, source: Operand, shape: Shape4, strides: Shape4) -> None:
+        target = f"packed_{name}"
+        self.launches.append(plan_pack(source, target, shape, self.dtype))
+        self.temporaries.append(Temporary(target, (shape[0], shape[2], shape[3], shape[1]), self.dtype))
+        self.operands[name] = Operand(strides, 16, target)
+
+
+def rsk_strides(shape: Shape4) -> Shape4:
+    """Strides of a weight (K, 1, R, S) that lies as [R, S, K]."""
+    out_channels, _, _, kernel_w = shape
+    return (1, 1, kernel_w * out_channels, out_channels)
+
+
+def _channels_innermost(operand: Operand, shape: Shape4) -> bool:
+    """Can a kernel read this input in place?"""
+    return operand.strides[1] == 1 or shape[1] == 1
+
+
+def _is_krsc(weight: Operand, shape: Shape4) -> bool:
+    """Does the weight lie as [K, R, S, C / groups]? Strides of dimensions of size 1 say nothing."""
+    return _lies_as(weight, shape, channels_last_strides(shape))
+
+
+def _is_rsk(weight: Operand, shape: Shape4) -> bool:
+    return _lies_as(weight, shape, rsk_strides(shape))
+
+
+def _lies_as(operand: Operand, shape: Shape4, wanted: Shape4) -> bool:
+    return all(operand.strides[axis] == wanted[axis] or shape[axis] == 1 for axis in range(4))

@@ -24,7 +24,7 @@ class KernelConfig:
     num_stages: int = 1
 
     def __post_init__(self) -> None:
-        _power_of_two(num_warps=self.num_warps)
+        power_of_two(num_warps=self.num_warps)
         if self.num_stages < 1:
             raise ValueError(f"num_stages must be at least 1, but got {self.num_stages}")
 
@@ -35,9 +35,11 @@ class KernelConfig:
     @staticmethod
     def from_json(data: dict[str, Any]) -> KernelConfig:
         """The configuration that `to_json` described."""
-        family = FAMILIES.get(data.get("family", ""))
+        from grouped_conv.kernels.families import CONFIGS
+
+        family = CONFIGS.get(data.get("family", ""))
         if family is None:
-            raise ValueError(f"unknown kernel family {data.get('family')!r}; accepted: {', '.join(FAMILIES)}")
+            raise ValueError(f"unknown kernel family {data.get('family')!r}; accepted: {', '.join(CONFIGS)}")
         values = {name: value for name, value in data.items() if name != "family"}
         unknown = set(values) - {field.name for field in fields(family)}
         if unknown:
@@ -75,7 +77,7 @@ class ImplicitGemmConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        _power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
+        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
         if min(self.block_m, self.block_n, self.block_k) < 16:
             raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
         if self.split_k < 1 or self.swizzle_m < 1:
@@ -110,7 +112,7 @@ class PackConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        _power_of_two(block_p=self.block_p, block_c=self.block_c)
+        power_of_two(block_p=self.block_p, block_c=self.block_c)
 
     def __str__(self) -> str:
         return f"{self.block_p}x{self.block_c} w{self.num_warps}"
@@ -127,16 +129,14 @@ class ReduceConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        _power_of_two(block_m=self.block_m, block_n=self.block_n)
+        power_of_two(block_m=self.block_m, block_n=self.block_n)
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n} w{self.num_warps}"
 
 
-FAMILIES: dict[str, type[KernelConfig]] = {c.family: c for c in (ImplicitGemmConfig, PackConfig, ReduceConfig)}
-
-
-def _power_of_two(**values: int) -> None:
+def power_of_two(**values: int) -> None:
+    """Refuse a named value that is not a power of two."""
     for name, value in values.items():
         if value < 1 or value & (value - 1):
             raise ValueError(f"{name} must be a power of two, but got {value}")

@@ -24,6 +24,9 @@ class Epilogue:
         scale: the convolution is multiplied by a vector of shape `(out_channels,)` (a folded BatchNorm).
         residual: a tensor of the output's shape is added before the activation.
         save_preactivation: also store the argument of the activation (backward of silu, gelu and hardswish).
+        shuffle: groups of ShuffleNet's channel shuffle (arXiv 1707.01083), applied to the output as it is stored:
+            channel `i * (out_channels / shuffle) + j` goes to `j * shuffle + i`. Bias, scale, residual and the saved
+            preactivation stay in the order before. 1 shuffles nothing.
     """
 
     activation: str = "none"
@@ -32,19 +35,22 @@ class Epilogue:
     scale: bool = False
     residual: bool = False
     save_preactivation: bool = False
+    shuffle: int = 1
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.activation!r}; accepted: {', '.join(ACTIVATIONS)}")
         if not math.isfinite(self.negative_slope):
             raise ValueError(f"negative_slope must be finite, but got {self.negative_slope!r}")
+        if self.shuffle < 1:
+            raise ValueError(f"shuffle must be at least 1, but got {self.shuffle}")
         if self.activation != "leaky_relu" and self.negative_slope != 0.01:
             object.__setattr__(self, "negative_slope", 0.01)  # equal epilogues compare equal
 
     @property
     def is_identity(self) -> bool:
         """True when the convolution is stored as it is."""
-        return self.activation == "none" and not (self.bias or self.scale or self.residual)
+        return self.activation == "none" and not (self.bias or self.scale or self.residual) and self.shuffle == 1
 
     def __str__(self) -> str:
         parts = [name for name in ("scale", "bias", "residual") if getattr(self, name)]
@@ -54,6 +60,8 @@ class Epilogue:
             parts.append(self.activation)
         if self.save_preactivation:
             parts.append("saves preactivation")
+        if self.shuffle > 1:
+            parts.append(f"shuffle({self.shuffle})")
         return "+".join(parts) or "identity"
 
     def to_json(self) -> dict[str, Any]:

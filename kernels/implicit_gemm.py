@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.implicit_gemm_rules import tiles, total_trips
 from grouped_conv.kernels.jit_epilogue import finish, store_tile
 from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, decode_tile, tap_bits
 from grouped_conv.kernels.jit_reduction import flat_reduction, tap_reduction
@@ -130,20 +131,6 @@ def tap_mode(problem: ConvProblem) -> str:
     if problem.taps <= 31:
         return "word"
     return "row_column" if max(problem.kernel_size) <= 15 else "direct"
-
-
-def total_trips(problem: ConvProblem, config: ImplicitGemmConfig) -> int:
-    """Blocks of the whole reduction."""
-    if config.loop_order == "flat":
-        return math.ceil(problem.taps * problem.c_per_group / config.block_k)
-    return problem.taps * (problem.c_per_group // config.block_k)
-
-
-def tiles(problem: ConvProblem, config: ImplicitGemmConfig) -> tuple[int, int, int]:
-    """(pixel tiles, channel tiles of one group, programs of the launch)."""
-    groups, m, n, _ = problem.gemm
-    tiles_m, tiles_n = math.ceil(m / config.block_m), math.ceil(n / config.block_n)
-    return tiles_m, tiles_n, tiles_m * tiles_n * groups * config.split_k
 
 
 def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operands: Mapping[str, Operand]) -> Launch:

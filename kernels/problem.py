@@ -95,6 +95,9 @@ class ConvProblem:
         input_channels_last, weight_channels_last: whether the tensors' channels are innermost in memory.
         direction: `forward`, `input_grad` or `weight_grad`.
         epilogue: what follows the convolution in the same kernel.
+        input_shuffle: groups of a channel shuffle that the input goes through as it is read: the convolution's channel
+            `j * input_shuffle + i` is channel `i * (in_channels / input_shuffle) + j` in memory. With
+            `input_shuffle = C / groups` each group reads channels `groups` apart. 1 shuffles nothing.
     """
 
     batch: int
@@ -110,6 +113,7 @@ class ConvProblem:
     weight_channels_last: bool = True
     direction: str = "forward"
     epilogue: Epilogue = field(default_factory=Epilogue)
+    input_shuffle: int = 1
 
     def __post_init__(self) -> None:
         if self.batch < 0:
@@ -123,6 +127,12 @@ class ConvProblem:
         _one_of("direction", self.direction, DIRECTIONS)
         if self.dtype != "float32":
             object.__setattr__(self, "precision", "ieee")  # equal problems compare equal
+        for name, shuffle, channels in (
+            ("input_shuffle", self.input_shuffle, self.layout.in_channels),
+            ("shuffle", self.epilogue.shuffle, self.layout.out_channels),
+        ):
+            if shuffle < 1 or channels % shuffle:
+                raise ValueError(f"{name}={shuffle} must be at least 1 and divide the {channels} channels")
         self._check_window()
 
     def _check_window(self) -> None:
@@ -151,6 +161,7 @@ class ConvProblem:
         *,
         precision: str = "tf32",
         weight_channels_last: bool | None = None,
+        input_shuffle: int = 1,
     ) -> ConvProblem:
         """The problem of `conv2d(input, weight, None, stride, padding, dilation, groups)`.
 
@@ -165,6 +176,7 @@ class ConvProblem:
             direction: `forward`, `input_grad` or `weight_grad`.
             epilogue: what follows the convolution; nothing by default.
             precision: `tf32` (torch's default for float32 convolutions) or `ieee`; float32 only.
+            input_shuffle: groups of a channel shuffle of the input.
 
         Raises:
             ValueError: with the offending numbers, when the arguments do not describe a convolution.
@@ -197,6 +209,7 @@ class ConvProblem:
             weight_channels_last=channels_last if weight_channels_last is None else weight_channels_last,
             direction=direction,
             epilogue=epilogue or Epilogue(),
+            input_shuffle=input_shuffle,
         )
 
     @property
@@ -299,6 +312,7 @@ class ConvProblem:
             self.dtype + (f"/{self.precision}" if self.dtype == "float32" else ""),
             f"{'NHWC' if self.input_channels_last else 'NCHW'}/{'KRSC' if self.weight_channels_last else 'KCRS'}",
             str(self.epilogue),
+            *([f"input shuffle({self.input_shuffle})"] if self.input_shuffle > 1 else []),
         ]
         return " ".join(words) + ("" if self.layout.is_uniform else " ragged")
 

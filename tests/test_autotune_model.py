@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grouped_conv.autotune import cost, cost_terms
+from grouped_conv.autotune import implicit_gemm_cost, prediction
+from grouped_conv.autotune import implicit_gemm_terms as cost_terms
 from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.heuristic import LAST_RESORT, choose
+from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.implicit_gemm_defaults import LAST_RESORT
 from grouped_conv.autotune.instructions import Mix
-from grouped_conv.autotune.machine import machine_of
+from grouped_conv.autotune.machine import machine_of, resident_programs
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.space import axes, candidates
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.kernels import ConvProblem, DeviceSpec, GroupLayout, ImplicitGemmConfig
-from grouped_conv.kernels.implicit_gemm import tiles
+from grouped_conv.kernels.implicit_gemm_rules import tiles
 from grouped_conv.kernels.validity import why_invalid
 
 A100, H100, MI300X = (DeviceSpec.get(name) for name in ("a100", "h100", "mi300x"))
@@ -96,33 +98,32 @@ def test_shared_memory_clocks():
 def test_padding_efficiency_counts_every_dimension():
     conv2 = ALEXNET["conv2"]  # M = 93312, N = 128, K = 1200
     flat = replace(TILE, block_n=128, loop_order="flat")
-    assert cost.padding_efficiency(conv2, flat) == pytest.approx(1200 / 1216)
+    assert implicit_gemm_cost.padding_efficiency(conv2, flat) == pytest.approx(1200 / 1216)
     conv4 = ALEXNET["conv4"]  # M = 21632 = 169 * 128, N = 192, K = 1728 = 27 * 64
-    assert cost.padding_efficiency(conv4, TILE) == 1.0
-    assert cost.padding_efficiency(conv4, replace(TILE, block_n=128)) == 0.75
-    assert cost.padding_efficiency(conv4, replace(TILE, block_m=256)) == pytest.approx(21632 / (85 * 256))
+    assert implicit_gemm_cost.padding_efficiency(conv4, TILE) == 1.0
+    assert implicit_gemm_cost.padding_efficiency(conv4, replace(TILE, block_n=128)) == 0.75
+    assert implicit_gemm_cost.padding_efficiency(conv4, replace(TILE, block_m=256)) == pytest.approx(21632 / (85 * 256))
 
 
 def test_wave_efficiency():
-    assert cost.wave_efficiency(108, A100) == 1.0
-    assert cost.wave_efficiency(109, A100) == pytest.approx(109 / 216)
+    assert prediction.wave_efficiency(108, A100) == 1.0
+    assert prediction.wave_efficiency(109, A100) == pytest.approx(109 / 216)
     assert predict(ALEXNET["conv4"], TILE, A100).wave_efficiency == pytest.approx(1014 / 1080)
 
 
 def test_floor_is_the_roofline():
     conv4 = ALEXNET["conv4"]
-    assert cost.floor_us(conv4, A100) == pytest.approx(2 * 112_140_288 * 128 / 312e12 * 1e6)
+    assert prediction.floor_us(conv4, A100) == pytest.approx(2 * 112_140_288 * 128 / 312e12 * 1e6)
     thin = ConvProblem.of((128, 64, 56, 56), (64, 1, 1, 1), groups=64)
-    assert cost.floor_us(thin, A100) == pytest.approx(thin.min_bytes / 2039e9 * 1e6)
+    assert prediction.floor_us(thin, A100) == pytest.approx(thin.min_bytes / 2039e9 * 1e6)
 
 
 def test_occupancy_is_the_tightest_limit():
-    machine = machine_of(A100)
-    programs = cost_terms.resident_programs
-    assert programs(TILE, A100, machine, shared=81920 - 1024, registers=64) == 2  # 164 KiB of shared memory
-    assert programs(TILE, A100, machine, shared=0, registers=255) == 2  # 65536 / (256 * 128)
-    assert programs(TILE, A100, machine, shared=0, registers=16) == 16  # 64 warps
-    assert programs(TILE, A100, machine, shared=200_000, registers=16) == 1
+    programs = resident_programs
+    assert programs(4, A100, shared=81920 - 1024, registers=64) == 2  # 164 KiB of shared memory
+    assert programs(4, A100, shared=0, registers=255) == 2  # 65536 / (256 * 128)
+    assert programs(4, A100, shared=0, registers=16) == 16  # 64 warps
+    assert programs(4, A100, shared=200_000, registers=16) == 1
 
 
 def test_l1_keeps_the_input_between_taps():
@@ -140,13 +141,13 @@ def test_passes_and_launches_are_counted():
     plain = predict(conv4, TILE, A100)
     packed = predict(replace(conv4, input_channels_last=False, weight_channels_last=False), TILE, A100)
     assert plain.terms["passes"] == 0
-    assert plain.terms["launch"] == cost.LAUNCH_US
-    assert packed.terms["launch"] == 3 * cost.LAUNCH_US
+    assert plain.terms["launch"] == prediction.LAUNCH_US
+    assert packed.terms["launch"] == 3 * prediction.LAUNCH_US
     moved = 2 * 2 * (math.prod(conv4.input_shape) + math.prod(conv4.weight_shape))
     assert packed.terms["passes"] == pytest.approx(moved / 2039e9 * 1e6)
     one = replace(conv4, batch=1)
     split = predict(one, replace(TILE, split_k=9), A100)
-    assert split.terms["launch"] == 2 * cost.LAUNCH_US
+    assert split.terms["launch"] == 2 * prediction.LAUNCH_US
     assert split.terms["passes"] == pytest.approx(4 * 9 * 169 * 384 / (5120 * 1.41e9) * 1e6)
 
 

@@ -8,11 +8,12 @@ from click.testing import CliRunner
 from grouped_conv import cli
 from grouped_conv.autotune import compile_job, tuner
 from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.cost_terms import register_pressure
 from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.implicit_gemm_search import SPILL_SLACK, ranked
+from grouped_conv.autotune.implicit_gemm_terms import register_pressure
 from grouped_conv.autotune.instructions import Mix
 from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.shortlist import SPILL_SLACK, _ranked, shortlist
+from grouped_conv.autotune.shortlist import shortlist
 from grouped_conv.autotune.space import candidates
 from grouped_conv.autotune.store import Store
 from grouped_conv.autotune.tuner import tune_offline
@@ -149,7 +150,7 @@ def test_searching_tiles_first_misses_nothing():
     plain = (config for config in whole if config.swizzle_m == 1 and config.static_trips)
     plain = [config for config in plain if register_pressure(problem, config, A100) <= SPILL_SLACK]
     best = min(predict(problem, config, A100).weighed_us for config in plain)
-    assert predict(problem, _ranked(problem, A100)[0], A100).weighed_us == best
+    assert predict(problem, ranked(problem, A100)[0], A100).weighed_us == best
 
 
 def test_limit_is_checked(kept):

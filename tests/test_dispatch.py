@@ -14,7 +14,7 @@ from dispatch_calls import CONFIG, SPLIT, call, operands
 from torch import Tensor
 
 import grouped_conv
-from grouped_conv import dispatch, executors, ops, plan
+from grouped_conv import dispatch, executors, ops, plan, plan_cache
 from grouped_conv.bench import dispatch_overhead
 from grouped_conv.bench.noop_driver import noop_driver
 from grouped_conv.decisions import describe, with_settled_precision
@@ -31,13 +31,13 @@ ATTRIBUTES = ((1, 1), (1, 1, 1, 1), (1, 1), "default", "auto")
 
 @pytest.fixture(autouse=True)
 def no_plans():
-    dispatch.forget_plans()
+    plan_cache.forget_plans()
     yield
-    dispatch.forget_plans()
+    plan_cache.forget_plans()
 
 
 def plan_count() -> int:
-    return len(dispatch._plans)
+    return len(plan_cache._plans)
 
 
 def test_a_plan_is_made_once_and_shared() -> None:
@@ -194,11 +194,11 @@ def test_plans_and_keys_hold_no_tensors() -> None:
         call(*tensors, activation="gelu", residual=torch.zeros(2, 8, 6, 6).half())
     assert len(calls[0].launches) == 4
     call(*tensors)
-    assert not [found for found in reachable(dispatch._plans) if isinstance(found, Tensor)]
+    assert not [found for found in reachable(plan_cache._plans) if isinstance(found, Tensor)]
 
 
 def test_old_plans_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "MAX_PLANS", 2)
+    monkeypatch.setattr(plan_cache, "MAX_PLANS", 2)
     for batch in (1, 2, 3, 4):
         call(*operands(batch=batch))
     assert plan_count() == 2
@@ -225,7 +225,7 @@ def test_threads_racing_on_the_first_miss_make_one_plan(monkeypatch: pytest.Monk
     assert len(made) == 1
     assert len(results) == 8
     assert all(torch.equal(result, wanted) for result in results)
-    assert dispatch._making == {}
+    assert plan_cache._making == {}
 
 
 def test_a_failed_plan_leaves_nothing_behind() -> None:
@@ -233,7 +233,7 @@ def test_a_failed_plan_leaves_nothing_behind() -> None:
         with pytest.raises(RuntimeError):
             call(*operands(), residual=torch.zeros(1).half())
     assert plan_count() == 0
-    assert dispatch._making == {}
+    assert plan_cache._making == {}
 
 
 def test_threads_may_interpret_at_the_same_time() -> None:
@@ -261,7 +261,7 @@ def test_a_forked_child_makes_its_own_plans() -> None:
         call(*tensors)
     call(*tensors)
     assert plan_count() == 2
-    with dispatch._lock:  # held by a parent's thread, as it may be
+    with plan_cache._lock:  # held by a parent's thread, as it may be
         child = os.fork()
         if child == 0:
             code = 1
@@ -321,7 +321,7 @@ def test_compiled_kernels_are_shared_by_plans_and_kept() -> None:
         for batch in (2, 2, 4):
             call(*operands(batch=batch))
         assert plan_count() == 2
-        dispatch.forget_plans()
+        plan_cache.forget_plans()
         call(*operands())
         assert len(executors._kernels) - before == 1
 
@@ -360,7 +360,7 @@ def test_the_native_lane_runs_our_plans(native, dtype: torch.dtype) -> None:
     input, weight, bias = operands(dtype=dtype, nhwc=False)
     with through_driver(), grouped_conv.trace() as calls:
         ours = call(input, weight, bias, activation="relu")
-        dispatch.forget_plans()
+        plan_cache.forget_plans()
         executors.abandon_kernels()  # unloaded while their driver is the active one
     assert len(calls[0].launches) == 3
     assert calls[0].problem.precision == "ieee"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import grouped_conv
-from grouped_conv import decisions, dispatch, live_device, ops, plan, records
+from grouped_conv import decisions, dispatch, live_device, ops, plan, plan_cache, records
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.store import default_store, triton_version
 from grouped_conv.decisions import Conditions, decide
@@ -100,8 +100,8 @@ def test_a_plan_made_for_a_capture_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
     fake = SimpleNamespace(input=SimpleNamespace(is_cuda=True))
     monkeypatch.setattr(dispatch, "_make", lambda given, request, barred: (given is fake, barred))
     assert dispatch._first("key", fake, ops.plain_request(*ATTRIBUTES)) == (True, "captured")
-    assert dispatch._plans == {}
-    assert dispatch._making == {}
+    assert plan_cache._plans == {}
+    assert plan_cache._making == {}
 
 
 def test_nothing_is_compiled_for_a_gpu_inside_interpret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_launches_go_to_the_tensors_device_and_stream(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device", Device)
     launched: list[tuple[int, list[int]]] = []
     for device in (0, 1):
-        made = plan.KernelPlan.__new__(plan.KernelPlan)
+        made = plan.Steps.__new__(plan.Steps)
         made.device = device
         made.stream = lambda index: 100 + index
         made.steps = (lambda stream, buffers: launched.append((stream, list(entered))),)

@@ -138,17 +138,6 @@ def issue_clocks(instructions: float, config: ImplicitGemmConfig, machine: Machi
     return instructions * config.num_warps / SCHEDULERS * machine.issue_clocks
 
 
-def resident_programs(
-    config: ImplicitGemmConfig, device: DeviceSpec, machine: Machine, shared: int, registers: int
-) -> int:
-    """Programs one multiprocessor holds at a time: limited by shared memory, registers and warps."""
-    threads = device.warp_size * config.num_warps
-    by_shared = device.shared_per_sm // max(shared + machine.reserved_shared, 1)
-    by_registers = device.registers_per_sm // (max(-(-registers // 8) * 8, 16) * threads)
-    by_warps = device.max_warps_per_sm // config.num_warps
-    return max(1, min(by_shared, by_registers, by_warps))
-
-
 def estimated_registers(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
     """Registers per thread before compiling: the sums plus a constant; Blackwell keeps the sums in tensor memory."""
     sums = config.block_m * config.block_n // (device.warp_size * config.num_warps)

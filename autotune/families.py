@@ -1,0 +1,48 @@
+"""What tuning must know of each kernel family, one row each: its defaults, its search space, its cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from grouped_conv.autotune import implicit_gemm_cost, implicit_gemm_defaults, implicit_gemm_search
+from grouped_conv.autotune.prediction import Prediction
+from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One family as tuning sees it.
+
+    Attributes:
+        predict: (problem, configuration, device, resources or None) to the predicted time.
+        defaults: (problem, device) to the few configurations that the heuristic compares; some may be invalid.
+        ranked: (problem, device) to the valid configurations worth compiling, best first by the model.
+        uses_tensor_cores: whether compiled code without a tensor-core instruction is a fault, for 16-bit and TF32.
+        tile: the part of a configuration of which a shortlist holds few.
+    """
+
+    predict: Callable[..., Prediction]
+    defaults: Callable[[ConvProblem, DeviceSpec], Iterable[KernelConfig]]
+    ranked: Callable[[ConvProblem, DeviceSpec], Iterable[KernelConfig]]
+    uses_tensor_cores: bool = True
+    tile: Callable[[Any], Any] = str
+
+
+MODELS: dict[str, Model] = {
+    ImplicitGemmConfig.family: Model(
+        implicit_gemm_cost.predict,
+        implicit_gemm_defaults.defaults,
+        implicit_gemm_search.ranked,
+        tile=lambda config: (config.block_m, config.block_n),
+    ),
+}
+"""By the family's name; `kernels.families.FAMILIES` has the same names."""
+
+
+def model_of(config: KernelConfig) -> Model:
+    """The row of the configuration's family."""
+    return MODELS[config.family]

@@ -1,0 +1,104 @@
+"""The implicit GEMM's arithmetic of tiles, and which configurations can run a problem; no kernel is loaded here."""
+
+from __future__ import annotations
+
+import math
+
+from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+
+MAX_ACCUMULATORS = 128
+"""fp32 sums per thread above which ptxas spilled on every architecture tried but sm_100 (compiled, not timed)."""
+MAX_PROGRAMS = 2**31 - 1
+MIN_SPLIT_TRIPS = 2
+"""Blocks of the reduction that each part of a split must have; below that the second pass costs more than it saves."""
+
+
+def total_trips(problem: ConvProblem, config: ImplicitGemmConfig) -> int:
+    """Blocks of the whole reduction."""
+    if config.loop_order == "flat":
+        return math.ceil(problem.taps * problem.c_per_group / config.block_k)
+    return problem.taps * (problem.c_per_group // config.block_k)
+
+
+def tiles(problem: ConvProblem, config: ImplicitGemmConfig) -> tuple[int, int, int]:
+    """(pixel tiles, channel tiles of one group, programs of the launch)."""
+    groups, m, n, _ = problem.gemm
+    tiles_m, tiles_n = math.ceil(m / config.block_m), math.ceil(n / config.block_n)
+    return tiles_m, tiles_n, tiles_m * tiles_n * groups * config.split_k
+
+
+def why_invalid(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
+    """Why `config` cannot run `problem` on any device; `None` when it can."""
+    if problem.direction != "forward":
+        return f"implicit_gemm computes the forward direction, not {problem.direction}"
+    if not problem.layout.is_uniform:
+        return "implicit_gemm needs equal, consecutive groups"
+    if problem.input_shuffle > 1 or problem.epilogue.shuffle > 1:
+        return "implicit_gemm shuffles no channels"
+    if config.loop_order != "flat" and problem.c_per_group % config.block_k:
+        return (
+            f"loop_order {config.loop_order} needs C_PER_GROUP={problem.c_per_group} "
+            f"divisible by block_k={config.block_k}"
+        )
+    _, _, programs = tiles(problem, config)
+    if programs > MAX_PROGRAMS:
+        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
+    blocks = math.ceil(problem.gemm[3] / config.block_k)
+    if config.split_k > 1 and blocks < MIN_SPLIT_TRIPS * config.split_k:
+        return (
+            f"split_k={config.split_k} leaves less than {MIN_SPLIT_TRIPS} of {blocks} blocks of the reduction to a part"
+        )
+    return None
+
+
+def one_warp(problem: ConvProblem) -> ImplicitGemmConfig:
+    """A tile for one warp: at most 64 columns, 16 deep."""
+    block_n = 16
+    while block_n < min(problem.k_per_group, 64):
+        block_n *= 2
+    return ImplicitGemmConfig(num_warps=1, num_stages=1, block_m=32, block_n=block_n, block_k=16)
+
+
+def why_not_on(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> str | None:
+    """Why a valid `config` cannot run on `device`; `None` when it can."""
+    threads = device.warp_size * config.num_warps
+    sums = config.block_m * config.block_n // threads
+    if sums > MAX_ACCUMULATORS * (device.warp_size // 32) and device.arch != 100:
+        return f"{sums} accumulators per thread spill (at most {MAX_ACCUMULATORS * (device.warp_size // 32)})"
+    needed = pipeline_buffers(problem, config, device)
+    if needed > device.shared_per_block:
+        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
+    if problem.precision == "tf32" and device.arch == "gfx90a":
+        return "gfx90a has no TF32"
+    return None
+
+
+def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
+    """Bytes of shared memory of the pipelined loop's operand tiles; 0 without a pipeline, where compilers differ.
+
+    Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
+    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile of less than 4 bytes per thread is
+    not copied asynchronously and has one buffer. Never more than compiled code has (tests).
+    """
+    if config.num_stages == 1:
+        return 0
+    copies = config.num_stages if _uses_wgmma(config, device) else config.num_stages - 1
+    threads = config.num_warps * device.warp_size
+    tiles = [rows * config.block_k * problem.item_size for rows in (config.block_m, config.block_n)]
+    return sum(tile * (copies if tile >= 4 * threads else 1) for tile in tiles)
+
+
+def shared_memory(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
+    """An estimate of the compiled kernel's shared memory: the loop's tiles, or the tile that the epilogue rearranges.
+
+    The compiler may rearrange the store in parts, so this can be too high; the compiled kernel's own figure decides.
+    """
+    tile = (config.block_m + config.block_n) * config.block_k * problem.item_size
+    store = config.block_m * config.block_n * (problem.item_size if config.split_k == 1 else 4)
+    return max(pipeline_buffers(problem, config, device), tile, 0 if _uses_wgmma(config, device) else store)
+
+
+def _uses_wgmma(config: ImplicitGemmConfig, device: DeviceSpec) -> bool:
+    return device.backend == "cuda" and device.arch in (90, 100) and config.block_m >= 64 and config.num_warps % 4 == 0
