@@ -130,7 +130,8 @@ def _edge_clocks(
     else:
         rows = max(1.0, config.block_m * config.block_k / 8 / threads)
         taps = problem.taps if problem.taps <= 31 else sum(problem.kernel_size)
-        instructions = 150 + rows * (40 + 6 * taps) + 4 * config.block_m * config.block_n / threads
+        per_sum = 4 if problem.epilogue.shuffle == 1 else 7  # shuffled values are stored one by one
+        instructions = 150 + rows * (40 + 6 * taps) + per_sum * config.block_m * config.block_n / threads
     width = 4 if config.split_k > 1 else problem.item_size * (1 + problem.epilogue.save_preactivation)
     stored = config.block_m * config.block_n * width / STORE_BYTES_PER_CLOCK
     return max(terms_of.issue_clocks(instructions, config, machine), stored)

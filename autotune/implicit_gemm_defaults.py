@@ -80,6 +80,8 @@ def _depth(problem: ConvProblem, device: DeviceSpec, block_m: int, block_n: int,
 def _orders(problem: ConvProblem, depth: int, device: DeviceSpec) -> tuple[tuple[str, str], ...]:
     """(loop order, cache policy) pairs worth comparing; whole channel blocks need no index arithmetic in the loop."""
     cached = ".ca" if device.backend == "cuda" else ""
+    if problem.input_shuffle > 1:
+        return (("flat", cached),)
     if problem.taps == 1:
         return (("channels_inner" if problem.c_per_group % depth == 0 else "flat", ""),)
     if problem.c_per_group % depth:

@@ -89,7 +89,8 @@ def shared_clocks(problem: ConvProblem, config: ImplicitGemmConfig, form: str, t
 def load_widths(problem: ConvProblem) -> tuple[int, int]:
     """(input, weight) bytes of one load: what a group's channels and a filter's row are divisible by; 16 at most."""
     run = problem.c_per_group * problem.item_size
-    return math.gcd(16, run), math.gcd(16, run * problem.taps)
+    width_a = problem.item_size if problem.input_shuffle > 1 else math.gcd(16, run)
+    return width_a, math.gcd(16, run * problem.taps)
 
 
 def mma_count(problem: ConvProblem, config: ImplicitGemmConfig, form: str) -> float:

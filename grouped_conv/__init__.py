@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from grouped_conv.functional import grouped_conv2d
     from grouped_conv.interpreting import interpret
     from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
-    from grouped_conv.modules import GroupedConv2d
+    from grouped_conv.modules import ChannelShuffle, GroupedConv2d
     from grouped_conv.policies import get_policy, policy, set_policy
     from grouped_conv.tracing import trace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChannelShuffle",
     "ConvProblem",
     "DeviceSpec",
     "Epilogue",
@@ -48,6 +49,7 @@ __all__ = [
 # Where each public name is defined. The modules are not called like the functions they hold (`interpreting` has
 # `interpret`), or loading the module would hide the function.
 _HOMES = {
+    "ChannelShuffle": "grouped_conv.modules",
     "ConvProblem": "grouped_conv.kernels",
     "DeviceSpec": "grouped_conv.kernels",
     "Epilogue": "grouped_conv.kernels",

@@ -30,6 +30,8 @@ def check_operands(operands: Operands, request: Request) -> tuple[int, int, int,
         _check_type(name, tensor, input)
     _check_vector("bias", bias, weight)
     _check_vector("scale", scale, weight)
+    _check_shuffle("input_shuffle", request.input_shuffle, input.shape[1])
+    _check_shuffle("output_shuffle", request.output_shuffle, weight.shape[0])
     _check_fits(input, weight, request)
     shape = layouts.output_shape(input, weight, geometry)
     if residual is not None:
@@ -82,6 +84,13 @@ def _check_vector(name: str, vector: Tensor | None, weight: Tensor) -> None:
                 f"elements, but got {name} of size {_size(vector)} instead"
             ),
         )
+
+
+def _check_shuffle(name: str, groups: int, channels: int) -> None:
+    torch._check(
+        groups >= 1 and channels % groups == 0,
+        lambda: f"{name}={groups} must be at least 1 and divide the {channels} channels",
+    )
 
 
 def _check_fits(input: Tensor, weight: Tensor, request: Request) -> None:

@@ -68,19 +68,20 @@ def convert(model: nn.Module, *, verbose: bool = False) -> nn.Module:
 def unconvert(model: nn.Module) -> nn.Module:
     """Make every `GroupedConv2d` of `model` plain `torch.nn` again, in place, and return the model.
 
-    A layer with `activation=` becomes `nn.Sequential(OrderedDict(conv=..., activation=...))`, which adds `conv.` to its
-    names in the state_dict; its forward and backward hooks move to the Sequential. If the model itself is such a layer,
-    the Sequential is returned. Subclasses of `GroupedConv2d` are left alone. Weights stay channels_last in memory.
+    A layer with `activation=` or shuffles becomes `nn.Sequential(OrderedDict(conv=..., activation=...))`, which adds
+    `conv.` to its names in the state_dict; its forward and backward hooks move to the Sequential. If the model itself
+    is such a layer, the Sequential is returned. Subclasses of `GroupedConv2d` are left alone. Weights stay channels_last in memory.
     """
     wrapped: dict[nn.Module, nn.Module] = {}
     for module in list(model.modules()):
         if isinstance(module, GroupedConv2d) and _base_class(module) is GroupedConv2d:
-            activation = module.activation
+            steps = _steps(module)
             _change_class(module, nn.Conv2d)
-            del module.activation
+            for name in ("activation", "input_shuffle", "output_shuffle"):
+                vars(module).pop(name, None)
             forget_packed_weight(module)
-            if activation is not None:
-                wrapped[module] = _followed_by(module, activation)
+            if len(steps) > 1:
+                wrapped[module] = _in_sequence(module, steps)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in wrapped:
@@ -145,10 +146,23 @@ _OUTPUT_HOOKS = (
 )
 
 
-def _followed_by(convolution: nn.Module, activation: str) -> nn.Sequential:
-    pair = nn.Sequential(OrderedDict(conv=convolution, activation=_ACTIVATION_MODULES[activation]()))
-    pair.training = convolution.training
+def _steps(layer: GroupedConv2d) -> OrderedDict[str, nn.Module]:
+    """The layer's work as plain modules, by name."""
+    steps: OrderedDict[str, nn.Module] = OrderedDict()
+    if layer.input_shuffle > 1:
+        steps["input_shuffle"] = nn.ChannelShuffle(layer.input_shuffle)
+    steps["conv"] = layer
+    if layer.activation is not None:
+        steps["activation"] = _ACTIVATION_MODULES[layer.activation]()
+    if layer.output_shuffle > 1:
+        steps["output_shuffle"] = nn.ChannelShuffle(layer.output_shuffle)
+    return steps
+
+
+def _in_sequence(convolution: nn.Module, steps: OrderedDict[str, nn.Module]) -> nn.Sequential:
+    sequence = nn.Sequential(steps)
+    sequence.training = convolution.training
     for hooks in _OUTPUT_HOOKS:
-        ours, theirs = vars(pair)[hooks], vars(convolution)[hooks]
-        vars(pair)[hooks], vars(convolution)[hooks] = theirs, ours
-    return pair
+        ours, theirs = vars(sequence)[hooks], vars(convolution)[hooks]
+        vars(sequence)[hooks], vars(convolution)[hooks] = theirs, ours
+    return sequence

@@ -67,6 +67,7 @@ def describe(operands: Operands, request: Request) -> ConvProblem | str:
         scale is not None,
         residual is not None,
         request.save_preactivation,
+        request.output_shuffle,
     )
     try:
         return ConvProblem(
@@ -82,6 +83,7 @@ def describe(operands: Operands, request: Request) -> ConvProblem | str:
             input_channels_last=is_channels_last(input.shape, input.stride()),
             weight_channels_last=is_channels_last(weight.shape, weight.stride()),
             epilogue=epilogue,
+            input_shuffle=request.input_shuffle,
         )
     except ValueError as error:
         return str(error)

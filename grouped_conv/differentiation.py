@@ -19,12 +19,13 @@ from grouped_conv.batching import fold_batch
 from grouped_conv.gradients import (
     activation_gradient,
     aten_convolution,
-    compose,
     convolution_gradients,
     needs_preactivation,
     per_channel,
+    shuffle_channels,
     sum_per_channel,
-    torch_convolution,
+    torch_call,
+    unshuffle_channels,
 )
 from grouped_conv.request import Operands, Request
 
@@ -44,7 +45,7 @@ def _convolve(operands: Operands, request: Request) -> Result:
     wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():  # registered formulas fail there, silently for forward mode
-            return compose(torch_convolution(operands, request.geometry), operands, request)[0]
+            return torch_call(operands, request)[0]
         return ops.call(operands, _for_backward(request, wants_gradient))
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _TransformedConvolution.apply(*operands, _for_backward(request, True))
@@ -74,8 +75,10 @@ def _vector_jacobian(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor |
     input, weight, scale, output, preactivation = ctx.saved_tensors
     request: Request = ctx.request
     needs = ctx.needs_input_grad
+    input = shuffle_channels(input, request.input_shuffle)
     if grad is not None:
-        grad = activation_gradient(request.activation, request.negative_slope, grad, output, preactivation)
+        grad = unshuffle_channels(grad, request.output_shuffle)
+        grad = _activation_gradient(request, grad, output, preactivation)
     if grad_preactivation is not None and request.save_preactivation:
         grad = grad_preactivation if grad is None else grad + grad_preactivation
     if grad is None:
@@ -91,8 +94,17 @@ def _vector_jacobian(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor |
         if needs[3]:
             unscaled = aten_convolution(input, weight, None, request.geometry)
             grad_scale = sum_per_channel(grad * unscaled)
+    if grad_input is not None:
+        grad_input = unshuffle_channels(grad_input, request.input_shuffle)
     grad_residual = grad if len(needs) > 4 and needs[4] else None
     return [grad_input, grad_weight, grad_bias, grad_scale, grad_residual]
+
+
+def _activation_gradient(request: Request, grad: Tensor, output: Any, preactivation: Any) -> Tensor:
+    """`grad` through the activation; the saved output is shuffled, the gradient and the preactivation are not."""
+    if output is not None:
+        output = unshuffle_channels(output, request.output_shuffle)
+    return activation_gradient(request.activation, request.negative_slope, grad, output, preactivation)
 
 
 def _jacobian_vector(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
@@ -101,8 +113,10 @@ def _jacobian_vector(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Ten
     request: Request = ctx.request
     plain = request.convolution_only()
     along_input, along_weight, along_bias, along_scale, along_residual = tangents
+    input = shuffle_channels(input, request.input_shuffle)
     parts = []
     if along_input is not None:
+        along_input = shuffle_channels(along_input, request.input_shuffle)
         parts.append(convolve(Operands(along_input, weight), plain))
     if along_weight is not None:
         parts.append(convolve(Operands(input, along_weight), plain))
@@ -115,7 +129,8 @@ def _jacobian_vector(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Ten
     if along_residual is not None:
         parts.append(along_residual)
     inner = sum(parts[1:], parts[0])
-    return activation_gradient(request.activation, request.negative_slope, inner, output, preactivation), inner
+    along_output = _activation_gradient(request, inner, output, preactivation)
+    return shuffle_channels(along_output, request.output_shuffle), inner
 
 
 class _EagerConvolution(torch.autograd.Function):
@@ -163,10 +178,14 @@ class _TransformedConvolution(torch.autograd.Function):
 
 def _vmap(run: Run, info: Any, dims: Any, operands: Operands, request: Request) -> tuple[Tensor, int, Tensor | None]:
     """The batched output, where its batch is, and the batched preactivation if the request says to save it."""
-    folded, unfold = fold_batch(info.batch_size, dims, operands)
-    result = run(folded, request)
+    input, dim = operands.input, dims[0]
+    if request.input_shuffle > 1:  # batches may be folded into channels, so each is shuffled on its own
+        input = shuffle_channels(input, request.input_shuffle, 1 if dim is None or dim > 1 else 2)
+    folded, unfold = fold_batch(info.batch_size, dims, operands._replace(input=input))
+    result = run(folded, request.without_shuffles())
     output, preactivation = (result, None) if isinstance(result, Tensor) else result
     value, dim = unfold(output)
+    value = shuffle_channels(value, request.output_shuffle, 2)
     if preactivation is None or not request.save_preactivation:
         return value, dim, None
     return value, dim, unfold(preactivation)[0]
@@ -192,7 +211,7 @@ def _fused_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _fused_backward(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None) -> Any:
-    return (*_vector_jacobian(ctx, grad, grad_preactivation), *[None] * 8)
+    return (*_vector_jacobian(ctx, grad, grad_preactivation), *[None] * 10)
 
 
 def _fused_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:

@@ -95,6 +95,8 @@ def _neighbours(model: nn.Module) -> Iterator[tuple[_BatchNorm, nn.Conv2d]]:
 def _why_not(convolution: nn.Conv2d, batchnorm: _BatchNorm) -> str:
     if getattr(convolution, "activation", None) is not None:
         return f"an activation, {convolution.activation}, lies between"
+    if getattr(convolution, "output_shuffle", 1) > 1:
+        return f"a channel shuffle in {convolution.output_shuffle} groups lies between"
     if batchnorm.running_mean is None or batchnorm.running_var is None:
         return "it keeps no running statistics"
     for module in (convolution, batchnorm):

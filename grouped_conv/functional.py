@@ -15,7 +15,7 @@ from grouped_conv import tracing
 from grouped_conv.autocasting import autocast_dtype, cast
 from grouped_conv.differentiation import convolve
 from grouped_conv.geometry import as_tuple, parse_geometry
-from grouped_conv.gradients import compose, torch_convolution
+from grouped_conv.gradients import torch_call
 from grouped_conv.kernels.epilogue import ACTIVATIONS
 from grouped_conv.kernels.problem import PRECISIONS
 from grouped_conv.request import Operands, Request
@@ -42,6 +42,8 @@ def grouped_conv2d(
     precision: str | None = None,
     backend: str | None = None,
     negative_slope: float = 0.01,
+    input_shuffle: int = 1,
+    output_shuffle: int = 1,
 ) -> Tensor:
     """`activation(scale * conv2d(input, weight) + bias + residual)`.
 
@@ -62,6 +64,10 @@ def grouped_conv2d(
             `torch.backends.cudnn.conv.fp32_precision` says so.
         backend: `"aten"` or `"kernel"` to insist on one; by default the policy decides (`grouped_conv.policy`).
         negative_slope: of `leaky_relu`.
+        input_shuffle: groups of `torch.nn.functional.channel_shuffle` that the input goes through first; divides C.
+            `C / groups` makes each group read channels that are `groups` apart.
+        output_shuffle: groups of a channel shuffle that the output goes through last, as in ShuffleNet (arXiv
+            1707.01083); divides K. Bias, scale and residual are in the order before it.
 
     Raises:
         RuntimeError: in ATen's words for operands that make no convolution; when `backend="kernel"` or policy `kernels`
@@ -71,7 +77,14 @@ def grouped_conv2d(
     _check_names(activation, precision, backend)
     if not _is_convolution(input, weight, groups):
         _refuse(input, weight, bias, stride, padding, dilation, groups)
-    choices = activation or "none", negative_slope, precision or "default", backend or "auto"
+    choices = (
+        activation or "none",
+        negative_slope,
+        precision or "default",
+        backend or "auto",
+        input_shuffle,
+        output_shuffle,
+    )
     try:
         request = _request(as_tuple(stride), as_tuple(padding), as_tuple(dilation), weight.shape[2:], *choices)
     except (TypeError, ValueError) as error:
@@ -137,9 +150,19 @@ def _make_request(
     negative_slope: float,
     precision: str,
     backend: str,
+    input_shuffle: int,
+    output_shuffle: int,
 ) -> Request:
     geometry = parse_geometry(stride, padding, dilation, (kernel_size[0], kernel_size[1]))
-    return Request(geometry, activation, negative_slope, precision=precision, backend=backend)
+    return Request(
+        geometry,
+        activation,
+        negative_slope,
+        precision=precision,
+        backend=backend,
+        input_shuffle=input_shuffle,
+        output_shuffle=output_shuffle,
+    )
 
 
 def _request(*attributes: Any) -> Request:
@@ -190,4 +213,4 @@ def _by_torch(operands: Operands, request: Request, reason: str) -> Tensor:
         raise RuntimeError(f"backend='kernel' was asked for, but {reason}")
     if not torch.compiler.is_compiling():
         tracing.record(CallRecord(None, "aten", reason))
-    return compose(torch_convolution(operands, request.geometry), operands, request)[0]
+    return torch_call(operands, request)[0]

@@ -103,6 +103,24 @@ def torch_convolution(operands: Operands, geometry: Geometry) -> Tensor:
     return F.conv2d(input, weight, bias, geometry.stride, geometry.symmetric_padding, geometry.dilation, groups)
 
 
+def shuffle_channels(value: Tensor, groups: int, axis: int = 1) -> Tensor:
+    """ShuffleNet's channel shuffle (arXiv 1707.01083): channel `i * (C / groups) + j` goes to `j * groups + i`.
+
+    `shuffle_channels(., C // groups)` is its inverse, and its own adjoint.
+    """
+    if groups == 1:
+        return value
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if axis == 1 and value.dim() == 4 and not (torch.is_grad_enabled() or transformed):
+        return torch.channel_shuffle(value, groups)  # the same copy at once, but without derivatives of every kind
+    return value.unflatten(axis, (groups, -1)).transpose(axis, axis + 1).flatten(axis, axis + 1)
+
+
+def unshuffle_channels(value: Tensor, groups: int) -> Tensor:
+    """The inverse of `shuffle_channels(., groups)`."""
+    return value if groups == 1 else shuffle_channels(value, value.shape[1] // groups)
+
+
 def compose(value: Tensor, operands: Operands, request: Request) -> tuple[Tensor, Tensor]:
     """The epilogue behind a convolution `value` in torch's operations: the output, and the activation's argument.
 
@@ -112,7 +130,14 @@ def compose(value: Tensor, operands: Operands, request: Request) -> tuple[Tensor
         value = value * per_channel(operands.scale)
         value = value if operands.bias is None else value + per_channel(operands.bias)
     value = value if operands.residual is None else value + operands.residual
-    return apply_activation(request.activation, request.negative_slope, value), value
+    output = apply_activation(request.activation, request.negative_slope, value)
+    return shuffle_channels(output, request.output_shuffle), value
+
+
+def torch_call(operands: Operands, request: Request) -> tuple[Tensor, Tensor]:
+    """The whole call in torch's operations, with all their checks: the output, and the activation's argument."""
+    input = shuffle_channels(operands.input, request.input_shuffle)
+    return compose(torch_convolution(operands._replace(input=input), request.geometry), operands, request)
 
 
 def convolution_gradients(

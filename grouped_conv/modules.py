@@ -1,4 +1,4 @@
-"""`GroupedConv2d`: `torch.nn.Conv2d` by `grouped_conv2d`, with an optional activation."""
+"""Layers: `GroupedConv2d` is `torch.nn.Conv2d` by `grouped_conv2d`, with an optional activation; `ChannelShuffle`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ class GroupedConv2d(nn.Conv2d):
 
     Args:
         activation: name of an activation fused behind the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
+        input_shuffle, output_shuffle: groups of a channel shuffle before and after, as in `grouped_conv2d`.
 
     Raises:
-        ValueError: as `torch.nn.Conv2d`, and for an unknown activation.
+        ValueError: as `torch.nn.Conv2d`, for an unknown activation, and for shuffles that do not divide the channels.
     """
 
     activation: str | None
+    input_shuffle: int = 1  # on the class: a converted `nn.Conv2d` has no other
+    output_shuffle: int = 1
 
     def __init__(
         self,
@@ -46,6 +49,8 @@ class GroupedConv2d(nn.Conv2d):
         dtype: torch.dtype | None = None,
         *,
         activation: str | None = None,
+        input_shuffle: int = 1,
+        output_shuffle: int = 1,
     ) -> None:
         super().__init__(
             in_channels,
@@ -61,6 +66,8 @@ class GroupedConv2d(nn.Conv2d):
             dtype=dtype,
         )
         self.activation = checked_activation(activation)
+        self.input_shuffle = checked_shuffle("input_shuffle", input_shuffle, in_channels)
+        self.output_shuffle = checked_shuffle("output_shuffle", output_shuffle, out_channels)
         keep_channels_last(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -81,12 +88,18 @@ class GroupedConv2d(nn.Conv2d):
             self.dilation,
             self.groups,
             activation=self.activation,
+            input_shuffle=self.input_shuffle,
+            output_shuffle=self.output_shuffle,
         )
 
     def extra_repr(self) -> str:
-        """`torch.nn.Conv2d`'s, with the activation if there is one."""
-        text = super().extra_repr()
-        return text if self.activation is None else f"{text}, activation={self.activation}"
+        """`torch.nn.Conv2d`'s, with the activation and the shuffles if there are any."""
+        words = [super().extra_repr()]
+        words += [] if self.activation is None else [f"activation={self.activation}"]
+        words += [
+            f"{name}={getattr(self, name)}" for name in ("input_shuffle", "output_shuffle") if getattr(self, name) > 1
+        ]
+        return ", ".join(words)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         forget_packed_weight(self)  # `to`, `half`, `cuda` put new data into the same Parameter
@@ -97,6 +110,35 @@ class GroupedConv2d(nn.Conv2d):
         state = dict(super().__getstate__())
         state.pop(_CACHE, None)
         return state
+
+
+class ChannelShuffle(nn.ChannelShuffle):
+    """ShuffleNet's channel shuffle (arXiv 1707.01083): channel `i * (C / groups) + j` goes to `j * groups + i`.
+
+    Behind a `GroupedConv2d`, that layer's `output_shuffle=groups` computes the same without a pass of its own.
+
+    Args:
+        groups: divides the channels.
+
+    Raises:
+        ValueError: when `groups` is below 1.
+    """
+
+    def __init__(self, groups: int) -> None:
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, but got {groups}")
+        super().__init__(groups)
+
+
+def checked_shuffle(name: str, groups: int, channels: int) -> int:
+    """`groups`.
+
+    Raises:
+        ValueError: when it does not divide `channels`.
+    """
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{name}={groups} must be at least 1 and divide the {channels} channels")
+    return groups
 
 
 def checked_activation(name: str | None) -> str | None:

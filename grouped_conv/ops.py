@@ -20,7 +20,7 @@ from grouped_conv.request import Operands, Request
 
 _TENSORS = "Tensor input, Tensor weight, Tensor? bias"
 _WINDOW = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
-_EPILOGUE = "str activation, float negative_slope, bool save_preactivation"
+_EPILOGUE = "str activation, float negative_slope, bool save_preactivation, int input_shuffle, int output_shuffle"
 _CHOICE = "str precision, str backend"
 # Real strides must reach the implementation, because the output's memory format follows from them.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -51,12 +51,15 @@ def fused_request(
     activation: str,
     negative_slope: float,
     save_preactivation: bool,
+    input_shuffle: int,
+    output_shuffle: int,
     precision: str,
     backend: str,
 ) -> Request:
     """The attributes of a `conv2d_fused` call as one value."""
     geometry = _geometry(stride, padding, dilation)
-    return Request(geometry, activation, negative_slope, save_preactivation, precision, backend)
+    shuffles = input_shuffle, output_shuffle
+    return Request(geometry, activation, negative_slope, save_preactivation, precision, backend, *shuffles)
 
 
 def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Geometry:
@@ -83,6 +86,8 @@ def call(operands: Operands, request: Request) -> Tensor | tuple[Tensor, Tensor]
         request.activation,
         request.negative_slope,
         request.save_preactivation,
+        request.input_shuffle,
+        request.output_shuffle,
         request.precision,
         request.backend,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grouped_conv import layouts
 from grouped_conv.executors import BUFFERS, Executor
-from grouped_conv.gradients import aten_convolution, compose
+from grouped_conv.gradients import aten_convolution, compose, shuffle_channels
 from grouped_conv.kernels.call import Call, Temporary, plan_call
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.launch import Launch
@@ -73,6 +73,7 @@ class AtenPlan:
 
     def _compute(self, operands: Operands) -> Result:
         input, weight, bias, scale, _ = operands
+        input = shuffle_channels(input, self.request.input_shuffle)
         value = aten_convolution(input, weight, bias if scale is None else None, self.request.geometry)
         output, preactivation = compose(value, operands, self.request)
         if not self.request.save_preactivation:

@@ -43,6 +43,8 @@ class Request:
         save_preactivation: also return the activation's argument.
         precision: `ieee`, `tf32`, or `default` for torch's own flag at the time of the call.
         backend: `aten`, `kernel`, or `auto` for the policy's choice.
+        input_shuffle: groups of a channel shuffle that the input goes through first.
+        output_shuffle: groups of a channel shuffle that the output goes through last.
     """
 
     geometry: Geometry
@@ -51,16 +53,27 @@ class Request:
     save_preactivation: bool = False
     precision: str = "default"
     backend: str = "auto"
+    input_shuffle: int = 1
+    output_shuffle: int = 1
 
     @property
     def is_plain(self) -> bool:
-        """True when nothing but a bias follows the convolution."""
-        return self.activation == "none" and not self.save_preactivation
+        """True when nothing but a bias follows the convolution and no channels are shuffled."""
+        return self.activation == "none" and not self.save_preactivation and not self.shuffles
+
+    @property
+    def shuffles(self) -> bool:
+        """True when channels are shuffled, before or after."""
+        return self.input_shuffle > 1 or self.output_shuffle > 1
+
+    def without_shuffles(self) -> Request:
+        """The same request, channels in their order."""
+        return replace(self, input_shuffle=1, output_shuffle=1)
 
     def saving_preactivation(self) -> Request:
         """The same request, also returning the activation's argument."""
         return self if self.save_preactivation else replace(self, save_preactivation=True)
 
     def convolution_only(self) -> Request:
-        """The same convolution with nothing behind it."""
+        """The same convolution with nothing before or behind it."""
         return Request(self.geometry, precision=self.precision, backend=self.backend)

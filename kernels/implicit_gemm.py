@@ -18,7 +18,14 @@ from grouped_conv.kernels.jit_epilogue import finish, store_tile
 from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, decode_tile, tap_bits
 from grouped_conv.kernels.jit_reduction import flat_reduction, tap_reduction
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch, power_of_two_divisor
-from grouped_conv.kernels.operands import FLOAT32_VECTOR, Operand, epilogue_arguments, store_vector, stride_integers
+from grouped_conv.kernels.operands import (
+    FLOAT32_VECTOR,
+    Operand,
+    epilogue_arguments,
+    shuffle_constants,
+    store_vector,
+    stride_integers,
+)
 from grouped_conv.kernels.problem import ConvProblem
 
 SHORT_LOOP = 8
@@ -81,6 +88,10 @@ def implicit_gemm(
     NEGATIVE_SLOPE: tl.constexpr,
     VECTOR: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    INPUT_SHUFFLE: tl.constexpr,
+    IN_CHANNELS: tl.constexpr,
+    SHUFFLE: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
 ):
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
     EVEN_N: tl.constexpr = K_PER_GROUP % BLOCK_N == 0
@@ -92,7 +103,9 @@ def implicit_gemm(
     ih0 = out_h.to(tl.int32) * STRIDE_H - PAD_H
     iw0 = out_w.to(tl.int32) * STRIDE_W - PAD_W
     x_offsets = image.to(tl.int64) * stride_xn + ih0.to(tl.int64) * stride_xh + iw0.to(tl.int64) * stride_xw
-    x_rows = x_ptr + group.to(tl.int64) * C_PER_GROUP + x_offsets  # [BLOCK_M]; read only where a tap is inside
+    x_rows = x_ptr + x_offsets  # [BLOCK_M]; read only where a tap is inside
+    if INPUT_SHUFFLE == 1:
+        x_rows += group.to(tl.int64) * C_PER_GROUP
     ih0 = tl.where(row_ok, ih0, OUTSIDE)
     bits = tap_bits(ih0, iw0, IN_H, IN_W, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
 
@@ -105,7 +118,7 @@ def implicit_gemm(
         acc = flat_reduction(
             acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, trips,
             total_trips, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, EVEN_N, TAP_MODE, CACHE_A,
-            PRECISION, NUM_STAGES,
+            PRECISION, NUM_STAGES, group, INPUT_SHUFFLE, IN_CHANNELS,
         )  # fmt: skip
     else:
         acc = tap_reduction(
@@ -119,7 +132,7 @@ def implicit_gemm(
         finish(
             acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, col_ok,
             stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
-            NEGATIVE_SLOPE, VECTOR,
+            NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS,
         )  # fmt: skip
     else:
         part = workspace_ptr + split.to(tl.int64) * M * out_channels  # [SPLIT_K, M, out_channels] in fp32
@@ -193,6 +206,7 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
         "TAP_MODE": tap_mode(problem),
         "PRECISION": problem.precision,
         "NUM_STAGES": config.num_stages,
+        **shuffle_constants(problem),
         **finishing.constants,
         "VECTOR": FLOAT32_VECTOR if split else store_vector(problem, output),
         **({} if split else {"workspace_ptr": None}),

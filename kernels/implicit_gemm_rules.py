@@ -35,8 +35,8 @@ def why_invalid(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
         return f"implicit_gemm computes the forward direction, not {problem.direction}"
     if not problem.layout.is_uniform:
         return "implicit_gemm needs equal, consecutive groups"
-    if problem.input_shuffle > 1 or problem.epilogue.shuffle > 1:
-        return "implicit_gemm shuffles no channels"
+    if config.loop_order != "flat" and problem.input_shuffle > 1:
+        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled input has not"
     if config.loop_order != "flat" and problem.c_per_group % config.block_k:
         return (
             f"loop_order {config.loop_order} needs C_PER_GROUP={problem.c_per_group} "

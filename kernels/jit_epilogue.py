@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.jit_index import shuffled
+
 
 @triton.jit
 def relu(x):
@@ -117,8 +119,13 @@ def finish(
     ACTIVATION: tl.constexpr,
     NEGATIVE_SLOPE: tl.constexpr,
     VECTOR: tl.constexpr,
+    SHUFFLE: tl.constexpr = 1,
+    OUT_CHANNELS: tl.constexpr = 1,
 ):
-    """Apply the epilogue to `acc`, [BLOCK_M, BLOCK_N], and store it; channel strides of 1 are constants."""
+    """Apply the epilogue to `acc`, [BLOCK_M, BLOCK_N], and store it; channel strides of 1 are constants.
+
+    The output's channels may be shuffled (`shuffled`); they are then stored one by one.
+    """
     acc = affine(acc, scale_ptr, bias_ptr, channel, channel_ok)
     if residual_ptr is not None:
         r_rows = pixel_offsets(image, out_h, out_w, stride_rn, stride_rh, stride_rw)
@@ -128,4 +135,7 @@ def finish(
     if pre_ptr is not None:
         store_tile(pre_ptr, acc, y_rows, channel, stride_yc, row_ok, channel_ok, VECTOR)
     acc = activate(acc, ACTIVATION, NEGATIVE_SLOPE)
-    store_tile(y_ptr, acc, y_rows, channel, stride_yc, row_ok, channel_ok, VECTOR)
+    if SHUFFLE == 1:
+        store_tile(y_ptr, acc, y_rows, channel, stride_yc, row_ok, channel_ok, VECTOR)
+    else:
+        store_tile(y_ptr, acc, y_rows, shuffled(channel, SHUFFLE, OUT_CHANNELS), stride_yc, row_ok, channel_ok, 1)

@@ -34,6 +34,16 @@ def decode_pixels(pid_m, OUT_H, OUT_W, BLOCK_M: tl.constexpr, WIDE_M: tl.constex
 
 
 @triton.jit
+def shuffled(channel, SHUFFLE: tl.constexpr, CHANNELS: tl.constexpr):
+    """Where a channel shuffle of CHANNELS channels in SHUFFLE groups puts `channel`."""
+    if SHUFFLE == 1:
+        return channel
+    else:
+        RUN: tl.constexpr = CHANNELS // SHUFFLE
+        return channel % RUN * SHUFFLE + channel // RUN
+
+
+@triton.jit
 def inside(coordinate, SIZE):
     """0 <= coordinate < SIZE in one unsigned comparison."""
     return coordinate.to(tl.uint32, bitcast=True) < SIZE.to(tl.uint32, bitcast=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_index import tap_mask
+from grouped_conv.kernels.jit_index import shuffled, tap_mask
 
 
 @triton.constexpr_function
@@ -48,8 +48,14 @@ def flat_reduction(
     CACHE_A: tl.constexpr,
     PRECISION: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    group=0,
+    INPUT_SHUFFLE: tl.constexpr = 1,
+    IN_CHANNELS: tl.constexpr = 1,
 ):
-    """Acc + x[rows, k] * w[k, cols] over this split's `trips` blocks of the flat index k."""
+    """Acc + x[rows, k] * w[k, cols] over this split's `trips` blocks of the flat index k.
+
+    Without a shuffle of the input `x_rows` begins at the group's first channel, with one at the image's.
+    """
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
     BLOCKS: tl.constexpr = (DEPTH + BLOCK_K - 1) // BLOCK_K
     # Taps past the last have bits of zero. Past the end of the word they need a mask; in the blocks that the pipeline
@@ -65,7 +71,12 @@ def flat_reduction(
         tap = k // C_PER_GROUP
         kernel_h = tap // KERNEL_W
         kernel_w = tap % KERNEL_W
-        offset = kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw) + k % C_PER_GROUP
+        offset = kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw)
+        if INPUT_SHUFFLE == 1:
+            offset += k % C_PER_GROUP
+        else:  # a shuffle in C / s groups undoes one in s
+            channel = group * C_PER_GROUP + k % C_PER_GROUP
+            offset += shuffled(channel, IN_CHANNELS // INPUT_SHUFFLE, IN_CHANNELS)
         if CLAMP and TAP_MODE != "direct":
             tap = tap & 31
             kernel_h = kernel_h & 15

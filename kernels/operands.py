@@ -93,6 +93,17 @@ def epilogue_arguments(problem: ConvProblem, operands: Mapping[str, Operand]) ->
     return Arguments(buffers, (), constants)
 
 
+def shuffle_constants(problem: ConvProblem) -> dict[str, int]:
+    """The channel shuffles before and after; channel counts are constants only where there is a shuffle to divide."""
+    before, after = problem.input_shuffle, problem.epilogue.shuffle
+    return {
+        "INPUT_SHUFFLE": before,
+        "IN_CHANNELS": problem.in_channels if before > 1 else 1,
+        "SHUFFLE": after,
+        "OUT_CHANNELS": problem.out_channels if after > 1 else 1,
+    }
+
+
 def store_vector(problem: ConvProblem, output: Operand) -> int:
     """Channels that one 16-byte store holds; 1 when channels are not innermost."""
     return 16 // problem.item_size if output.strides[1] == 1 else 1

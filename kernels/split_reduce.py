@@ -12,7 +12,7 @@ from grouped_conv.kernels.config import ReduceConfig
 from grouped_conv.kernels.jit_epilogue import finish
 from grouped_conv.kernels.jit_index import decode_pixels
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, epilogue_arguments, store_vector, stride_integers
+from grouped_conv.kernels.operands import Operand, epilogue_arguments, shuffle_constants, store_vector, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
 
 
@@ -44,6 +44,8 @@ def split_reduce(
     ACTIVATION: tl.constexpr,
     NEGATIVE_SLOPE: tl.constexpr,
     VECTOR: tl.constexpr,
+    SHUFFLE: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
 ):
     pid = tl.program_id(0)
     m, image, out_h, out_w = decode_pixels(pid % tiles_m, OUT_H, OUT_W, BLOCK_M, WIDE_M)
@@ -59,7 +61,7 @@ def split_reduce(
     finish(
         acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, channel_ok,
         stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
-        NEGATIVE_SLOPE, VECTOR,
+        NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS,
     )  # fmt: skip
 
 
@@ -84,6 +86,7 @@ def plan_split_reduce(problem: ConvProblem, split_k: int, operands: Mapping[str,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "WIDE_M": m > INT32_MAX - config.block_m,
+        **{name: value for name, value in shuffle_constants(problem).items() if name in ("SHUFFLE", "OUT_CHANNELS")},
         **finishing.constants,
         "VECTOR": store_vector(problem, operands["output"]),
         **{name: value for pair in strides for name, value in pair.constants.items()},

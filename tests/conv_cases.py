@@ -134,6 +134,30 @@ def product_cases() -> Iterator[Case]:
     )
 
 
+def shuffle_cases() -> Iterator[Case]:
+    """Channel shuffles before and after, as ShuffleNet has them and with group counts of their own."""
+    config = ImplicitGemmConfig(block_m=32, block_n=32, block_k=32, num_stages=2)
+    epilogues = itertools.cycle([Epilogue(shuffle=3), replace(BIAS_RELU, shuffle=2), Epilogue("silu", shuffle=1)])
+    rows = (
+        ("ShuffleNet's 1x1, three groups", (1, 60, 5, 6), (24, 20, 1, 1), {"groups": 3}, 1),
+        ("channels that are groups apart", (2, 24, 6, 5), (36, 6, 3, 3), {"groups": 4, "padding": 1}, 6),
+        ("shuffled as the layer before stored it", (1, 24, 6, 5), (18, 12, 3, 3), {"groups": 2, "stride": 2}, 2),
+        ("no group count of the layer", (1, 30, 4, 7), (12, 10, 1, 3), {"groups": 3}, 5),
+        ("one channel per group", (1, 12, 6, 6), (12, 1, 3, 3), {"groups": 12, "padding": 1}, 4),
+    )
+    dtypes = itertools.cycle([("float16", True), ("float32", False), ("bfloat16", True)])
+    for (reason, x, w, keywords, before), again in itertools.product(rows, range(3)):
+        dtype, last = next(dtypes)
+        problem = ConvProblem.of(
+            x, w, dtype=dtype, precision="ieee", channels_last=last, epilogue=next(epilogues), input_shuffle=before,
+            **keywords,
+        )  # fmt: skip
+        split = replace(config, block_k=16, split_k=2)
+        yield Case(f"shuffle {reason}", problem, split if why_invalid(problem, split) is None else config)
+        if again == 2:
+            next(epilogues)  # the next row meets them in another order
+
+
 def alexnet_cases() -> Iterator[Case]:
     """AlexNet's layers at full size, batch 1 and 2, with big tiles so that the interpreter has few programs to run."""
     for batch, dtype in ((1, "float16"), (2, "bfloat16"), (1, "float32")):
@@ -147,4 +171,4 @@ def alexnet_cases() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     """Everything the interpreter lane runs."""
-    return [*shape_cases(), *product_cases(), *alexnet_cases()]
+    return [*shape_cases(), *product_cases(), *shuffle_cases(), *alexnet_cases()]

@@ -69,6 +69,7 @@ def make_tensors(problem: ConvProblem, seed: int = 0, weight_scale: float = 1.0)
 def reference(problem: ConvProblem, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
     """What torch computes for the problem, all steps in `dtype`; TF32 operands are cut first."""
     x, weight = tensors["input"].to(dtype), tensors["weight"].to(dtype)
+    x = shuffled(x, problem.input_shuffle)
     top, bottom, left, right = problem.padding
     padded = F.pad(x, (left, right, top, bottom))
     y = F.conv2d(padded, weight, None, problem.stride, 0, problem.dilation, problem.groups)
@@ -80,8 +81,18 @@ def reference(problem: ConvProblem, tensors: Mapping[str, Tensor], dtype: torch.
     if epilogue.residual:
         y = y + tensors["residual"].to(dtype)
     if epilogue.activation == "leaky_relu":
-        return F.leaky_relu(y, epilogue.negative_slope)
-    return ACTIVATE[epilogue.activation](y)
+        y = F.leaky_relu(y, epilogue.negative_slope)
+    else:
+        y = ACTIVATE[epilogue.activation](y)
+    return shuffled(y, epilogue.shuffle)
+
+
+def shuffled(x: Tensor, groups: int) -> Tensor:
+    """The channel shuffle by an explicit table: channel i * run + j goes to j * groups + i."""
+    channels = x.shape[1]
+    run = channels // groups
+    source = [(c % groups) * run + c // groups for c in range(channels)]
+    return x[:, source]
 
 
 def relative_error(y: Tensor, exact: Tensor) -> float:
@@ -122,7 +133,7 @@ def check_output(problem: ConvProblem, tensors: Mapping[str, Tensor], what: str 
 
 
 def plain_epilogue(problem: ConvProblem) -> dict[str, object]:
-    return problem.epilogue.to_json() | {"activation": "none"}
+    return problem.epilogue.to_json() | {"activation": "none", "shuffle": 1}
 
 
 def run_call(

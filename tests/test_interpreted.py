@@ -31,6 +31,8 @@ def convolve(problem: ConvProblem, tensors: dict[str, Tensor]) -> Tensor:
         scale=tensors.get("scale"),
         residual=tensors.get("residual"),
         precision=problem.precision if problem.dtype == "float32" else None,
+        input_shuffle=problem.input_shuffle,
+        output_shuffle=epilogue.shuffle,
     )
 
 
