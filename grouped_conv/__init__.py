@@ -11,6 +11,7 @@ from grouped_conv import _source_tree
 
 if TYPE_CHECKING:
     from grouped_conv import autotune, bench, kernels, models
+    from grouped_conv.conv1d import GroupedConv1d, grouped_conv1d
     from grouped_conv.conversion import conversion_report, convert, fold_batchnorm, unconvert
     from grouped_conv.functional import grouped_conv2d
     from grouped_conv.interpreting import interpret
@@ -27,6 +28,7 @@ __all__ = [
     "DeviceSpec",
     "Epilogue",
     "GroupLayout",
+    "GroupedConv1d",
     "GroupedConv2d",
     "KernelConfig",
     "__version__",
@@ -36,6 +38,7 @@ __all__ = [
     "convert",
     "fold_batchnorm",
     "get_policy",
+    "grouped_conv1d",
     "grouped_conv2d",
     "interpret",
     "kernels",
@@ -54,12 +57,14 @@ _HOMES = {
     "DeviceSpec": "grouped_conv.kernels",
     "Epilogue": "grouped_conv.kernels",
     "GroupLayout": "grouped_conv.kernels",
+    "GroupedConv1d": "grouped_conv.conv1d",
     "GroupedConv2d": "grouped_conv.modules",
     "KernelConfig": "grouped_conv.kernels",
     "conversion_report": "grouped_conv.conversion",
     "convert": "grouped_conv.conversion",
     "fold_batchnorm": "grouped_conv.conversion",
     "get_policy": "grouped_conv.policies",
+    "grouped_conv1d": "grouped_conv.conv1d",
     "grouped_conv2d": "grouped_conv.functional",
     "interpret": "grouped_conv.interpreting",
     "policy": "grouped_conv.policies",

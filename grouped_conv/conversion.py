@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from grouped_conv.conv1d import GroupedConv1d
 from grouped_conv.folding import fold_batchnorm
-from grouped_conv.modules import GroupedConv2d, forget_packed_weight, keep_channels_last
+from grouped_conv.modules import FusedLayer, GroupedConv2d, forget_packed_weight, keep_channels_last
 
 __all__ = ["ConversionNote", "conversion_report", "convert", "fold_batchnorm", "unconvert"]
 
@@ -45,18 +46,18 @@ def conversion_report(model: nn.Module) -> list[ConversionNote]:
 
 
 def convert(model: nn.Module, *, verbose: bool = False) -> nn.Module:
-    """Make every `torch.nn.Conv2d` of `model` a `GroupedConv2d`, in place, and return the model.
+    """Make every `torch.nn.Conv2d` of `model` a `GroupedConv2d`, in place, every `Conv1d` a `GroupedConv1d`.
 
-    Only modules whose class is exactly `nn.Conv2d` (parametrized ones included) change: a subclass may mean something
-    else. Parameters stay the same objects; the weights' memory becomes channels_last. Converting twice changes nothing.
+    Returns the model. Only modules whose class is exactly torch's (parametrized ones included) change: a subclass may
+    mean something else. Parameters stay the same objects; the weights' memory becomes channels_last. Converting twice
+    changes nothing.
 
     Args:
         verbose: print the notes of `conversion_report`, which says what was skipped and why.
     """
     for module in list(model.modules()):
-        if isinstance(module, _ConvNd) and _why_skipped(module) == "" and not isinstance(module, GroupedConv2d):
-            _change_class(module, GroupedConv2d)
-            module.activation = None  # type: ignore[assignment]
+        if isinstance(module, _ConvNd) and _why_skipped(module) == "" and not isinstance(module, FusedLayer):
+            _change_class(module, _OURS[_base_class(module)])
             if "weight" in module._parameters and not parametrize.is_parametrized(module):
                 keep_channels_last(module.weight)
     if verbose:
@@ -66,17 +67,18 @@ def convert(model: nn.Module, *, verbose: bool = False) -> nn.Module:
 
 
 def unconvert(model: nn.Module) -> nn.Module:
-    """Make every `GroupedConv2d` of `model` plain `torch.nn` again, in place, and return the model.
+    """Make every `GroupedConv2d` and `GroupedConv1d` of `model` plain `torch.nn` again, in place; return the model.
 
     A layer with `activation=` or shuffles becomes `nn.Sequential(OrderedDict(conv=..., activation=...))`, which adds
     `conv.` to its names in the state_dict; its forward and backward hooks move to the Sequential. If the model itself
-    is such a layer, the Sequential is returned. Subclasses of `GroupedConv2d` are left alone. Weights stay channels_last in memory.
+    is such a layer, the Sequential is returned. Subclasses of our layers are left
+    alone. Weights stay channels_last in memory.
     """
     wrapped: dict[nn.Module, nn.Module] = {}
     for module in list(model.modules()):
-        if isinstance(module, GroupedConv2d) and _base_class(module) is GroupedConv2d:
+        if isinstance(module, FusedLayer) and _base_class(module) in _TORCHS:
             steps = _steps(module)
-            _change_class(module, nn.Conv2d)
+            _change_class(module, _TORCHS[_base_class(module)])
             for name in ("activation", "input_shuffle", "output_shuffle"):
                 vars(module).pop(name, None)
             forget_packed_weight(module)
@@ -89,9 +91,13 @@ def unconvert(model: nn.Module) -> nn.Module:
     return wrapped.get(model, model)
 
 
+_OURS: dict[type, type[FusedLayer]] = {nn.Conv2d: GroupedConv2d, nn.Conv1d: GroupedConv1d}
+_TORCHS: dict[type, type[nn.Module]] = {ours: torchs for torchs, ours in _OURS.items()}
+
+
 def _note(name: str, module: nn.Module) -> ConversionNote:
     kind = type(module).__name__
-    if _base_class(module) is GroupedConv2d:
+    if _base_class(module) in _TORCHS:
         return ConversionNote(name, kind, "converted")
     reason = _why_skipped(module)
     return ConversionNote(name, kind, "skipped" if reason else "convertible", reason)
@@ -101,10 +107,11 @@ def _why_skipped(module: nn.Module) -> str:
     base = _base_class(module)
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "its parameters are not initialised yet; run a batch through the model first"
-    if base is not nn.Conv2d and base is not GroupedConv2d:
-        if isinstance(module, nn.Conv2d):
-            return f"{base.__name__} is a subclass of {nn.Conv2d.__name__} and may compute something else"
-        return "only 2-D convolutions that are not transposed have kernels"
+    if base not in _OURS and base not in _TORCHS:
+        for torchs in _OURS:
+            if isinstance(module, torchs):
+                return f"{base.__name__} is a subclass of {torchs.__name__} and may compute something else"
+        return "only 1-D and 2-D convolutions that are not transposed have kernels"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
     return ""
@@ -146,7 +153,7 @@ _OUTPUT_HOOKS = (
 )
 
 
-def _steps(layer: GroupedConv2d) -> OrderedDict[str, nn.Module]:
+def _steps(layer: FusedLayer) -> OrderedDict[str, nn.Module]:
     """The layer's work as plain modules, by name."""
     steps: OrderedDict[str, nn.Module] = OrderedDict()
     if layer.input_shuffle > 1:

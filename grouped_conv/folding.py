@@ -11,7 +11,10 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from grouped_conv.modules import GroupedConv2d, forget_packed_weight
+from grouped_conv.conv1d import GroupedConv1d
+from grouped_conv.modules import FusedLayer, GroupedConv2d, forget_packed_weight
+
+Convolution = nn.Conv2d | nn.Conv1d
 
 
 def fold_batchnorm(model: nn.Module, *, verbose: bool = False) -> nn.Module:
@@ -20,10 +23,11 @@ def fold_batchnorm(model: nn.Module, *, verbose: bool = False) -> nn.Module:
     `weight' = weight * gamma / sqrt(var + eps)`, `bias' = beta + (bias - mean) * gamma / sqrt(var + eps)`, computed in
     float64. The BatchNorm becomes `nn.Identity`; the convolution gets new, frozen Parameters, always with a bias.
 
-    A pair is folded when the convolution is exactly a `torch.nn.Conv2d` or a `GroupedConv2d` without activation, the
-    BatchNorm exactly a `BatchNorm2d` or `SyncBatchNorm` with running statistics, nothing else reads the convolution's
-    output, and neither has hooks or parametrizations. If `torch.fx` can trace the model, its graph says what follows
-    what; otherwise only neighbours inside an `nn.Sequential` are pairs, which assumes that nobody indexes into it.
+    A pair is folded when the convolution is exactly torch's or ours, 1-D or 2-D, without activation and shuffle, the
+    BatchNorm exactly a `BatchNorm1d`, `BatchNorm2d` or `SyncBatchNorm` with running statistics, nothing else reads the
+    convolution's output, and neither has hooks or parametrizations. If `torch.fx` can trace the model, its graph says
+    what follows what; otherwise only neighbours inside an `nn.Sequential` are pairs, which assumes that nobody indexes
+    into it.
 
     Args:
         verbose: print what is folded and which BatchNorms are left, and why.
@@ -52,14 +56,14 @@ def fold_batchnorm(model: nn.Module, *, verbose: bool = False) -> nn.Module:
 
 
 def _is_batchnorm(module: object) -> TypeGuard[_BatchNorm]:
-    return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def _is_convolution(module: object) -> TypeGuard[nn.Conv2d]:
-    return type(module) in (nn.Conv2d, GroupedConv2d)
+def _is_convolution(module: object) -> TypeGuard[Convolution]:
+    return type(module) in (nn.Conv2d, GroupedConv2d, nn.Conv1d, GroupedConv1d)
 
 
-def _pairs(model: nn.Module) -> Iterator[tuple[_BatchNorm, nn.Conv2d]]:
+def _pairs(model: nn.Module) -> Iterator[tuple[_BatchNorm, Convolution]]:
     """(BatchNorm, the convolution that feeds it and nothing else)."""
     try:
         graph = _Tracer().trace(model)
@@ -79,10 +83,10 @@ def _pairs(model: nn.Module) -> Iterator[tuple[_BatchNorm, nn.Conv2d]]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, GroupedConv2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, FusedLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _neighbours(model: nn.Module) -> Iterator[tuple[_BatchNorm, nn.Conv2d]]:
+def _neighbours(model: nn.Module) -> Iterator[tuple[_BatchNorm, Convolution]]:
     uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     for container in model.modules():
         if type(container) is nn.Sequential:
@@ -92,7 +96,7 @@ def _neighbours(model: nn.Module) -> Iterator[tuple[_BatchNorm, nn.Conv2d]]:
                     yield batchnorm, convolution
 
 
-def _why_not(convolution: nn.Conv2d, batchnorm: _BatchNorm) -> str:
+def _why_not(convolution: Convolution, batchnorm: _BatchNorm) -> str:
     if getattr(convolution, "activation", None) is not None:
         return f"an activation, {convolution.activation}, lies between"
     if getattr(convolution, "output_shuffle", 1) > 1:
@@ -107,7 +111,7 @@ def _why_not(convolution: nn.Conv2d, batchnorm: _BatchNorm) -> str:
     return ""
 
 
-def _fold(convolution: nn.Conv2d, batchnorm: _BatchNorm) -> None:
+def _fold(convolution: Convolution, batchnorm: _BatchNorm) -> None:
     weight = convolution.weight
     with torch.no_grad():
         mean, variance = batchnorm.running_mean, batchnorm.running_var
@@ -117,7 +121,7 @@ def _fold(convolution: nn.Conv2d, batchnorm: _BatchNorm) -> None:
         shift = (_float64(convolution.bias) - _float64(mean)) * gain
         if batchnorm.affine:
             shift = shift + _float64(batchnorm.bias)
-        folded = torch.empty_like(weight.detach()).copy_(weight.double() * gain.view(-1, 1, 1, 1))
+        folded = torch.empty_like(weight.detach()).copy_(weight.double() * gain.view(-1, *[1] * (weight.dim() - 1)))
     convolution.weight = nn.Parameter(folded, requires_grad=False)
     convolution.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
     forget_packed_weight(convolution)

@@ -128,7 +128,8 @@ def _refuse(
     cause: Exception | None = None,
 ) -> NoReturn:
     """Raise what torch raises for these arguments, in its words."""
-    F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    per_side = isinstance(padding, tuple | list) and (len(padding) > 2 or any(not isinstance(p, int) for p in padding))
+    F.conv2d(input, weight, bias, stride, 0 if per_side else padding, dilation, groups)
     if cause is not None:
         raise cause
     raise RuntimeError(

@@ -15,7 +15,46 @@ from grouped_conv.kernels.epilogue import ACTIVATIONS
 from grouped_conv.layouts import is_channels_last
 
 
-class GroupedConv2d(nn.Conv2d):
+class FusedLayer(nn.modules.conv._ConvNd):
+    """What our convolution layers have besides torch's: what is fused around them, and a packed weight to drop."""
+
+    activation: str | None = None  # on the class: a converted layer has no other
+    input_shuffle: int = 1
+    output_shuffle: int = 1
+
+    def _configure(self, activation: str | None, input_shuffle: int, output_shuffle: int) -> None:
+        self.activation = checked_activation(activation)
+        self.input_shuffle = checked_shuffle("input_shuffle", input_shuffle, self.in_channels)
+        self.output_shuffle = checked_shuffle("output_shuffle", output_shuffle, self.out_channels)
+        keep_channels_last(self.weight)
+
+    def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
+        """The input, and the padding left to do; modes other than zeros are done here, as torch's layers do them."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        return F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+
+    def extra_repr(self) -> str:
+        """torch's, with the activation and the shuffles if there are any."""
+        words = [super().extra_repr()]
+        words += [] if self.activation is None else [f"activation={self.activation}"]
+        words += [
+            f"{name}={getattr(self, name)}" for name in ("input_shuffle", "output_shuffle") if getattr(self, name) > 1
+        ]
+        return ", ".join(words)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        forget_packed_weight(self)  # `to`, `half`, `cuda` put new data into the same Parameter
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weight, which is made again."""
+        state = dict(super().__getstate__())
+        state.pop(_CACHE, None)
+        return state
+
+
+class GroupedConv2d(FusedLayer, nn.Conv2d):
     """A convolution layer with `torch.nn.Conv2d`'s parameters, state_dict, initialisation and padding modes.
 
     The weight keeps its shape `(K, C / groups, R, S)`; its memory is channels_last, as the kernels read it, and so is
@@ -29,10 +68,6 @@ class GroupedConv2d(nn.Conv2d):
     Raises:
         ValueError: as `torch.nn.Conv2d`, for an unknown activation, and for shuffles that do not divide the channels.
     """
-
-    activation: str | None
-    input_shuffle: int = 1  # on the class: a converted `nn.Conv2d` has no other
-    output_shuffle: int = 1
 
     def __init__(
         self,
@@ -65,17 +100,11 @@ class GroupedConv2d(nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        self.activation = checked_activation(activation)
-        self.input_shuffle = checked_shuffle("input_shuffle", input_shuffle, in_channels)
-        self.output_shuffle = checked_shuffle("output_shuffle", output_shuffle, out_channels)
-        keep_channels_last(self.weight)
+        self._configure(activation, input_shuffle, output_shuffle)
 
     def forward(self, input: Tensor) -> Tensor:
         """`(N, C, H, W)` or `(C, H, W)` to `(N, K, OUT_H, OUT_W)` or `(K, OUT_H, OUT_W)`."""
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+        input, padding = self._padded(input)
         weight = self.weight
         if not weight.requires_grad and not torch.compiler.is_compiling():
             weight = _packed(self, input, weight)
@@ -91,25 +120,6 @@ class GroupedConv2d(nn.Conv2d):
             input_shuffle=self.input_shuffle,
             output_shuffle=self.output_shuffle,
         )
-
-    def extra_repr(self) -> str:
-        """`torch.nn.Conv2d`'s, with the activation and the shuffles if there are any."""
-        words = [super().extra_repr()]
-        words += [] if self.activation is None else [f"activation={self.activation}"]
-        words += [
-            f"{name}={getattr(self, name)}" for name in ("input_shuffle", "output_shuffle") if getattr(self, name) > 1
-        ]
-        return ", ".join(words)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        forget_packed_weight(self)  # `to`, `half`, `cuda` put new data into the same Parameter
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the packed weight, which is made again."""
-        state = dict(super().__getstate__())
-        state.pop(_CACHE, None)
-        return state
 
 
 class ChannelShuffle(nn.ChannelShuffle):
@@ -153,8 +163,14 @@ def checked_activation(name: str | None) -> str | None:
 
 
 def keep_channels_last(parameter: Tensor) -> None:
-    """Lay out a weight `(K, C / groups, R, S)` as `[K, R, S, C / groups]` in memory; it stays the same Parameter."""
-    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    """Lay out a weight `(K, C / groups, R, S)` as `[K, R, S, C / groups]` in memory; it stays the same Parameter.
+
+    A 1-D weight `(K, C / groups, S)` becomes `[K, S, C / groups]`.
+    """
+    if parameter.dim() == 3:
+        parameter.data = parameter.data.mT.contiguous().mT
+    else:
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def forget_packed_weight(module: nn.Module) -> None:

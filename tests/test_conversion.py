@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import grouped_conv
-from grouped_conv import GroupedConv2d, convert, fold_batchnorm, unconvert
+from grouped_conv import GroupedConv1d, GroupedConv2d, convert, fold_batchnorm, unconvert
 from grouped_conv.conversion import conversion_report
 from grouped_conv.kernels import ACTIVATIONS, ImplicitGemmConfig
 
@@ -34,6 +34,7 @@ class Block(nn.Module):
         self.special = Special(8, 8, 1)
         self.up = nn.ConvTranspose2d(8, 8, 2)
         self.line = nn.Conv1d(8, 8, 1)
+        self.volume = nn.Conv3d(8, 8, 1)
         self.head = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten(2))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def test_convert_keeps_objects_values_and_names() -> None:
         "ParametrizedGroupedConv2d",
         "GroupedConv2d",
     ]
-    assert [type(m) for m in (model.special, model.up, model.line)] == [Special, nn.ConvTranspose2d, nn.Conv1d]
+    assert [type(m) for m in (model.special, model.up, model.line)] == [Special, nn.ConvTranspose2d, GroupedConv1d]
     assert list(model.state_dict()) == names
     assert all(modules[name] is module for name, module in model.named_modules())
     assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
@@ -91,15 +92,16 @@ def test_the_report_says_what_is_skipped_and_why(capsys: pytest.CaptureFixture[s
         "normed": "convertible",
         "special": "skipped",
         "up": "skipped",
-        "line": "skipped",
+        "line": "convertible",
+        "volume": "skipped",
         "head.0": "skipped",
     }
     convert(model, verbose=True)
     notes = {note.name: note for note in conversion_report(model)}
-    assert {notes[name].status for name in ("first", "shared", "normed")} == {"converted"}
+    assert {notes[name].status for name in ("first", "shared", "normed", "line")} == {"converted"}
     assert notes["special"].reason == "Special is a subclass of Conv2d and may compute something else"
-    assert notes["up"].reason == notes["line"].reason
-    assert notes["up"].reason == "only 2-D convolutions that are not transposed have kernels"
+    assert notes["volume"].reason == notes["up"].reason
+    assert notes["volume"].reason == "only 1-D and 2-D convolutions that are not transposed have kernels"
     assert notes["head.0"].reason == "its forward was replaced on the instance"
     assert capsys.readouterr().out.splitlines() == [str(note) for note in notes.values()]
     lazy = nn.Sequential(nn.LazyConv2d(4, 3))
