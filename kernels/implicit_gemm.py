@@ -14,7 +14,7 @@ import triton.language as tl
 
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.implicit_gemm_rules import tiles, total_trips
-from grouped_conv.kernels.jit_epilogue import finish, store_tile
+from grouped_conv.kernels.jit_epilogue import dense_rows, finish, store_tile
 from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, decode_tile, tap_bits
 from grouped_conv.kernels.jit_reduction import flat_reduction, tap_reduction
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch, power_of_two_divisor
@@ -22,6 +22,7 @@ from grouped_conv.kernels.operands import (
     FLOAT32_VECTOR,
     Operand,
     epilogue_arguments,
+    is_dense,
     shuffle_constants,
     store_vector,
     stride_integers,
@@ -92,6 +93,8 @@ def implicit_gemm(
     IN_CHANNELS: tl.constexpr,
     SHUFFLE: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,
+    DENSE_Y: tl.constexpr,
+    DENSE_R: tl.constexpr,
 ):
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
     EVEN_N: tl.constexpr = K_PER_GROUP % BLOCK_N == 0
@@ -128,11 +131,17 @@ def implicit_gemm(
         )  # fmt: skip
 
     channel = group * K_PER_GROUP + n
+    if SHUFFLE * K_PER_GROUP == OUT_CHANNELS:  # a shuffle in as many groups as the convolution's: no division
+        shuffled_channel = n * SHUFFLE + group
+    else:
+        shuffled_channel = None
     if SPLIT_K == 1:
+        y_rows = dense_rows(m, stride_yw, DENSE_Y)
+        r_rows = dense_rows(m, stride_rw, DENSE_R)
         finish(
             acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, col_ok,
             stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
-            NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS,
+            NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS, shuffled_channel, y_rows, r_rows,
         )  # fmt: skip
     else:
         part = workspace_ptr + split.to(tl.int64) * M * out_channels  # [SPLIT_K, M, out_channels] in fp32
@@ -207,6 +216,8 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
         "PRECISION": problem.precision,
         "NUM_STAGES": config.num_stages,
         **shuffle_constants(problem),
+        "DENSE_Y": is_dense(problem, output),
+        "DENSE_R": problem.epilogue.residual and is_dense(problem, operands["residual"]),
         **finishing.constants,
         "VECTOR": FLOAT32_VECTOR if split else store_vector(problem, output),
         **({} if split else {"workspace_ptr": None}),

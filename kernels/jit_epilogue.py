@@ -78,6 +78,15 @@ def pixel_offsets(image, out_h, out_w, stride_n, stride_h, stride_w):
 
 
 @triton.jit
+def dense_rows(m, stride_w, DENSE: tl.constexpr):
+    """Offsets of pixels that follow each other `stride_w` apart, [BLOCK_M] in int64; None where they do not."""
+    if DENSE:
+        return m.to(tl.int64) * stride_w
+    else:
+        return None
+
+
+@triton.jit
 def store_tile(ptr, values, rows, channel, stride_c, row_ok, channel_ok, VECTOR: tl.constexpr):
     """Store [BLOCK_M, BLOCK_N] at `rows` + `channel * stride_c`, VECTOR channels at a time when they are innermost.
 
@@ -121,21 +130,30 @@ def finish(
     VECTOR: tl.constexpr,
     SHUFFLE: tl.constexpr = 1,
     OUT_CHANNELS: tl.constexpr = 1,
+    shuffled_channel=None,
+    y_rows=None,
+    r_rows=None,
 ):
     """Apply the epilogue to `acc`, [BLOCK_M, BLOCK_N], and store it; channel strides of 1 are constants.
 
-    The output's channels may be shuffled (`shuffled`); they are then stored one by one.
+    The output's channels may be shuffled; they are then stored one by one, at `shuffled_channel` if the caller knows a
+    simpler form of where `shuffled` puts them. `y_rows` and `r_rows`, [BLOCK_M], are the offsets of the pixels in the
+    output and the residual where the caller knows a simpler form of them (`dense_rows`).
     """
     acc = affine(acc, scale_ptr, bias_ptr, channel, channel_ok)
     if residual_ptr is not None:
-        r_rows = pixel_offsets(image, out_h, out_w, stride_rn, stride_rh, stride_rw)
+        if r_rows is None:
+            r_rows = pixel_offsets(image, out_h, out_w, stride_rn, stride_rh, stride_rw)
         residual = residual_ptr + (r_rows[:, None] + (channel * stride_rc)[None, :])
         acc += tl.load(residual, mask=row_ok[:, None] & channel_ok[None, :], other=0.0).to(tl.float32)
-    y_rows = pixel_offsets(image, out_h, out_w, stride_yn, stride_yh, stride_yw)
+    if y_rows is None:
+        y_rows = pixel_offsets(image, out_h, out_w, stride_yn, stride_yh, stride_yw)
     if pre_ptr is not None:
         store_tile(pre_ptr, acc, y_rows, channel, stride_yc, row_ok, channel_ok, VECTOR)
     acc = activate(acc, ACTIVATION, NEGATIVE_SLOPE)
     if SHUFFLE == 1:
         store_tile(y_ptr, acc, y_rows, channel, stride_yc, row_ok, channel_ok, VECTOR)
     else:
-        store_tile(y_ptr, acc, y_rows, shuffled(channel, SHUFFLE, OUT_CHANNELS), stride_yc, row_ok, channel_ok, 1)
+        if shuffled_channel is None:
+            shuffled_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
+        store_tile(y_ptr, acc, y_rows, shuffled_channel, stride_yc, row_ok, channel_ok, 1)

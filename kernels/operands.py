@@ -104,6 +104,18 @@ def shuffle_constants(problem: ConvProblem) -> dict[str, int]:
     }
 
 
+def is_dense(problem: ConvProblem, operand: Operand) -> bool:
+    """Do the pixels of an operand of the output's shape follow each other in memory, channels innermost?"""
+    wanted = channels_last_strides(problem.output_shape)
+    return (
+        all(
+            have == want or size == 1
+            for have, want, size in zip(operand.strides, wanted, problem.output_shape, strict=True)
+        )
+        and operand.strides[3] == wanted[3]
+    )
+
+
 def store_vector(problem: ConvProblem, output: Operand) -> int:
     """Channels that one 16-byte store holds; 1 when channels are not innermost."""
     return 16 // problem.item_size if output.strides[1] == 1 else 1
