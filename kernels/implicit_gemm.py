@@ -14,8 +14,8 @@ import triton.language as tl
 
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.implicit_gemm_rules import tiles, total_trips
-from grouped_conv.kernels.jit_epilogue import dense_rows, finish, store_tile
-from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, decode_tile, tap_bits
+from grouped_conv.kernels.jit_epilogue import finish, row_offsets, store_tile
+from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, decode_tile, shuffled, tap_bits
 from grouped_conv.kernels.jit_reduction import flat_reduction, tap_reduction
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch, power_of_two_divisor
 from grouped_conv.kernels.operands import (
@@ -134,10 +134,12 @@ def implicit_gemm(
     if SHUFFLE * K_PER_GROUP == OUT_CHANNELS:  # a shuffle in as many groups as the convolution's: no division
         shuffled_channel = n * SHUFFLE + group
     else:
-        shuffled_channel = None
+        shuffled_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
     if SPLIT_K == 1:
-        y_rows = dense_rows(m, stride_yw, DENSE_Y)
-        r_rows = dense_rows(m, stride_rw, DENSE_R)
+        y_rows = row_offsets(m, image, out_h, out_w, stride_yn, stride_yh, stride_yw, DENSE_Y)
+        r_rows = y_rows
+        if residual_ptr is not None:
+            r_rows = row_offsets(m, image, out_h, out_w, stride_rn, stride_rh, stride_rw, DENSE_R)
         finish(
             acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, col_ok,
             stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,

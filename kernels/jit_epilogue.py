@@ -78,12 +78,13 @@ def pixel_offsets(image, out_h, out_w, stride_n, stride_h, stride_w):
 
 
 @triton.jit
-def dense_rows(m, stride_w, DENSE: tl.constexpr):
-    """Offsets of pixels that follow each other `stride_w` apart, [BLOCK_M] in int64; None where they do not."""
+def row_offsets(m, image, out_h, out_w, stride_n, stride_h, stride_w, DENSE: tl.constexpr):
+    """The same for pixels numbered `m`; where they follow each other in memory (DENSE), by one product."""
     if DENSE:
-        return m.to(tl.int64) * stride_w
+        rows = m.to(tl.int64) * stride_w
     else:
-        return None
+        rows = pixel_offsets(image, out_h, out_w, stride_n, stride_h, stride_w)
+    return rows
 
 
 @triton.jit
@@ -138,7 +139,7 @@ def finish(
 
     The output's channels may be shuffled; they are then stored one by one, at `shuffled_channel` if the caller knows a
     simpler form of where `shuffled` puts them. `y_rows` and `r_rows`, [BLOCK_M], are the offsets of the pixels in the
-    output and the residual where the caller knows a simpler form of them (`dense_rows`).
+    output and the residual where the caller knows a simpler form of them (`row_offsets`).
     """
     acc = affine(acc, scale_ptr, bias_ptr, channel, channel_ok)
     if residual_ptr is not None:
