@@ -16,7 +16,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from grouped_conv.kernels.config import KernelConfig
 
-POINTER_TYPE = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
+POINTER_TYPE = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "int64": "*i64"}
 INT32_MAX = 2**31 - 1
 
 

@@ -21,6 +21,25 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Bucket:
+    """The groups of one size: they share one weight, `(len(groups) * outputs, inputs, R, S)`.
+
+    Attributes:
+        inputs, outputs: channels each group reads and makes.
+        groups: their numbers in the layout, ascending.
+    """
+
+    inputs: int
+    outputs: int
+    groups: tuple[int, ...]
+
+    @property
+    def connections(self) -> int:
+        """Pairs (input channel, output channel) of all its groups: weights per kernel tap."""
+        return len(self.groups) * self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True)
 class GroupLayout:
     """Connections between the channel groups of a convolution.
 
@@ -151,6 +170,21 @@ class GroupLayout:
             return self.ragged[group].inputs
         size = self.in_channels // self.groups
         return tuple(range(group * size, (group + 1) * size))
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Output channels of each group."""
+        if self.ragged is None:
+            return (self.out_channels // self.groups,) * self.groups
+        return tuple(group.outputs for group in self.ragged)
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The groups by their sizes, in the order in which each size first appears."""
+        members: dict[tuple[int, int], list[int]] = {}
+        for group, outputs in enumerate(self.outputs):
+            members.setdefault((len(self.inputs_of(group)), outputs), []).append(group)
+        return tuple(Bucket(inputs, outputs, tuple(groups)) for (inputs, outputs), groups in members.items())
 
     def connections(self) -> int:
         """Pairs (input channel, output channel) that are connected: weights per kernel tap."""

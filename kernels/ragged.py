@@ -1,0 +1,272 @@
+"""Forward convolution of unequal, overlapping or explicitly listed groups in one launch: the kernel and its planner.
+
+An implicit GEMM whose program reads from a table which channels it sees and makes. The reduction walks (kernel row,
+kernel column, channel) as one flat index of the group's own depth; a tap is found by multiplying with a reciprocal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import triton
+import triton.language as tl
+
+from grouped_conv.kernels.implicit_gemm import tap_mode
+from grouped_conv.kernels.jit_epilogue import finish
+from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits, tap_mask
+from grouped_conv.kernels.jit_reduction import multiply_add
+from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.operands import Operand, epilogue_arguments, store_vector, stride_integers
+from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.ragged_rules import ROW, RaggedConfig, last_tap, tiles, traits, trips
+
+_ROW = tl.constexpr(ROW)
+
+
+@triton.jit
+def ragged(
+    x_ptr,
+    w_ptr,
+    table_ptr,
+    index_ptr,
+    scale_ptr,
+    bias_ptr,
+    residual_ptr,
+    pre_ptr,
+    y_ptr,
+    M,
+    IN_H,
+    IN_W,
+    OUT_H,
+    OUT_W,
+    tiles_m,
+    stride_xn,
+    stride_xh,
+    stride_xw,
+    stride_yn,
+    stride_yc,
+    stride_yh,
+    stride_yw,
+    stride_rn,
+    stride_rc,
+    stride_rh,
+    stride_rw,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CACHE_A: tl.constexpr,
+    IN_ALIGN: tl.constexpr,
+    WIDTH_ALIGN: tl.constexpr,
+    OUT_ALIGN: tl.constexpr,
+    MASK_K: tl.constexpr,
+    CLAMP: tl.constexpr,
+    WIDE_M: tl.constexpr,
+    TAP_MODE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    pid = tl.program_id(0)  # pixel tiles vary fastest: consecutive programs share weights
+    begin, width, reciprocal, first_out, count, w_begin = load_row(
+        table_ptr + (pid // tiles_m) * _ROW, IN_ALIGN, WIDTH_ALIGN, OUT_ALIGN
+    )
+
+    m, image, out_h, out_w = decode_pixels(pid % tiles_m, OUT_H, OUT_W, BLOCK_M, WIDE_M)
+    row_ok = m < M
+    ih0 = out_h.to(tl.int32) * STRIDE_H - PAD_H
+    iw0 = out_w.to(tl.int32) * STRIDE_W - PAD_W
+    x_rows = x_ptr + (image.to(tl.int64) * stride_xn + ih0.to(tl.int64) * stride_xh + iw0.to(tl.int64) * stride_xw)
+    index = index_ptr
+    if index_ptr is None:
+        x_rows += begin  # [BLOCK_M]; read only where a tap is inside
+    else:
+        index = index_ptr + begin
+    ih0 = tl.where(row_ok, ih0, OUTSIDE)
+    bits = tap_bits(ih0, iw0, IN_H, IN_W, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+
+    n = tl.arange(0, BLOCK_N)
+    col_ok = n < count
+    depth = tl.multiple_of(width * (KERNEL_H * KERNEL_W), WIDTH_ALIGN)
+    # [BLOCK_N]; columns past the group's last repeat it: cheaper than a mask in the loop, and never stored
+    w_cols = w_ptr + (w_begin + tl.minimum(n, count - 1).to(tl.int64) * depth)
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = ragged_reduction(
+        acc, x_rows, w_cols, index, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, width, reciprocal, depth,
+        KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, IN_ALIGN, WIDTH_ALIGN, MASK_K, CLAMP, TAP_MODE, CACHE_A, PRECISION, NUM_STAGES,
+    )  # fmt: skip
+    finish(
+        acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, first_out + n, row_ok, col_ok,
+        stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
+        NEGATIVE_SLOPE, VECTOR,
+    )  # fmt: skip
+
+
+@triton.jit
+def load_row(row_ptr, IN_ALIGN: tl.constexpr, WIDTH_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr):
+    """A table row with what is known of its divisibility: a bound that is not known to be even narrows masked loads."""
+    begin = tl.multiple_of(tl.load(row_ptr), IN_ALIGN)
+    width = tl.multiple_of(tl.load(row_ptr + 1).to(tl.int32), WIDTH_ALIGN)
+    reciprocal = tl.load(row_ptr + 2).to(tl.uint32)
+    first_out = tl.multiple_of(tl.load(row_ptr + 3).to(tl.int32), OUT_ALIGN)
+    count = tl.multiple_of(tl.load(row_ptr + 4).to(tl.int32), OUT_ALIGN)
+    w_begin = tl.multiple_of(tl.load(row_ptr + 5), WIDTH_ALIGN)
+    return begin, width, reciprocal, first_out, count, w_begin
+
+
+@triton.jit
+def tap_of(k, reciprocal, ALIGN: tl.constexpr):
+    """k // width for the width whose reciprocal is given; ALIGN consecutive k have the same tap."""
+    tap = tl.umulhi((2 * k).to(tl.uint32), reciprocal)
+    return tl.max_constancy(tap, ALIGN).to(tl.int32)  # said before the cast, which is folded away with what it is told
+
+
+@triton.jit
+def ragged_reduction(
+    acc,
+    x_rows,
+    w_cols,
+    index,
+    bits,
+    ih0,
+    iw0,
+    IN_H,
+    IN_W,
+    stride_xh,
+    stride_xw,
+    width,
+    reciprocal,
+    depth,
+    KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    IN_ALIGN: tl.constexpr,
+    WIDTH_ALIGN: tl.constexpr,
+    MASK_K: tl.constexpr,
+    CLAMP: tl.constexpr,
+    TAP_MODE: tl.constexpr,
+    CACHE_A: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """Acc + x[rows, k] * w[k, cols] over the group's `depth` flat indices k."""
+    offs_k = tl.arange(0, BLOCK_K)
+    for k0 in tl.range(0, depth, BLOCK_K, num_stages=NUM_STAGES):
+        k = k0 + offs_k
+        k_ok = k < depth
+        tap = tap_of(k, reciprocal, WIDTH_ALIGN)
+        kernel_h = tap // KERNEL_W
+        kernel_w = tap % KERNEL_W
+        channel = tl.max_contiguous(tl.multiple_of(k - tap * width, WIDTH_ALIGN), WIDTH_ALIGN)
+        if index is not None:
+            channel = tl.load(index + channel, mask=k_ok, other=0)
+            channel = tl.max_contiguous(tl.multiple_of(channel, IN_ALIGN), IN_ALIGN)
+        offset = kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw) + channel
+        if CLAMP and TAP_MODE != "direct":
+            tap = tap & 31
+            kernel_h = kernel_h & 15
+        mask = tap_mask(
+            bits, ih0, iw0, IN_H, IN_W, tap[None, :], kernel_h[None, :], kernel_w[None, :], DILATION_H, DILATION_W,
+            TAP_MODE,
+        )  # fmt: skip
+        if MASK_K:
+            mask = mask & k_ok[None, :]
+        # [BLOCK_M, BLOCK_K]
+        a = tl.load(x_rows[:, None] + offset[None, :], mask=mask, other=0.0, cache_modifier=CACHE_A)
+        # [BLOCK_K, BLOCK_N]
+        b = tl.load(w_cols[None, :] + k[:, None], mask=k_ok[:, None], other=0.0)
+        acc = multiply_add(a, b, acc, PRECISION)
+    return acc
+
+
+def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[str, Operand]) -> Launch:
+    """The launch for `problem`.
+
+    Args:
+        operands: `input` with channels innermost, `weight` as one flat storage (`ragged_rules.weight_offsets`), and
+            the epilogue's. Beside them the launch reads the buffers `tile_table`, and `channel_index` where the
+            layout's groups are not consecutive channels.
+    """
+    x, weight, output = operands["input"], operands["weight"], operands["output"]
+    m = problem.batch * problem.out_size[0] * problem.out_size[1]
+    tiles_m, _, programs = tiles(problem, config)
+    finishing = epilogue_arguments(problem, operands)
+    strides = stride_integers("r", operands.get("residual")), stride_integers("y", output)
+    known, mode = traits(problem.layout), tap_mode(problem)
+    wide_window = window_extent(problem, x) > INT32_MAX
+    integers = (
+        Integer.of("M", m),
+        Integer.of("IN_H", problem.in_size[0]),
+        Integer.of("IN_W", problem.in_size[1]),
+        Integer.of("OUT_H", problem.out_size[0]),
+        Integer.of("OUT_W", problem.out_size[1]),
+        Integer.of("tiles_m", tiles_m),
+        Integer.of("stride_xn", x.strides[0], wide=True, stride=True),
+        Integer.of("stride_xh", x.strides[2], wide=wide_window, stride=True),
+        Integer.of("stride_xw", x.strides[3], wide=wide_window, stride=True),
+        *(integer for pair in strides for integer in pair.integers),
+    )
+    buffers = [
+        Buffer("x_ptr", x.buffer, problem.dtype, x.alignment),
+        Buffer("w_ptr", weight.buffer, problem.dtype, weight.alignment),
+        Buffer("table_ptr", "tile_table", "int64"),
+        *([Buffer("index_ptr", "channel_index", "int32")] if known.gather else []),
+        *finishing.buffers,
+    ]
+    constants = {
+        **({} if known.gather else {"index_ptr": None}),
+        "KERNEL_H": problem.kernel_size[0],
+        "KERNEL_W": problem.kernel_size[1],
+        "STRIDE_H": problem.stride[0],
+        "STRIDE_W": problem.stride[1],
+        "PAD_H": problem.padding[0],
+        "PAD_W": problem.padding[2],
+        "DILATION_H": problem.dilation[0],
+        "DILATION_W": problem.dilation[1],
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "CACHE_A": config.cache_a,
+        "IN_ALIGN": known.in_align,
+        "WIDTH_ALIGN": known.width_align,
+        "OUT_ALIGN": known.out_align,
+        "MASK_K": not _has_a_bit(last_tap(problem, config, prepared=False), mode, problem.kernel_size[1]),
+        "CLAMP": not _has_a_bit(last_tap(problem, config, prepared=True), mode, problem.kernel_size[1]),
+        "WIDE_M": m > INT32_MAX - config.block_m,
+        "TAP_MODE": mode,
+        "PRECISION": problem.precision,
+        "NUM_STAGES": config.num_stages,
+        **finishing.constants,
+        "VECTOR": store_vector(problem, output),
+        **{name: value for pair in strides for name, value in pair.constants.items()},
+    }
+    longest = max(trips(problem, config, group) for group in range(problem.groups))
+    return Launch(ragged, config, (programs, 1, 1), tuple(buffers), integers, constants, longest)
+
+
+def _has_a_bit(tap: int, mode: str, kernel_w: int) -> bool:
+    """Has `tap` a bit of its own in a row's word, so that one past the last tap reads as outside?"""
+    if mode == "word":
+        return tap <= 31
+    return mode == "row_column" and tap // kernel_w <= 15
+
+
+def window_extent(problem: ConvProblem, x: Operand) -> int:
+    """Elements between the first and the last value one output pixel reads; what the loop's offsets must hold."""
+    reach = [d * (k - 1) for d, k in zip(problem.dilation, problem.kernel_size, strict=True)]
+    return (
+        (reach[0] + problem.dilation[0]) * x.strides[2]
+        + (reach[1] + problem.dilation[1]) * x.strides[3]
+        + problem.in_channels
+    )
