@@ -8,14 +8,17 @@
 | NCHW          | KCRS   | pack input, pack weight, the kernel  | NCHW          | every call (weight: as above) |
 
 A split reduction of the implicit GEMM appends `split_reduce`. An input whose channels are innermost, at any other
-strides, is read in place.
+strides, is read in place. The weights of unequal groups lie in one flat storage (`ragged_rules.weight_offsets`), which
+the caller provides.
 A frozen module (a weight that needs no gradient) keeps its packed weight until the weight changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
 from grouped_conv.kernels.families import family_of
@@ -38,12 +41,17 @@ class Temporary:
 
 @dataclass(frozen=True)
 class Call:
-    """The launches of one call and the buffers they need."""
+    """The launches of one call and the buffers they need.
+
+    Attributes:
+        tables: integer arrays that the launches read, by buffer name; the same at every call.
+    """
 
     problem: ConvProblem
     config: KernelConfig
     launches: tuple[Launch, ...]
     temporaries: tuple[Temporary, ...]
+    tables: Mapping[str, np.ndarray] = field(default_factory=dict, hash=False, compare=False)
 
 
 def output_strides(problem: ConvProblem) -> Shape4:
@@ -55,9 +63,12 @@ def canonical_operands(problem: ConvProblem) -> dict[str, Operand]:
     """Dense, aligned operands in the problem's memory formats."""
     output = Operand(output_strides(problem))
     vector = Operand((1, 1, 1, 1))
+    weight = vector
+    if problem.layout.is_uniform:
+        weight = Operand(format_strides(problem.weight_shape, problem.weight_channels_last))
     return {
         "input": Operand(format_strides(problem.input_shape, problem.input_channels_last)),
-        "weight": Operand(format_strides(problem.weight_shape, problem.weight_channels_last)),
+        "weight": weight,
         "output": output,
         "residual": output,
         "preactivation": output,
@@ -86,18 +97,15 @@ def plan_call(problem: ConvProblem, config: KernelConfig, operands: Mapping[str,
     if not _channels_innermost(given["input"], problem.input_shape):
         packing.pack("input", problem.input_shape)
     family = family_of(config)
-    shape, order = problem.weight_shape, family.weight_order(problem, config)
-    if order == "krsc" and not _is_krsc(given["weight"], shape):
-        packing.pack("weight", shape)
-    if order == "rsk" and not _is_rsk(given["weight"], shape):
-        packing.pack_rsk(shape)
+    if problem.layout.is_uniform:
+        packing.pack_weight(problem.weight_shape, family.weight_order(problem, config))
     launches, temporaries = packing.launches, packing.temporaries
     launches.append(family.plan(problem, config, given))
     if isinstance(config, ImplicitGemmConfig) and config.split_k > 1:
         _, m, _, _ = problem.gemm
         temporaries.append(Temporary("workspace", (config.split_k, m, problem.out_channels), "float32"))
         launches.append(plan_split_reduce(problem, config.split_k, given))
-    return Call(problem, config, tuple(launches), tuple(temporaries))
+    return Call(problem, config, tuple(launches), tuple(temporaries), family.tables(problem, config))
 
 
 class _Packing:
@@ -111,6 +119,13 @@ class _Packing:
     def pack(self, name: str, shape: Shape4) -> None:
         """Move the channels of operand `name`, of `shape` (N, C, H, W), innermost."""
         self._add(name, self.operands[name], shape, channels_last_strides(shape))
+
+    def pack_weight(self, shape: Shape4, order: str) -> None:
+        """Bring the weight, of `shape` (K, C / groups, R, S), into the order that the kernel reads."""
+        if order == "krsc" and not _is_krsc(self.operands["weight"], shape):
+            self.pack("weight", shape)
+        if order == "rsk" and not _is_rsk(self.operands["weight"], shape):
+            self.pack_rsk(shape)
 
     def pack_rsk(self, shape: Shape4) -> None:
         """Move the output channels of a weight (K, 1, R, S) innermost: [R, S, K] in memory."""

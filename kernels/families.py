@@ -10,18 +10,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import implicit_gemm_rules
+from grouped_conv.kernels import implicit_gemm_rules, ragged_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from grouped_conv.kernels.launch import Launch
     from grouped_conv.kernels.operands import Operand
 
 
 def _krsc(problem: ConvProblem, config: Any) -> str:
     return "krsc"
+
+
+def _no_tables(problem: ConvProblem, config: Any) -> dict[str, np.ndarray]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,9 @@ class Family:
             `weight_order` asks. The kernel is loaded at the first call.
         one_warp: problem to a small configuration of one warp, for places that compile for a CPU.
         weight_order: (problem, config) to how the kernel reads the weight: `krsc`, `rsk` (one channel per group,
-            output channels innermost), or `any`.
+            output channels innermost), or `any`. Unequal groups have their weights in one flat storage instead.
+        tables: (problem, config) to the integer arrays that the kernel reads besides the operands, by buffer name; they
+            depend on the layout, the kernel size and the configuration alone.
     """
 
     config: type[KernelConfig]
@@ -45,12 +53,19 @@ class Family:
     plan: Callable[[ConvProblem, Any, Mapping[str, Operand]], Launch]
     one_warp: Callable[[ConvProblem], KernelConfig]
     weight_order: Callable[[ConvProblem, Any], str] = _krsc
+    tables: Callable[[ConvProblem, Any], dict[str, np.ndarray]] = _no_tables
 
 
 def _plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operands: Mapping[str, Operand]) -> Launch:
     from grouped_conv.kernels.implicit_gemm import plan_implicit_gemm
 
     return plan_implicit_gemm(problem, config, operands)
+
+
+def _plan_ragged(problem: ConvProblem, config: Any, operands: Mapping[str, Operand]) -> Launch:
+    from grouped_conv.kernels.ragged import plan_ragged
+
+    return plan_ragged(problem, config, operands)
 
 
 FAMILIES: dict[str, Family] = {
@@ -62,6 +77,14 @@ FAMILIES: dict[str, Family] = {
             implicit_gemm_rules.why_not_on,
             _plan_implicit_gemm,
             implicit_gemm_rules.one_warp,
+        ),
+        Family(
+            ragged_rules.RaggedConfig,
+            ragged_rules.why_invalid,
+            ragged_rules.why_not_on,
+            _plan_ragged,
+            ragged_rules.one_warp,
+            tables=ragged_rules.tables,
         ),
     )
 }

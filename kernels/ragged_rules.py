@@ -131,6 +131,14 @@ def channel_index(layout: GroupLayout) -> np.ndarray:
     return np.concatenate([np.array(layout.inputs_of(group), np.int32) for group in range(layout.groups)])
 
 
+def tables(problem: ConvProblem, config: RaggedConfig) -> dict[str, np.ndarray]:
+    """The arrays that the kernel reads besides its operands, by buffer name."""
+    arrays = {"tile_table": tile_table(problem, config)}
+    if traits(problem.layout).gather:
+        arrays["channel_index"] = channel_index(problem.layout)
+    return arrays
+
+
 def reciprocal(width: int) -> int:
     """`ceil(2^31 / width)`: the upper half of its 64-bit product with `2 k` is `k // width` while `k width < 2^31`."""
     return -(-(2**31) // width)
@@ -171,6 +179,10 @@ def why_invalid(problem: ConvProblem, config: RaggedConfig) -> str | None:
     """`None` when `config` can run `problem` on some device; otherwise one line that says why not."""
     if problem.direction != "forward":
         return f"ragged computes the forward direction, not {problem.direction}"
+    if problem.layout.is_uniform:
+        return "ragged is for unequal, overlapping or listed groups; these are equal and consecutive"
+    if problem.input_shuffle > 1 or problem.epilogue.shuffle > 1:
+        return "ragged shuffles no channels; a layout's index lists can say the same of the input"
     for group in range(problem.groups):
         width = len(problem.layout.inputs_of(group))
         if _deepest(problem, config, width) * width >= 2**31:
@@ -193,6 +205,14 @@ def why_not_on(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -
     if problem.precision == "tf32" and device.arch == "gfx90a":
         return "gfx90a has no TF32"
     return None
+
+
+def one_warp(problem: ConvProblem) -> RaggedConfig:
+    """A tile for one warp: at most 64 columns, 16 deep."""
+    block_n = 16
+    while block_n < min(max(problem.layout.outputs), 64):
+        block_n *= 2
+    return RaggedConfig(num_warps=1, num_stages=1, block_m=32, block_n=block_n, block_k=16)
 
 
 def tiles(problem: ConvProblem, config: RaggedConfig) -> tuple[int, int, int]:
