@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_conv.autotune import implicit_gemm_cost, implicit_gemm_defaults, implicit_gemm_search
+from grouped_conv.autotune import implicit_gemm_cost, implicit_gemm_defaults, implicit_gemm_search, ragged_model
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.ragged_rules import RaggedConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,12 @@ MODELS: dict[str, Model] = {
         implicit_gemm_cost.predict,
         implicit_gemm_defaults.defaults,
         implicit_gemm_search.ranked,
+        tile=lambda config: (config.block_m, config.block_n),
+    ),
+    RaggedConfig.family: Model(
+        ragged_model.predict,
+        ragged_model.defaults,
+        ragged_model.ranked,
         tile=lambda config: (config.block_m, config.block_n),
     ),
 }

@@ -56,7 +56,7 @@ def predict(
     if not programs:
         return Prediction(0.0, floor, padding, waves, "launch", {})
     floor = floor_us(problem, device)
-    terms = _gemm_terms(problem, config, device, machine_of(device), programs, resources)
+    terms = gemm_terms(problem, config, device, machine_of(device), programs, resources)
     gemm = max(terms.pop("gemm"), terms["dram"])
     terms["passes"], launches = _passes(problem, config, device)
     terms["launch"] = launches * LAUNCH_US
@@ -64,7 +64,7 @@ def predict(
     return Prediction(total, floor, padding, waves, max(terms, key=lambda name: terms[name]), terms)
 
 
-def _gemm_terms(
+def gemm_terms(
     problem: ConvProblem,
     config: ImplicitGemmConfig,
     device: DeviceSpec,

@@ -64,14 +64,16 @@ def wave_efficiency(programs: int, device: DeviceSpec) -> float:
 def pack_passes(problem: ConvProblem, device: DeviceSpec) -> tuple[float, int]:
     """(microseconds without launches, launches) of the passes that move channels innermost: each reads and writes once.
 
-    The weight's pass is counted where the weight does not lie as [K, R, S, C / groups].
+    The weight's pass is counted where the weight does not lie as [K, R, S, C / groups] or, for unequal groups, where
+    its parts are not channels_last.
     """
     packed = launches = 0
-    for shape, channels_last in (
-        (problem.input_shape, problem.input_channels_last),
-        (problem.weight_shape, problem.weight_channels_last),
+    connections = problem.layout.connections()
+    for elements, channels, positions, channels_last in (
+        (math.prod(problem.input_shape), problem.in_channels, math.prod(problem.in_size), problem.input_channels_last),
+        (problem.taps * connections, connections // problem.out_channels, problem.taps, problem.weight_channels_last),
     ):
-        if not channels_last and shape[1] > 1 and shape[2] * shape[3] > 1:
-            packed += 2 * math.prod(shape) * problem.item_size
+        if not channels_last and channels > 1 and positions > 1:
+            packed += 2 * elements * problem.item_size
             launches += 1
     return 1e6 * packed / device.dram_bytes_per_s, launches

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from grouped_conv import layouts
+from grouped_conv.geometry import Geometry
 from grouped_conv.request import Operands, Request
 
 
@@ -20,29 +21,40 @@ def check_operands(operands: Operands, request: Request) -> tuple[int, int, int,
     """
     input, weight, bias, scale, residual = operands
     geometry = request.geometry
-    torch._check(min(geometry.padding) >= 0, lambda: "negative padding is not supported")
-    torch._check(min(geometry.stride) > 0, lambda: "non-positive stride is not supported")
-    torch._check(min(geometry.dilation) > 0, lambda: "non-positive dilation is not supported")
-    _check_dimensions("input", input)
-    _check_dimensions("weight", weight)
+    check_geometry(geometry)
+    check_dimensions("input", input)
+    check_dimensions("weight", weight)
     _check_channels(input, weight)
     for name, tensor in zip(operands._fields, operands, strict=True):
-        _check_type(name, tensor, input)
+        check_type(name, tensor, input)
     _check_vector("bias", bias, weight)
     _check_vector("scale", scale, weight)
     _check_shuffle("input_shuffle", request.input_shuffle, input.shape[1])
     _check_shuffle("output_shuffle", request.output_shuffle, weight.shape[0])
-    _check_fits(input, weight, request)
+    check_fits(input, weight, request)
     shape = layouts.output_shape(input, weight, geometry)
+    check_residual(residual, shape)
+    return shape
+
+
+def check_geometry(geometry: Geometry) -> None:
+    """Refuse strides, dilations and pads that no convolution has."""
+    torch._check(min(geometry.padding) >= 0, lambda: "negative padding is not supported")
+    torch._check(min(geometry.stride) > 0, lambda: "non-positive stride is not supported")
+    torch._check(min(geometry.dilation) > 0, lambda: "non-positive dilation is not supported")
+
+
+def check_residual(residual: Tensor | None, shape: tuple[int, int, int, int]) -> None:
+    """Refuse a residual of another size than the output's."""
     if residual is not None:
         torch._check(
             residual.dim() == 4 and all(a == b for a, b in zip(residual.shape, shape, strict=True)),
             lambda: f"residual must have the output's size {list(shape)}, but got residual of size {_size(residual)}",
         )
-    return shape
 
 
-def _check_dimensions(name: str, tensor: Tensor) -> None:
+def check_dimensions(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that has not four dimensions."""
     torch._check(
         tensor.dim() == 4, lambda: f"Expected 4-dimensional {name} for conv2d, but got {name} of size: {_size(tensor)}"
     )
@@ -67,7 +79,8 @@ def _check_channels(input: Tensor, weight: Tensor) -> None:
     )
 
 
-def _check_type(name: str, tensor: Tensor | None, input: Tensor) -> None:
+def check_type(name: str, tensor: Tensor | None, input: Tensor) -> None:
+    """Refuse an operand of another dtype or device than the input's."""
     if tensor is not None:
         torch._check(
             tensor.dtype == input.dtype and tensor.device == input.device,
@@ -93,7 +106,8 @@ def _check_shuffle(name: str, groups: int, channels: int) -> None:
     )
 
 
-def _check_fits(input: Tensor, weight: Tensor, request: Request) -> None:
+def check_fits(input: Tensor, weight: Tensor, request: Request) -> None:
+    """Refuse a kernel larger than the padded input."""
     top, bottom, left, right = request.geometry.padding
     padded = input.shape[2] + top + bottom, input.shape[3] + left + right
     window = [d * (k - 1) + 1 for d, k in zip(request.geometry.dilation, weight.shape[2:], strict=True)]

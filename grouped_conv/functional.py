@@ -74,7 +74,7 @@ def grouped_conv2d(
             insists on a kernel that cannot run.
         ValueError: for an unknown activation, precision or backend, naming what is accepted.
     """
-    _check_names(activation, precision, backend)
+    check_names(activation, precision, backend)
     if not _is_convolution(input, weight, groups):
         _refuse(input, weight, bias, stride, padding, dilation, groups)
     choices = (
@@ -93,12 +93,17 @@ def grouped_conv2d(
     if unbatched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     operands = _prepared(input, weight, bias, scale, residual)
-    reason = _why_not_ours(operands.input, operands.weight)
+    reason = why_not_ours(operands.input, operands.weight)
     output = _by_torch(operands, request, reason) if reason else convolve(operands, request)
     return output.squeeze(0) if unbatched else output
 
 
-def _check_names(activation: str | None, precision: str | None, backend: str | None) -> None:
+def check_names(activation: str | None, precision: str | None, backend: str | None) -> None:
+    """Refuse names that are not known.
+
+    Raises:
+        ValueError: naming what is accepted.
+    """
     for name, value, accepted in (
         ("activation", activation, ACTIVATIONS),
         ("precision", precision, PRECISIONS),
@@ -195,7 +200,7 @@ def _scale_vector(scale: Tensor | float, input: Tensor, weight: Tensor) -> Tenso
     return scale.to(input.dtype).contiguous()
 
 
-def _why_not_ours(input: Tensor, weight: Tensor) -> str:
+def why_not_ours(input: Tensor, weight: Tensor) -> str:
     """Why the operators do not take these operands at all; empty when they do."""
     if input.dtype.is_complex or weight.dtype.is_complex:
         return "complex numbers are convolved by torch"

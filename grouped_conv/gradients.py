@@ -7,6 +7,7 @@ derivatives need nothing more. Gradients follow torch's precision flags; `precis
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,22 @@ from grouped_conv.kernels.epilogue import FROM_OUTPUT
 from grouped_conv.request import Operands, Request
 
 aten = torch.ops.aten
+
+
+class AfterConvolution(Protocol):
+    """The operands of an epilogue."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """`(K,)`."""
+
+    @property
+    def scale(self) -> Tensor | None:
+        """`(K,)`."""
+
+    @property
+    def residual(self) -> Tensor | None:
+        """The output's shape."""
 
 
 def float32_flag() -> str:
@@ -121,7 +138,7 @@ def unshuffle_channels(value: Tensor, groups: int) -> Tensor:
     return value if groups == 1 else shuffle_channels(value, value.shape[1] // groups)
 
 
-def compose(value: Tensor, operands: Operands, request: Request) -> tuple[Tensor, Tensor]:
+def compose(value: Tensor, operands: AfterConvolution, request: Request) -> tuple[Tensor, Tensor]:
     """The epilogue behind a convolution `value` in torch's operations: the output, and the activation's argument.
 
     `value` already has the bias, unless there is a scale.

@@ -67,7 +67,7 @@ class AtenPlan:
     def run(self, operands: Operands) -> Result:
         """Convolve by `aten.convolution`, then scale, bias, residual and activation, in that order."""
         if not self.follows_flags or torch.is_autocast_enabled(self.device_type):
-            with _native_settings(operands.input, self.request.precision):
+            with native_settings(operands.input, self.request.precision):
                 return self._compute(operands)
         return self._compute(operands)
 
@@ -87,7 +87,7 @@ class AtenPlan:
 
 
 @contextmanager
-def _native_settings(input: Tensor, precision: str) -> Iterator[None]:
+def native_settings(input: Tensor, precision: str) -> Iterator[None]:
     """Autocast off, because operands have their final dtypes; float32 products as `precision` says, if it says."""
     with ExitStack() as stack:
         if torch.is_autocast_enabled(input.device.type):
@@ -210,25 +210,25 @@ def make_kernel_plan(
         config,
         record.source,
     )
-    gathered = tuple(index for index, tensor in enumerate(operands) if _is_strided_vector(tensor))
+    gathered = tuple(index for index, tensor in enumerate(operands) if is_strided_vector(tensor))
     return KernelPlan(call, layout, gathered, executor, device, record)
 
 
 def plan_operands(problem: ConvProblem, config: KernelConfig, operands: Operands) -> Call:
     """The launches for operands as they lie in memory."""
     placed = {
-        name: _operand(tensor) for name, tensor in zip(operands._fields, operands, strict=True) if tensor is not None
+        name: operand_of(tensor) for name, tensor in zip(operands._fields, operands, strict=True) if tensor is not None
     }
     return plan_call(problem, config, placed)
 
 
-def _is_strided_vector(tensor: Tensor | None) -> bool:
+def is_strided_vector(tensor: Tensor | None) -> bool:
     """A bias or scale with gaps: it is copied before the launch, so that the kernels read one element after another."""
     return tensor is not None and tensor.dim() == 1 and not tensor.is_contiguous()
 
 
-def _operand(tensor: Tensor) -> Operand:
-    if _is_strided_vector(tensor):
+def operand_of(tensor: Tensor) -> Operand:
+    if is_strided_vector(tensor):
         return Operand((1, 1, 1, 1), MAX_ALIGNMENT)
     address = tensor.data_ptr()
     alignment = min(MAX_ALIGNMENT, address & -address) if address else MAX_ALIGNMENT

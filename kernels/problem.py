@@ -314,7 +314,7 @@ class ConvProblem:
             str(self.epilogue),
             *([f"input shuffle({self.input_shuffle})"] if self.input_shuffle > 1 else []),
         ]
-        return " ".join(words) + ("" if self.layout.is_uniform else " ragged")
+        return " ".join(words) + ("" if self.layout.is_uniform else f" ragged({self.layout})")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `from_json` gives the value back."""

@@ -103,7 +103,8 @@ def ragged(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     acc = ragged_reduction(
         acc, x_rows, w_cols, index, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, width, reciprocal, depth,
-        KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, IN_ALIGN, WIDTH_ALIGN, MASK_K, CLAMP, TAP_MODE, CACHE_A, PRECISION, NUM_STAGES,
+        KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, IN_ALIGN, WIDTH_ALIGN, MASK_K, CLAMP, TAP_MODE, CACHE_A, PRECISION,
+        NUM_STAGES,
     )  # fmt: skip
     finish(
         acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, first_out + n, row_ok, col_ok,

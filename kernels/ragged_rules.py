@@ -228,8 +228,7 @@ def trips(problem: ConvProblem, config: RaggedConfig, group: int) -> int:
 
 
 def _deepest(problem: ConvProblem, config: RaggedConfig, width: int) -> int:
-    """One more than the largest flat index that a group of `width` channels computes, the pipeline's preparation of
-    blocks past the last included."""
+    """One more than the largest flat index of such a group; the pipeline prepares blocks past the last."""
     blocks = math.ceil(problem.taps * width / config.block_k) + config.num_stages - 1
     return blocks * config.block_k
 

@@ -21,7 +21,11 @@ Tensors = dict[str, Tensor]
 
 
 def ragged_problem(
-    layout: GroupLayout, size: tuple[int, int] = (6, 5), kernel: tuple[int, int] = (3, 3), batch: int = 1, **rest: object
+    layout: GroupLayout,
+    size: tuple[int, int] = (6, 5),
+    kernel: tuple[int, int] = (3, 3),
+    batch: int = 1,
+    **rest: object,
 ) -> ConvProblem:
     """A problem of an unequal layout; fp32 products are exact unless `precision` says otherwise."""
     return ConvProblem(batch, layout, size, kernel, **rest)  # type: ignore[arg-type]
