@@ -12,12 +12,15 @@ from itertools import groupby
 from grouped_conv.kernels.layout import Group, GroupLayout
 
 
-@lru_cache(maxsize=1024)
 def write_layout(layout: GroupLayout) -> str:
-    """The text of a layout whose groups are unequal, overlapping or listed."""
+    """The text of a layout."""
     words = [str(layout.in_channels)]
     words += [f"{_runs(layout.inputs_of(group))}>{outputs}" for group, outputs in enumerate(layout.outputs)]
     return ";".join(words)
+
+
+known_text = lru_cache(maxsize=1024)(write_layout)
+"""`write_layout`, remembered."""
 
 
 @lru_cache(maxsize=1024)

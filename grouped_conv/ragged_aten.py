@@ -6,7 +6,7 @@ Everything here can be differentiated, transformed and traced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,6 +21,7 @@ from grouped_conv.gradients import aten_convolution, convolution_gradients
 from grouped_conv.kernels.layout import GroupLayout
 
 Channels = tuple[int, ...]
+Convolve = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +74,22 @@ def _placing(layout: GroupLayout) -> Channels:
 
 
 def ragged_convolution(
-    input: Tensor, weights: Sequence[Tensor], bias: Tensor | None, layout: GroupLayout, geometry: Geometry
+    input: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: GroupLayout,
+    geometry: Geometry,
+    convolve: Convolve = aten_convolution,
 ) -> Tensor:
-    """The convolution by ATen; `bias` is a vector over all output channels."""
+    """The convolution by ATen; `bias` is a vector over all output channels.
+
+    Args:
+        convolve: one grouped convolution, `aten_convolution` or a like.
+    """
     parts = []
     for route, weight in zip(routes(layout), weights, strict=True):
         part_bias = None if bias is None else gather(bias, route.outputs, 0)
-        parts.append(aten_convolution(gather(input, route.inputs), weight, part_bias, geometry))
+        parts.append(convolve(gather(input, route.inputs), weight, part_bias, geometry))
     return gather(parts[0] if len(parts) == 1 else torch.cat(parts, 1), _placing(layout))
 
 

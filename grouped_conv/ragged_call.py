@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from grouped_conv.plan_cache import placement
 from grouped_conv.policies import get_policy
 from grouped_conv.ragged_aten import ragged_convolution
 from grouped_conv.ragged_checks import RaggedOperands, check_operands, output_format
-from grouped_conv.ragged_weights import are_flat, in_flat_storage
+from grouped_conv.ragged_weights import are_flat, in_flat_storage, lie_at, places
 from grouped_conv.request import Request
 from grouped_conv.tracing import CallRecord
 
@@ -142,14 +143,13 @@ def find_plan(
 ) -> RaggedPlan:
     """The plan of a call, made now if there is none."""
     input, weights, bias, scale, residual = operands
-    layout = read_layout(layout_text)
     key = (
         "ragged",
         layout_text,
         attributes,
         placement(input),
         tuple(placement(weight) for weight in weights),
-        _may_be_flat(weights, layout) and are_flat(weights, layout),
+        _lie_flat(weights, layout_text),
         None if bias is None else placement(bias),
         None if scale is None else placement(scale),
         None if residual is None else placement(residual),
@@ -161,13 +161,22 @@ def find_plan(
 
     def make() -> tuple[RaggedPlan, bool]:
         barred = decisions.why_nothing_compiles() if input.is_cuda else ""
-        return _make(operands, layout, as_request(*attributes), barred), not barred
+        return _make(operands, read_layout(layout_text), as_request(*attributes), barred), not barred
 
     return plan_cache.find_or_make(key, make)
 
 
-def _may_be_flat(weights: tuple[Tensor, ...], layout: GroupLayout) -> bool:
-    return len(weights) == len(layout.buckets) and all(weight.dim() == 4 for weight in weights)
+def _lie_flat(weights: tuple[Tensor, ...], layout_text: str) -> bool:
+    """Do the weights lie in one flat storage? What is no weight of this layout does not; it is refused later."""
+    if not weights or any(weight.dim() != 4 for weight in weights):
+        return False
+    wanted = _places(layout_text, weights[0].shape[2], weights[0].shape[3])
+    return len(wanted) == len(weights) and lie_at(weights, wanted)
+
+
+@lru_cache(maxsize=1024)
+def _places(layout_text: str, kernel_h: int, kernel_w: int) -> tuple[tuple[int, Any], ...]:
+    return places(read_layout(layout_text), (kernel_h, kernel_w))
 
 
 def _make(operands: RaggedOperands, layout: GroupLayout, request: Request, barred: str) -> RaggedPlan:

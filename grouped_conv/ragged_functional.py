@@ -14,7 +14,7 @@ from grouped_conv.autocasting import autocast_dtype, cast
 from grouped_conv.functional import IntOrPair, check_names, grouped_conv2d, why_not_ours
 from grouped_conv.geometry import as_tuple, parse_geometry
 from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.layout_text import write_layout
+from grouped_conv.layout_text import known_text, write_layout
 from grouped_conv.ragged_checks import RaggedOperands
 from grouped_conv.ragged_ops import convolve, in_torch_operations
 from grouped_conv.ragged_weights import cast_weights
@@ -82,14 +82,22 @@ def ragged_conv2d(
     choices = activation or "none", negative_slope, False, precision or "default", backend or "auto"
     kernel_size = (weights[0].shape[2], weights[0].shape[3])
     request = _request(as_tuple(stride), as_tuple(padding), as_tuple(dilation), kernel_size, *choices)
+    text = write_layout(layout) if torch.compiler.is_compiling() else known_text(layout)
+    return run_request(RaggedOperands(input, weights, bias, None, residual), scale, layout, text, request)
+
+
+def run_request(
+    operands: RaggedOperands, scale: Tensor | float | None, layout: GroupLayout, layout_text: str, request: Request
+) -> Tensor:
+    """One call with its attributes checked; `scale` as users give it."""
+    input, residual = operands.input, operands.residual
     unbatched = input.dim() == 3
     if unbatched:
-        input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    operands = _prepared(RaggedOperands(input, weights, bias, None, residual), scale, layout)
+        residual = None if residual is None else residual.unsqueeze(0)
+        operands = operands._replace(input=input.unsqueeze(0), residual=residual)
+    operands = _prepared(operands, scale, layout)
     reason = why_not_ours(operands.input, operands.weights[0])
-    output = (
-        _by_torch(operands, layout, request, reason) if reason else convolve(operands, write_layout(layout), request)
-    )
+    output = _by_torch(operands, layout, request, reason) if reason else convolve(operands, layout_text, request)
     return output.squeeze(0) if unbatched else output
 
 

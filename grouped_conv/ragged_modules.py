@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 from grouped_conv.geometry import as_tuple, parse_geometry
 from grouped_conv.kernels.layout import GroupLayout
 from grouped_conv.kernels.problem import pair
+from grouped_conv.layout_text import write_layout
 from grouped_conv.modules import checked_activation
-from grouped_conv.ragged_functional import ragged_conv2d
+from grouped_conv.ragged_checks import RaggedOperands
+from grouped_conv.ragged_functional import ragged_conv2d, run_request
 from grouped_conv.ragged_weights import flat_storage, make_flat, views
+from grouped_conv.request import Request
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -76,6 +80,9 @@ class RaggedConv2d(nn.Module):
         top, bottom, left, right = geometry.padding
         self._pads = (left, right, top, bottom)  # as `torch.nn.functional.pad` takes them
         self.activation = checked_activation(activation)
+        inner = geometry if padding_mode == "zeros" else replace(geometry, padding=(0, 0, 0, 0))
+        self._request = Request(inner, self.activation or "none")
+        self._layout_text = write_layout(layout)
         flat = flat_storage(layout, self.kernel_size, dtype or torch.get_default_dtype(), device)
         self.weights = nn.ParameterList(nn.Parameter(view) for view in views(flat, layout, self.kernel_size))
         vector = torch.empty(layout.out_channels, device=device, dtype=dtype) if bias else None
@@ -104,18 +111,20 @@ class RaggedConv2d(nn.Module):
         """`(N, C, H, W)` or `(C, H, W)` to `(N, K, OUT_H, OUT_W)` or `(K, OUT_H, OUT_W)`."""
         padding: Any = self.padding
         if self.padding_mode != "zeros":
-            input = F.pad(input, self._pads, mode=self.padding_mode)
-            padding = 0
-        return ragged_conv2d(
-            input,
-            tuple(self.weights),
-            self.layout,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            activation=self.activation,
-        )
+            input, padding = F.pad(input, self._pads, mode=self.padding_mode), 0
+        if self.layout.is_uniform:
+            return ragged_conv2d(
+                input,
+                self.weights,
+                self.layout,
+                self.bias,
+                self.stride,
+                padding,
+                self.dilation,
+                activation=self.activation,
+            )
+        operands = RaggedOperands(input, tuple(self.weights), self.bias)
+        return run_request(operands, None, self.layout, self._layout_text, self._request)
 
     def extra_repr(self) -> str:
         """The layout, then what `torch.nn.Conv2d` would print."""

@@ -24,13 +24,14 @@ from grouped_conv.gradients import (
     needs_preactivation,
     per_channel,
     sum_per_channel,
+    torch_convolution,
 )
 from grouped_conv.kernels.layout import GroupLayout
 from grouped_conv.layout_text import read_layout
 from grouped_conv.ops import library
 from grouped_conv.ragged_aten import ragged_convolution, ragged_gradients
 from grouped_conv.ragged_checks import RaggedOperands, check_operands, output_format
-from grouped_conv.request import Request
+from grouped_conv.request import Operands, Request
 
 library.define(
     "ragged_conv2d(Tensor input, Tensor[] weights, Tensor? bias, Tensor? scale, Tensor? residual, str layout,"
@@ -132,8 +133,14 @@ def in_torch_operations(operands: RaggedOperands, layout: GroupLayout, request: 
     """The whole call in torch's operations."""
     check_operands(operands, layout, request)
     input, weights, bias, scale, _ = operands
-    value = ragged_convolution(input, weights, bias if scale is None else None, layout, request.geometry)
+    early_bias = bias if scale is None else None
+    value = ragged_convolution(input, weights, early_bias, layout, request.geometry, _by_functional)
     return compose(value, operands, request)[0]
+
+
+def _by_functional(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """One bucket by `torch.nn.functional.conv2d`, which also takes what `aten.convolution` does not."""
+    return torch_convolution(Operands(input, weight, bias), geometry)
 
 
 def _save(

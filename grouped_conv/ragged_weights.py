@@ -8,7 +8,6 @@ stays an ordinary dense tensor. Other weights are copied into such a storage at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from grouped_conv.kernels.ragged_rules import bucket_offsets, weight_elements
 Shape4 = tuple[int, int, int, int]
 
 
-@lru_cache(maxsize=1024)
 def weight_shapes(layout: GroupLayout, kernel_size: tuple[int, int]) -> tuple[Shape4, ...]:
     """Shape of each bucket's weight: `(groups * outputs, inputs, R, S)`."""
     return tuple((len(b.groups) * b.outputs, b.inputs, *kernel_size) for b in layout.buckets)
@@ -32,29 +30,40 @@ def flat_storage(layout: GroupLayout, kernel_size: tuple[int, int], dtype: torch
     return torch.zeros(weight_elements(layout, kernel_size[0] * kernel_size[1]), dtype=dtype, device=device)
 
 
+def places(layout: GroupLayout, kernel_size: tuple[int, int]) -> tuple[tuple[int, Shape4], ...]:
+    """Where each bucket's weight begins in the flat storage, and its strides there, in elements."""
+    kernel_h, kernel_w = kernel_size
+    begins = bucket_offsets(layout, kernel_h * kernel_w)
+    widths = [bucket.inputs for bucket in layout.buckets]
+    return tuple((b, (kernel_h * kernel_w * c, 1, kernel_w * c, c)) for b, c in zip(begins, widths, strict=True))
+
+
 def views(flat: Tensor, layout: GroupLayout, kernel_size: tuple[int, int]) -> list[Tensor]:
     """Each bucket's weight as a channels_last view of the flat storage."""
-    kernel_h, kernel_w = kernel_size
-    pieces = []
-    begins = bucket_offsets(layout, kernel_h * kernel_w)
-    for begin, (rows, inputs, _, _) in zip(begins, weight_shapes(layout, kernel_size), strict=True):
-        strides = (kernel_h * kernel_w * inputs, 1, kernel_w * inputs, inputs)
-        pieces.append(flat.as_strided((rows, inputs, kernel_h, kernel_w), strides, flat.storage_offset() + begin))
-    return pieces
+    shapes = weight_shapes(layout, kernel_size)
+    return [
+        flat.as_strided(shape, strides, flat.storage_offset() + begin)
+        for shape, (begin, strides) in zip(shapes, places(layout, kernel_size), strict=True)
+    ]
 
 
 def are_flat(weights: Sequence[Tensor], layout: GroupLayout) -> bool:
     """Do these tensors lie in memory as the views of one flat storage that is 16-byte aligned?"""
-    first = weights[0]
-    address, size, (kernel_h, kernel_w) = first.data_ptr(), first.element_size(), first.shape[2:]
+    return lie_at(weights, places(layout, (weights[0].shape[2], weights[0].shape[3])))
+
+
+def lie_at(weights: Sequence[Tensor], wanted: tuple[tuple[int, Shape4], ...]) -> bool:
+    """`are_flat` for places that are known."""
+    address, size = weights[0].data_ptr(), weights[0].element_size()
     if address % 16:
         return False
-    for begin, weight in zip(bucket_offsets(layout, kernel_h * kernel_w), weights, strict=True):
-        inputs = weight.shape[1]
-        strides = (kernel_h * kernel_w * inputs, 1, kernel_w * inputs, inputs)
+    for weight, (begin, strides) in zip(weights, wanted, strict=True):
         if weight.data_ptr() != address + begin * size:
             return False
-        if any(s != w and n != 1 for s, w, n in zip(weight.stride(), strides, weight.shape, strict=True)):
+        if weight.stride() != strides and any(
+            mine != theirs and length != 1
+            for mine, theirs, length in zip(weight.stride(), strides, weight.shape, strict=True)
+        ):
             return False
     return True
 
