@@ -81,7 +81,7 @@ def ragged_conv2d(
         )
     choices = activation or "none", negative_slope, False, precision or "default", backend or "auto"
     kernel_size = (weights[0].shape[2], weights[0].shape[3])
-    request = _request(as_tuple(stride), as_tuple(padding), as_tuple(dilation), kernel_size, *choices)
+    request = make_request(as_tuple(stride), as_tuple(padding), as_tuple(dilation), kernel_size, *choices)
     text = write_layout(layout) if torch.compiler.is_compiling() else known_text(layout)
     return run_request(RaggedOperands(input, weights, bias, None, residual), scale, layout, text, request)
 
@@ -121,7 +121,8 @@ def _make_request(stride: Any, padding: Any, dilation: Any, kernel_size: Any, *c
 _cached_request = lru_cache(maxsize=4096)(_make_request)
 
 
-def _request(*attributes: Any) -> Request:
+def make_request(*attributes: Any) -> Request:
+    """The request of (stride, padding, dilation, kernel size, activation, ...), all hashable; remembered."""
     return _make_request(*attributes) if torch.compiler.is_compiling() else _cached_request(*attributes)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,9 +16,8 @@ from grouped_conv.kernels.problem import pair
 from grouped_conv.layout_text import write_layout
 from grouped_conv.modules import checked_activation
 from grouped_conv.ragged_checks import RaggedOperands
-from grouped_conv.ragged_functional import ragged_conv2d, run_request
+from grouped_conv.ragged_functional import make_request, ragged_conv2d, run_request
 from grouped_conv.ragged_weights import flat_storage, make_flat, views
-from grouped_conv.request import Request
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -80,8 +78,6 @@ class RaggedConv2d(nn.Module):
         top, bottom, left, right = geometry.padding
         self._pads = (left, right, top, bottom)  # as `torch.nn.functional.pad` takes them
         self.activation = checked_activation(activation)
-        inner = geometry if padding_mode == "zeros" else replace(geometry, padding=(0, 0, 0, 0))
-        self._request = Request(inner, self.activation or "none")
         self._layout_text = write_layout(layout)
         flat = flat_storage(layout, self.kernel_size, dtype or torch.get_default_dtype(), device)
         self.weights = nn.ParameterList(nn.Parameter(view) for view in views(flat, layout, self.kernel_size))
@@ -124,7 +120,8 @@ class RaggedConv2d(nn.Module):
                 activation=self.activation,
             )
         operands = RaggedOperands(input, tuple(self.weights), self.bias)
-        return run_request(operands, None, self.layout, self._layout_text, self._request)
+        request = make_request(self.stride, padding, self.dilation, self.kernel_size, self.activation or "none")
+        return run_request(operands, None, self.layout, self._layout_text, request)
 
     def extra_repr(self) -> str:
         """The layout, then what `torch.nn.Conv2d` would print."""

@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.implicit_gemm import tap_mode
-from grouped_conv.kernels.jit_epilogue import finish
+from grouped_conv.kernels.jit_epilogue import dense_rows, finish
 from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits, tap_mask
 from grouped_conv.kernels.jit_reduction import multiply_add
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, epilogue_arguments, store_vector, stride_integers
+from grouped_conv.kernels.operands import Operand, epilogue_arguments, is_dense, store_vector, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.ragged_rules import ROW, RaggedConfig, last_tap, tiles, traits, trips
 
@@ -75,6 +75,8 @@ def ragged(
     NEGATIVE_SLOPE: tl.constexpr,
     VECTOR: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    DENSE_Y: tl.constexpr,
+    DENSE_R: tl.constexpr,
 ):
     pid = tl.program_id(0)  # pixel tiles vary fastest: consecutive programs share weights
     begin, width, reciprocal, first_out, count, w_begin = load_row(
@@ -109,7 +111,7 @@ def ragged(
     finish(
         acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, first_out + n, row_ok, col_ok,
         stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
-        NEGATIVE_SLOPE, VECTOR,
+        NEGATIVE_SLOPE, VECTOR, y_rows=dense_rows(m, stride_yw, DENSE_Y), r_rows=dense_rows(m, stride_rw, DENSE_R),
     )  # fmt: skip
 
 
@@ -250,6 +252,8 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
         "NUM_STAGES": config.num_stages,
         **finishing.constants,
         "VECTOR": store_vector(problem, output),
+        "DENSE_Y": is_dense(problem, output),
+        "DENSE_R": problem.epilogue.residual and is_dense(problem, operands["residual"]),
         **{name: value for pair in strides for name, value in pair.constants.items()},
     }
     longest = max(trips(problem, config, group) for group in range(problem.groups))
