@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from grouped_conv.autotune.implicit_gemm_cost import gemm_terms
-from grouped_conv.autotune.implicit_gemm_defaults import DEPTHS, TILES
+from grouped_conv.autotune.implicit_gemm_defaults import DEPTHS, LITTLE_WASTE, TILES
 from grouped_conv.autotune.implicit_gemm_terms import register_pressure
 from grouped_conv.autotune.machine import machine_of
 from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
@@ -123,13 +123,25 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[RaggedConfig]
     for block_m, block_n, warps in TILES:
         if (block_m > 32 and block_m >= 2 * pixels) or (block_n > 16 and block_n >= 2 * widest):
             continue
-        for depth, stages, cache in itertools.product(DEPTHS, (3, 2), caches):
-            config = RaggedConfig(
-                block_m=block_m, block_n=block_n, block_k=depth, num_warps=warps, num_stages=stages, cache_a=cache
-            )
-            if _pressure(problem, config, device) <= 1:
-                yield config
+        shape = RaggedConfig(block_m=block_m, block_n=block_n, num_warps=warps)
+        depth = _depth(problem, shape, device)
+        for stages, cache in itertools.product((3, 2), caches if depth else ()):
+            yield replace(shape, block_k=depth, num_stages=stages, cache_a=cache)
     yield LAST_RESORT
+
+
+def _depth(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> int:
+    """The deepest step of the reduction that is not expected to spill and wastes little; 0 for none."""
+    fitting = [depth for depth in DEPTHS if _pressure(problem, replace(config, block_k=depth), device) <= 1]
+    useful = problem.taps * problem.layout.connections()
+    for depth in fitting:
+        issued = sum(
+            len(bucket.groups) * bucket.outputs * depth * math.ceil(problem.taps * bucket.inputs / depth)
+            for bucket in problem.layout.buckets
+        )
+        if useful >= LITTLE_WASTE * issued:
+            return depth
+    return fitting[-1] if fitting else 0
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[RaggedConfig]:
