@@ -124,24 +124,23 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[RaggedConfig]
         if (block_m > 32 and block_m >= 2 * pixels) or (block_n > 16 and block_n >= 2 * widest):
             continue
         shape = RaggedConfig(block_m=block_m, block_n=block_n, num_warps=warps)
-        depth = _depth(problem, shape, device)
-        for stages, cache in itertools.product((3, 2), caches if depth else ()):
+        for depth, stages, cache in itertools.product(_depths(problem, shape, device), (3, 2), caches):
             yield replace(shape, block_k=depth, num_stages=stages, cache_a=cache)
     yield LAST_RESORT
 
 
-def _depth(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> int:
-    """The deepest step of the reduction that is not expected to spill and wastes little; 0 for none."""
+def _depths(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> list[int]:
+    """Steps of the reduction worth comparing: the deepest that wastes little and the next, none expected to spill."""
     fitting = [depth for depth in DEPTHS if _pressure(problem, replace(config, block_k=depth), device) <= 1]
     useful = problem.taps * problem.layout.connections()
-    for depth in fitting:
+    for position, depth in enumerate(fitting):
         issued = sum(
             len(bucket.groups) * bucket.outputs * depth * math.ceil(problem.taps * bucket.inputs / depth)
             for bucket in problem.layout.buckets
         )
         if useful >= LITTLE_WASTE * issued:
-            return depth
-    return fitting[-1] if fitting else 0
+            return fitting[position : position + 2]
+    return fitting[-1:]
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[RaggedConfig]:

@@ -111,7 +111,7 @@ class RaggedConv2d(nn.Module):
         if self.layout.is_uniform:
             return ragged_conv2d(
                 input,
-                self.weights,
+                tuple(self.weights),
                 self.layout,
                 self.bias,
                 self.stride,
