@@ -173,7 +173,7 @@ def ragged_reduction(
         kernel_w = tap % KERNEL_W
         channel = tl.max_contiguous(tl.multiple_of(k - tap * width, WIDTH_ALIGN), WIDTH_ALIGN)
         if index is not None:
-            channel = tl.load(index + channel, mask=k_ok, other=0)
+            channel = tl.load(index + channel)  # k modulo the group's width: inside its list even past the last tap
             channel = tl.max_contiguous(tl.multiple_of(channel, IN_ALIGN), IN_ALIGN)
         offset = kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw) + channel
         if CLAMP and TAP_MODE != "direct":

@@ -107,19 +107,24 @@ def split(layout: GroupLayout, *runs: Tensors) -> list[tuple[torch.Tensor, ...]]
     return [tensors["output"].split(list(layout.outputs), 1) for tensors in runs]
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("name", ["odd sizes, alignment 1", "groups of one channel"])
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu", "tanh"])
-def test_infinities_and_nan_come_out_where_torch_puts_them(activation: str) -> None:
+def test_infinities_and_nan_come_out_where_torch_puts_them(activation: str, name: str, config: RaggedConfig) -> None:
+    """Blocks of 64 reach tap 63 of a group of one channel: what lies there must not be read as some other tap."""
     problem = ragged_problem(
-        LAYOUTS["odd sizes, alignment 1"],
+        LAYOUTS[name],
+        (14, 5),
         padding=(1, 1, 1, 1),
         dtype="float32",
         epilogue=Epilogue(activation, bias=True, residual=True),
     )
-    tensors = make_ragged_tensors(problem, CONFIGS[0])
-    tensors["input"][0, ::3, 2, 1] = torch.tensor([float("inf"), float("nan"), -float("inf")])
+    tensors = make_ragged_tensors(problem, config)
+    for channel, row, value in ((0, 2, "inf"), (1, 12, "nan"), (3, 9, "-inf"), (6, 7, "nan")):
+        tensors["input"][0, channel, row, 1] = float(value)
     tensors["bias"][1] = float("nan")
     tensors["residual"][0, 4, 1] = float("-inf")
-    run_call(plan_call(problem, CONFIGS[0]), tensors, interpret_launch)
+    run_call(plan_call(problem, config), tensors, interpret_launch)
     exact = ragged_reference(problem, tensors)
     assert not exact.isfinite().all()
     assert torch.equal(tensors["output"].isnan(), exact.isnan())
@@ -189,3 +194,20 @@ def test_default_configuration_is_right() -> None:
             )  # fmt: skip
         assert calls[0].source == "heuristic"
         check_ragged(replace(problem), tensors, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "block_k", "stages", "expected"),
+    [
+        ("log series, alignment 8", 64, 3, (False, False)),  # nine taps of 8 channels: tap 15 at most, 31 prepared
+        ("log series, alignment 8", 64, 4, (False, True)),  # tap 39 prepared: no bit of the word
+        ("groups of one channel", 16, 1, (False, False)),
+        ("groups of one channel", 64, 1, (True, True)),
+    ],
+)
+def test_taps_beyond_the_word_are_masked_or_folded(
+    name: str, block_k: int, stages: int, expected: tuple[bool, bool]
+) -> None:
+    config = RaggedConfig(block_m=16, block_n=16, block_k=block_k, num_stages=stages)
+    (launch,) = plan_call(ragged_problem(LAYOUTS[name]), config).launches
+    assert (launch.constants["MASK_K"], launch.constants["CLAMP"]) == expected
