@@ -13,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from grouped_conv.conv1d import GroupedConv1d
 from grouped_conv.modules import FusedLayer, GroupedConv2d, forget_packed_weight
+from grouped_conv.ragged_aten import routes
+from grouped_conv.ragged_modules import RaggedConv2d
 
-Convolution = nn.Conv2d | nn.Conv1d
+Convolution = nn.Conv2d | nn.Conv1d | RaggedConv2d
 
 
 def fold_batchnorm(model: nn.Module, *, verbose: bool = False) -> nn.Module:
@@ -23,9 +25,9 @@ def fold_batchnorm(model: nn.Module, *, verbose: bool = False) -> nn.Module:
     `weight' = weight * gamma / sqrt(var + eps)`, `bias' = beta + (bias - mean) * gamma / sqrt(var + eps)`, computed in
     float64. The BatchNorm becomes `nn.Identity`; the convolution gets new, frozen Parameters, always with a bias.
 
-    A pair is folded when the convolution is exactly torch's or ours, 1-D or 2-D, without activation and shuffle, the
-    BatchNorm exactly a `BatchNorm1d`, `BatchNorm2d` or `SyncBatchNorm` with running statistics, nothing else reads the
-    convolution's output, and neither has hooks or parametrizations. If `torch.fx` can trace the model, its graph says
+    A pair is folded when the convolution is exactly torch's or ours, 1-D, 2-D or ragged, without activation and
+    shuffle, the BatchNorm exactly a `BatchNorm1d`, `BatchNorm2d` or `SyncBatchNorm` with running statistics, nothing
+    else reads the convolution's output, and neither has hooks or parametrizations. If `torch.fx` can trace the model, its graph says
     what follows what; otherwise only neighbours inside an `nn.Sequential` are pairs, which assumes that nobody indexes
     into it.
 
@@ -60,7 +62,7 @@ def _is_batchnorm(module: object) -> TypeGuard[_BatchNorm]:
 
 
 def _is_convolution(module: object) -> TypeGuard[Convolution]:
-    return type(module) in (nn.Conv2d, GroupedConv2d, nn.Conv1d, GroupedConv1d)
+    return type(module) in (nn.Conv2d, GroupedConv2d, nn.Conv1d, GroupedConv1d, RaggedConv2d)
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[_BatchNorm, Convolution]]:
@@ -83,7 +85,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[_BatchNorm, Convolution]]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, FusedLayer) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, FusedLayer | RaggedConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _neighbours(model: nn.Module) -> Iterator[tuple[_BatchNorm, Convolution]]:
@@ -112,7 +114,7 @@ def _why_not(convolution: Convolution, batchnorm: _BatchNorm) -> str:
 
 
 def _fold(convolution: Convolution, batchnorm: _BatchNorm) -> None:
-    weight = convolution.weight
+    dtype = next(convolution.parameters()).dtype
     with torch.no_grad():
         mean, variance = batchnorm.running_mean, batchnorm.running_var
         gain = torch.rsqrt(_float64(variance) + batchnorm.eps)
@@ -121,10 +123,21 @@ def _fold(convolution: Convolution, batchnorm: _BatchNorm) -> None:
         shift = (_float64(convolution.bias) - _float64(mean)) * gain
         if batchnorm.affine:
             shift = shift + _float64(batchnorm.bias)
-        folded = torch.empty_like(weight.detach()).copy_(weight.double() * gain.view(-1, *[1] * (weight.dim() - 1)))
-    convolution.weight = nn.Parameter(folded, requires_grad=False)
-    convolution.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
-    forget_packed_weight(convolution)
+    if isinstance(convolution, RaggedConv2d):
+        for index, route in enumerate(routes(convolution.layout)):
+            convolution.weights[index] = _scaled(convolution.weights[index], gain[list(route.outputs)])
+        convolution.flatten_weights()
+    else:
+        convolution.weight = _scaled(convolution.weight, gain)
+        forget_packed_weight(convolution)
+    convolution.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
+
+
+def _scaled(weight: torch.Tensor, gain: torch.Tensor) -> nn.Parameter:
+    """Each filter times its gain, in the weight's memory format; frozen."""
+    with torch.no_grad():
+        product = weight.double() * gain.view(-1, *[1] * (weight.dim() - 1))
+        return nn.Parameter(torch.empty_like(weight.detach()).copy_(product), requires_grad=False)
 
 
 def _float64(tensor: torch.Tensor | None) -> torch.Tensor:

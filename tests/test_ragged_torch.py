@@ -427,3 +427,20 @@ def test_views_of_a_given_storage_need_no_copy() -> None:
     assert are_flat(weights, SERIES)
     assert not are_flat(views(flat[1:], SERIES, (3, 3)), SERIES)  # not 16-byte aligned
     assert not are_flat([weight.clone() for weight in weights], SERIES)
+
+
+@pytest.mark.parametrize("layout", [LISTED, SERIES], ids=["listed", "series"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_batchnorm_folds_into_it(layout: GroupLayout, bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(RaggedConv2d(layout, 3, padding=1, bias=bias), nn.BatchNorm2d(layout.out_channels), nn.ReLU())
+    input = torch.randn(4, layout.in_channels, 6, 5)
+    model(input)
+    with torch.no_grad():
+        model[1].weight.uniform_(0.5, 2)
+        model[1].bias.normal_()
+    expected = model.eval()(input)
+    folded = grouped_conv.fold_batchnorm(model)
+    assert isinstance(folded[1], nn.Identity)
+    assert are_flat(list(folded[0].weights), layout)
+    torch.testing.assert_close(folded(input), expected)
