@@ -27,9 +27,9 @@ def fold_batchnorm(model: nn.Module, *, verbose: bool = False) -> nn.Module:
 
     A pair is folded when the convolution is exactly torch's or ours, 1-D, 2-D or ragged, without activation and
     shuffle, the BatchNorm exactly a `BatchNorm1d`, `BatchNorm2d` or `SyncBatchNorm` with running statistics, nothing
-    else reads the convolution's output, and neither has hooks or parametrizations. If `torch.fx` can trace the model, its graph says
-    what follows what; otherwise only neighbours inside an `nn.Sequential` are pairs, which assumes that nobody indexes
-    into it.
+    else reads the convolution's output, and neither has hooks or parametrizations. If `torch.fx` can trace the model,
+    its graph says what follows what; otherwise only neighbours inside an `nn.Sequential` are pairs, which assumes that
+    nobody indexes into it.
 
     Args:
         verbose: print what is folded and which BatchNorms are left, and why.
