@@ -39,6 +39,11 @@ def fetch(handle: int) -> Tensor:
     return _tensors[handle]
 
 
+def has_list(channels: tuple[int, ...], device: torch.device) -> bool:
+    """Is there a `channel_list` of these already?"""
+    return (channels, device) in _lists
+
+
 def channel_list(channels: tuple[int, ...], device: torch.device) -> Tensor:
     """These channels in int64 on `device`, as `index_select` takes them; nobody may write to it."""
     known = _lists.get((channels, device))

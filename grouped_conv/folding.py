@@ -124,8 +124,8 @@ def _fold(convolution: Convolution, batchnorm: _BatchNorm) -> None:
         if batchnorm.affine:
             shift = shift + _float64(batchnorm.bias)
     if isinstance(convolution, RaggedConv2d):
-        for index, route in enumerate(routes(convolution.layout)):
-            convolution.weights[index] = _scaled(convolution.weights[index], gain[list(route.outputs)])
+        for index, (weight, route) in enumerate(zip(convolution.weights, routes(convolution.layout), strict=True)):
+            setattr(convolution, f"weight_{index}", _scaled(weight, gain[list(route.outputs)]))
         convolution.flatten_weights()
     else:
         convolution.weight = _scaled(convolution.weight, gain)

@@ -138,12 +138,19 @@ def gather(value: Tensor, channels: Channels, axis: int = 1) -> Tensor:
     first, count = channels[0], len(channels)
     if channels == tuple(range(first, first + count)):
         return value if count == value.shape[axis] else value.narrow(axis, first, count)
+    if value.is_cuda and _is_capturing() and not device_tables.has_list(channels, value.device):
+        runs = [value.narrow(axis, channel, 1) for channel in channels]  # nothing can be copied to the device now
+        return torch.cat(runs, axis)
     return value.index_select(axis, _index(channels, value))
 
 
+def _is_capturing() -> bool:
+    return not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
+
+
 def _index(channels: Channels, value: Tensor) -> Tensor:
-    """The channels as a tensor on the device of `value`: shared, unless a tracer is at work that would keep it."""
+    """The channels as a tensor on the device of `value`: shared, unless a tracer or transform would get hold of it."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(value) is not Tensor
-    if traced or value.device.type not in ("cpu", "cuda"):
+    if traced or torch._C._are_functorch_transforms_active() or value.device.type not in ("cpu", "cuda"):
         return torch.tensor(channels, device=value.device)
     return device_tables.channel_list(channels, value.device)

@@ -25,7 +25,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class RaggedConv2d(nn.Module):
     """`torch.nn.Conv2d` for a `GroupLayout` of any kind; all groups in one launch of the kernel.
 
-    The state_dict has `weights.0`, `weights.1`, ... and `bias`. There is one weight per size of groups, in the order in
+    The state_dict has `weight_0`, `weight_1`, ... and `bias`. There is one weight per size of groups, in the order in
     which each size first appears in the layout: `(n * k, c, R, S)` for the n groups that read c channels and make k, in
     group order. They are views of one flat storage, as the kernel reads it; moving, casting, loading, copying and
     unpickling the layer keeps them so, and a weight that is replaced costs a copy at every call until then
@@ -43,7 +43,6 @@ class RaggedConv2d(nn.Module):
     """
 
     layout: GroupLayout
-    weights: nn.ParameterList
     bias: nn.Parameter | None
 
     def __init__(
@@ -80,11 +79,18 @@ class RaggedConv2d(nn.Module):
         self.activation = checked_activation(activation)
         self._layout_text = write_layout(layout)
         flat = flat_storage(layout, self.kernel_size, dtype or torch.get_default_dtype(), device)
-        self.weights = nn.ParameterList(nn.Parameter(view) for view in views(flat, layout, self.kernel_size))
+        self._names = tuple(f"weight_{index}" for index in range(len(layout.buckets)))
+        for name, view in zip(self._names, views(flat, layout, self.kernel_size), strict=True):
+            self.register_parameter(name, nn.Parameter(view))
         vector = torch.empty(layout.out_channels, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if vector is None else nn.Parameter(vector))
         self.register_load_state_dict_post_hook(_flatten_after_loading)
         self.reset_parameters()
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """`weight_0`, `weight_1`, ..."""
+        return tuple(getattr(self, name) for name in self._names)
 
     def reset_parameters(self) -> None:
         """Initialise each group as `torch.nn.Conv2d` does a layer of its size."""
@@ -101,7 +107,7 @@ class RaggedConv2d(nn.Module):
     def flatten_weights(self) -> None:
         """Move the weights into one flat storage, unless they lie so; they stay the same Parameters."""
         with torch.no_grad():
-            make_flat(list(self.weights), self.layout)
+            make_flat(self.weights, self.layout)
 
     def forward(self, input: Tensor) -> Tensor:
         """`(N, C, H, W)` or `(C, H, W)` to `(N, K, OUT_H, OUT_W)` or `(K, OUT_H, OUT_W)`."""
@@ -111,7 +117,7 @@ class RaggedConv2d(nn.Module):
         if self.layout.is_uniform:
             return ragged_conv2d(
                 input,
-                tuple(self.weights),
+                self.weights,
                 self.layout,
                 self.bias,
                 self.stride,
@@ -119,7 +125,7 @@ class RaggedConv2d(nn.Module):
                 self.dilation,
                 activation=self.activation,
             )
-        operands = RaggedOperands(input, tuple(self.weights), self.bias)
+        operands = RaggedOperands(input, self.weights, self.bias)
         request = make_request(self.stride, padding, self.dilation, self.kernel_size, self.activation or "none")
         return run_request(operands, None, self.layout, self._layout_text, request)
 

@@ -7,6 +7,7 @@ kernel column, channel) as one flat index of the group's own depth; a tap is fou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -202,14 +203,13 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
             layout's groups are not consecutive channels.
     """
     x, weight, output = operands["input"], operands["weight"], operands["output"]
-    m = problem.batch * problem.out_size[0] * problem.out_size[1]
     tiles_m, _, programs = tiles(problem, config)
     finishing = epilogue_arguments(problem, operands)
     strides = stride_integers("r", operands.get("residual")), stride_integers("y", output)
-    known, mode = traits(problem.layout), tap_mode(problem)
+    gather = traits(problem.layout).gather
     wide_window = window_extent(problem, x) > INT32_MAX
     integers = (
-        Integer.of("M", m),
+        Integer.of("M", _pixels(problem)),
         Integer.of("IN_H", problem.in_size[0]),
         Integer.of("IN_W", problem.in_size[1]),
         Integer.of("OUT_H", problem.out_size[0]),
@@ -220,15 +220,33 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
         Integer.of("stride_xw", x.strides[3], wide=wide_window, stride=True),
         *(integer for pair in strides for integer in pair.integers),
     )
-    buffers = [
+    buffers = (
         Buffer("x_ptr", x.buffer, problem.dtype, x.alignment),
         Buffer("w_ptr", weight.buffer, problem.dtype, weight.alignment),
         Buffer("table_ptr", "tile_table", "int64"),
-        *([Buffer("index_ptr", "channel_index", "int32")] if known.gather else []),
+        *([Buffer("index_ptr", "channel_index", "int32")] if gather else []),
         *finishing.buffers,
-    ]
+    )
     constants = {
-        **({} if known.gather else {"index_ptr": None}),
+        **({} if gather else {"index_ptr": None}),
+        **_window_constants(problem),
+        **_loop_constants(problem, config),
+        **finishing.constants,
+        "VECTOR": store_vector(problem, output),
+        "DENSE_Y": is_dense(problem, output),
+        "DENSE_R": problem.epilogue.residual and is_dense(problem, operands["residual"]),
+        **{name: value for pair in strides for name, value in pair.constants.items()},
+    }
+    longest = max(trips(problem, config, group) for group in range(problem.groups))
+    return Launch(ragged, config, (programs, 1, 1), buffers, integers, constants, longest)
+
+
+def _pixels(problem: ConvProblem) -> int:
+    return problem.batch * problem.out_size[0] * problem.out_size[1]
+
+
+def _window_constants(problem: ConvProblem) -> dict[str, Any]:
+    return {
         "KERNEL_H": problem.kernel_size[0],
         "KERNEL_W": problem.kernel_size[1],
         "STRIDE_H": problem.stride[0],
@@ -237,6 +255,12 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
         "PAD_W": problem.padding[2],
         "DILATION_H": problem.dilation[0],
         "DILATION_W": problem.dilation[1],
+    }
+
+
+def _loop_constants(problem: ConvProblem, config: RaggedConfig) -> dict[str, Any]:
+    known, mode, kernel_w = traits(problem.layout), tap_mode(problem), problem.kernel_size[1]
+    return {
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -244,20 +268,13 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
         "IN_ALIGN": known.in_align,
         "WIDTH_ALIGN": known.width_align,
         "OUT_ALIGN": known.out_align,
-        "MASK_K": not _has_a_bit(last_tap(problem, config, prepared=False), mode, problem.kernel_size[1]),
-        "CLAMP": not _has_a_bit(last_tap(problem, config, prepared=True), mode, problem.kernel_size[1]),
-        "WIDE_M": m > INT32_MAX - config.block_m,
+        "MASK_K": not _has_a_bit(last_tap(problem, config, prepared=False), mode, kernel_w),
+        "CLAMP": not _has_a_bit(last_tap(problem, config, prepared=True), mode, kernel_w),
+        "WIDE_M": _pixels(problem) > INT32_MAX - config.block_m,
         "TAP_MODE": mode,
         "PRECISION": problem.precision,
         "NUM_STAGES": config.num_stages,
-        **finishing.constants,
-        "VECTOR": store_vector(problem, output),
-        "DENSE_Y": is_dense(problem, output),
-        "DENSE_R": problem.epilogue.residual and is_dense(problem, operands["residual"]),
-        **{name: value for pair in strides for name, value in pair.constants.items()},
     }
-    longest = max(trips(problem, config, group) for group in range(problem.groups))
-    return Launch(ragged, config, (programs, 1, 1), tuple(buffers), integers, constants, longest)
 
 
 def _has_a_bit(tap: int, mode: str, kernel_w: int) -> bool:

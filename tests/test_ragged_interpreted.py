@@ -182,6 +182,18 @@ def test_the_heuristic_chooses_for_every_layout_and_device() -> None:
             assert why_invalid(problem, config, DeviceSpec.get(name)) is None
 
 
+@pytest.mark.smoke
+def test_lists_and_ranges_in_every_dtype() -> None:
+    """What every supported Triton must run."""
+    for dtype, name in (
+        ("float16", "log series, alignment 8"),
+        ("bfloat16", "random lists"),
+        ("float32", "alignment 4"),
+    ):
+        problem = ragged_problem(LAYOUTS[name], padding=(1, 1, 1, 1), dtype=dtype, epilogue=Epilogue("relu", bias=True))
+        check_ragged(problem, run(problem, CONFIGS[0]), name)
+
+
 def test_default_configuration_is_right() -> None:
     draw = random.Random(7)
     for name in draw.sample(sorted(LAYOUTS), 4):
