@@ -109,10 +109,16 @@ def ragged(
         KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, IN_ALIGN, WIDTH_ALIGN, MASK_K, CLAMP, TAP_MODE, CACHE_A, PRECISION,
         NUM_STAGES,
     )  # fmt: skip
+    y_rows = None
+    r_rows = None
+    if DENSE_Y:  # Triton 3.6 has no functions that return None: not decided inside
+        y_rows = dense_rows(m, stride_yw, True)
+    if DENSE_R:
+        r_rows = dense_rows(m, stride_rw, True)
     finish(
         acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, first_out + n, row_ok, col_ok,
         stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
-        NEGATIVE_SLOPE, VECTOR, y_rows=dense_rows(m, stride_yw, DENSE_Y), r_rows=dense_rows(m, stride_rw, DENSE_R),
+        NEGATIVE_SLOPE, VECTOR, y_rows=y_rows, r_rows=r_rows,
     )  # fmt: skip
 
 
