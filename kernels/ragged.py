@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.implicit_gemm import tap_mode
-from grouped_conv.kernels.jit_epilogue import dense_rows, finish
+from grouped_conv.kernels.jit_epilogue import finish, row_offsets
 from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits, tap_mask
 from grouped_conv.kernels.jit_reduction import multiply_add
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
@@ -109,12 +109,10 @@ def ragged(
         KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, IN_ALIGN, WIDTH_ALIGN, MASK_K, CLAMP, TAP_MODE, CACHE_A, PRECISION,
         NUM_STAGES,
     )  # fmt: skip
-    y_rows = None
+    y_rows = row_offsets(m, image, out_h, out_w, stride_yn, stride_yh, stride_yw, DENSE_Y)
     r_rows = None
-    if DENSE_Y:  # Triton 3.6 has no functions that return None: not decided inside
-        y_rows = dense_rows(m, stride_yw, True)
-    if DENSE_R:
-        r_rows = dense_rows(m, stride_rw, True)
+    if residual_ptr is not None:
+        r_rows = row_offsets(m, image, out_h, out_w, stride_rn, stride_rh, stride_rw, DENSE_R)
     finish(
         acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, first_out + n, row_ok, col_ok,
         stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
