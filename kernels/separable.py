@@ -20,7 +20,7 @@ from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits, tap
 from grouped_conv.kernels.jit_reduction import multiply_add
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.operands import Arguments, Operand, epilogue_arguments, store_vector, stride_integers
-from grouped_conv.kernels.separable_rules import UNROLLED, SeparableConfig, SeparableProblem, slices_of, tiles
+from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, is_unrolled, slices_of, tiles
 
 
 @triton.jit
@@ -158,7 +158,8 @@ def chained_sums(
     EVEN: tl.constexpr = (MID if DIRECT or PACK > 1 else K_PER_GROUP) % USED == 0 and USED == TILE
     n = tl.arange(0, TILE)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for index in tl.range(0, slices):
+    # Not pipelined: around unrolled steps wgmma then read copies still in flight (sm_90, found by executing the PTX).
+    for index in tl.range(0, slices, num_stages=1):
         group = index // PARTS * PACK
         begin = index % PARTS * USED  # first channel of this slice within its group
         first = index * USED if DIRECT or PACK > 1 else group * K_PER_GROUP + begin
@@ -233,7 +234,7 @@ def direct_slice(window, w_ptr, mid, mid_ok, KERNEL_H: tl.constexpr, KERNEL_W: t
             acc = direct_tap(acc, window, w_ptr, mid, mid_ok, tap, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, EVEN,
                              TAP_MODE)  # fmt: skip
     else:
-        for tap in tl.range(0, KERNEL_H * KERNEL_W):
+        for tap in tl.range(0, KERNEL_H * KERNEL_W, num_stages=1):
             acc = direct_tap(acc, window, w_ptr, mid, mid_ok, tap, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, EVEN,
                              TAP_MODE)  # fmt: skip
     return acc
@@ -299,7 +300,7 @@ def isolated_slice(window, w_ptr, group, first, n_ok, GROUPS: tl.constexpr, C_PE
     """`dot_slice` of a pack, one group at a time: nothing of one group reaches another's sums."""
     owner = tl.arange(0, TILE) // K_PER_GROUP
     acc = tl.zeros((BLOCK_M, TILE), tl.float32)
-    for member in tl.range(0, PACK):
+    for member in tl.range(0, PACK, num_stages=1):
         own = dot_slice(window, w_ptr, group, first, n_ok, member, GROUPS, C_PER_GROUP, K_PER_GROUP, KERNEL_H,
                         KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, PACK, TILE, DEPTH, 1, False, TAP_MODE, PRECISION,
                         1)  # fmt: skip
@@ -348,7 +349,7 @@ def plan_separable(problem: SeparableProblem, config: SeparableConfig, operands:
         "TILE": cut.tile,
         "DEPTH": cut.depth,
         "STEPS": cut.steps,
-        "UNROLL": trips <= UNROLLED,
+        "UNROLL": is_unrolled(problem, config),
         "WIDE_M": problem.pixels > INT32_MAX - config.block_m,
         "NUM_STAGES": config.num_stages,
         **finishing.constants,

@@ -6,11 +6,11 @@ The value `SeparableProblem`, the configuration of the fused kernel, the slices 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from grouped_conv.kernels.config import KernelConfig, _power_of_two
+from grouped_conv.kernels.config import KernelConfig, power_of_two
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.layout import GroupLayout
@@ -21,8 +21,14 @@ WIDTHS = (16, 32, 64)
 MAX_PROGRAMS = 2**31 - 1
 MAX_SUMS = 64
 """fp32 sums per thread of the 1x1 convolution above which ptxas spilled (sm_80 and sm_90, compiled, not timed)."""
-UNROLLED = 9
-"""Steps of the first convolution that are unrolled; more run in a loop, or the code of a large kernel explodes."""
+UNROLLED_STEPS = 9
+"""Steps of the first convolution that may be unrolled; more run in a loop, or the code of a large kernel explodes."""
+UNROLLED_REGISTERS = 172
+"""Registers per thread that the loads of unrolled steps and the sums may need; beyond it compiled kernels spilled.
+
+The compiler issues all loads of a slice before it multiplies. 128x128 by 32 columns on 8 warps (170) does not spill,
+64x256 by 64 columns and 64 deep (188) does, by 8 bytes; looped it does not (sm_80, Triton 3.8).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +166,7 @@ class SeparableConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        _power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
+        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
         if min(self.block_m, self.block_n, self.block_k) < 16:
             raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
         if self.width not in WIDTHS or self.method not in METHODS:
@@ -217,6 +223,17 @@ def slices_of(problem: SeparableProblem, config: SeparableConfig) -> Slices:
     return Slices(groups * parts, 1, parts, tile, depth, math.ceil(c / depth))
 
 
+def is_unrolled(problem: SeparableProblem, config: SeparableConfig) -> bool:
+    """Are the steps of one slice unrolled? Otherwise they run in a loop, of which `num_stages` copies are in flight."""
+    cut = slices_of(problem, config)
+    trips = cut.trips(problem)
+    words = problem.item_size / 4
+    depth, weights = (cut.tile, 0.0) if config.method == "direct" else (cut.depth, cut.depth * cut.tile / 2)
+    loads = trips * words * (config.block_m * depth + weights)
+    sums = config.block_m * (config.block_n + cut.tile)
+    return trips <= UNROLLED_STEPS and (loads + sums) / (32 * config.num_warps) <= UNROLLED_REGISTERS
+
+
 def _tile(channels: int) -> int:
     """The power of two, at least 16, that holds `channels`."""
     return max(16, 1 << (channels - 1).bit_length())
@@ -236,6 +253,8 @@ def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | Non
         return f"separable computes the forward direction, not {first.direction}"
     if not first.layout.is_uniform:
         return "separable needs equal, consecutive groups"
+    if first.input_shuffle > 1 or first.epilogue.shuffle > 1 or problem.epilogue.shuffle > 1:
+        return "separable shuffles no channels"
     if config.method == "direct" and (first.c_per_group, first.k_per_group) != (1, 1):
         return (
             "method 'direct' needs one channel per group in and out, "
@@ -267,17 +286,16 @@ def shared_memory(problem: SeparableProblem, config: SeparableConfig) -> int:
     The operands of both multiplications lie there at once, those of the first as often as its loop has stages.
     """
     cut = slices_of(problem, config)
-    copies = config.num_stages if cut.trips(problem) > UNROLLED else 1
+    copies = 1 if is_unrolled(problem, config) else config.num_stages
     first = 0 if config.method == "direct" else copies * (config.block_m + cut.tile) * cut.depth
     second = (config.block_m + config.block_n) * cut.tile
     return (first + second) * problem.item_size
 
 
-def unfused(problem: SeparableProblem) -> tuple[ConvProblem, ConvProblem]:
-    """The two convolutions as problems of their own."""
-    return problem.first, problem.second
-
-
-def with_precision(problem: SeparableProblem, precision: str) -> SeparableProblem:
-    """The problem with its float32 products taken as `precision` says."""
-    return replace(problem, first=replace(problem.first, precision=precision))
+def one_warp(problem: SeparableProblem) -> SeparableConfig:
+    """A small configuration of one warp, for places that compile for a CPU."""
+    depthwise = (problem.first.c_per_group, problem.first.k_per_group) == (1, 1)
+    block_n = 16 if problem.out_channels <= 16 else 32
+    return SeparableConfig(
+        num_warps=1, block_m=32, block_n=block_n, width=16, block_k=16, method="direct" if depthwise else "dot"
+    )
