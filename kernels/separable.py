@@ -14,13 +14,28 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.implicit_gemm import _window_extent, tap_mode
+from grouped_conv.kernels.call import Packing, Temporary, channels_innermost, is_krsc, output_strides
+from grouped_conv.kernels.implicit_gemm import tap_mode, window_extent
 from grouped_conv.kernels.jit_epilogue import activate, affine, finish
 from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits, tap_mask
 from grouped_conv.kernels.jit_reduction import multiply_add
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Arguments, Operand, epilogue_arguments, store_vector, stride_integers
-from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, is_unrolled, slices_of, tiles
+from grouped_conv.kernels.operands import (
+    Arguments,
+    Operand,
+    epilogue_arguments,
+    format_strides,
+    store_vector,
+    stride_integers,
+)
+from grouped_conv.kernels.separable_rules import (
+    SeparableConfig,
+    SeparableProblem,
+    is_unrolled,
+    slices_of,
+    tiles,
+    why_invalid,
+)
 
 
 @triton.jit
@@ -308,8 +323,49 @@ def isolated_slice(window, w_ptr, group, first, n_ok, GROUPS: tl.constexpr, C_PE
     return acc
 
 
+def canonical_operands(problem: SeparableProblem) -> dict[str, Operand]:
+    """Dense, aligned operands in the problem's memory formats."""
+    first, second = problem.first, problem.second
+    vector, output = Operand((1, 1, 1, 1)), Operand(output_strides(second))
+    return {
+        "input": Operand(format_strides(first.input_shape, first.input_channels_last)),
+        "weight": Operand(format_strides(first.weight_shape, first.weight_channels_last)),
+        "pointwise_weight": Operand(format_strides(problem.pointwise_shape, problem.pointwise_channels_last)),
+        "output": output,
+        "residual": output,
+        **dict.fromkeys(("bias", "scale", "pointwise_bias", "pointwise_scale"), vector),
+    }
+
+
+def plan_separable_call(
+    problem: SeparableProblem, config: SeparableConfig, operands: Mapping[str, Operand] | None = None
+) -> tuple[tuple[Launch, ...], tuple[Temporary, ...]]:
+    """(launches, temporaries) of one call: passes for operands that do not lie as the kernel reads them, the kernel.
+
+    Args:
+        operands: as `plan_separable` takes them, as they lie in memory; missing ones are dense, in the problem's memory
+            format and 16-byte aligned.
+
+    Raises:
+        ValueError: when the configuration cannot run the problem, with the reason.
+    """
+    reason = why_invalid(problem, config)
+    if reason is not None:
+        raise ValueError(f"{config} cannot run {problem}: {reason}")
+    given = {
+        name: operand.named(name) for name, operand in (canonical_operands(problem) | dict(operands or {})).items()
+    }
+    packing = Packing(problem.dtype, given)
+    if not channels_innermost(given["input"], problem.first.input_shape):
+        packing.pack("input", problem.first.input_shape)
+    for name, shape in (("weight", problem.first.weight_shape), ("pointwise_weight", problem.pointwise_shape)):
+        if not is_krsc(given[name], shape):
+            packing.pack(name, shape)
+    return (*packing.launches, plan_separable(problem, config, given)), tuple(packing.temporaries)
+
+
 def plan_separable(problem: SeparableProblem, config: SeparableConfig, operands: Mapping[str, Operand]) -> Launch:
-    """The one launch for `problem`.
+    """The kernel's launch for `problem`.
 
     Args:
         operands: `input` with channels innermost, `weight` and `pointwise_weight` contiguous as the kernel reads them,
@@ -322,7 +378,7 @@ def plan_separable(problem: SeparableProblem, config: SeparableConfig, operands:
     finishing = _finishing_arguments(problem, operands)
     between = _first_arguments(problem, operands)
     strides = (stride_integers("r", operands.get("residual")), stride_integers("y", output))
-    wide_window = _window_extent(problem.first, x) > INT32_MAX
+    wide_window = window_extent(problem.first, x) > INT32_MAX
     integers = [
         Integer.of("M", problem.pixels),
         Integer.of("IN_H", problem.first.in_size[0]),

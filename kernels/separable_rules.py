@@ -42,11 +42,14 @@ class SeparableProblem:
         first: the grouped convolution with its epilogue, which must be without residual and saved preactivation.
         out_channels: output channels of the 1x1 convolution.
         epilogue: what follows the 1x1 convolution; it cannot save its preactivation.
+        pointwise_channels_last: whether torch takes the 1x1 weight for channels_last, and so its output; the weight's
+            memory is the same either way.
     """
 
     first: ConvProblem
     out_channels: int
     epilogue: Epilogue = field(default_factory=Epilogue)
+    pointwise_channels_last: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.out_channels, bool) or not isinstance(self.out_channels, int) or self.out_channels <= 0:
@@ -71,6 +74,7 @@ class SeparableProblem:
             dtype=first.dtype,
             precision=first.precision,
             input_channels_last=first.output_channels_last,
+            weight_channels_last=self.pointwise_channels_last,
             epilogue=self.epilogue,
         )
 
@@ -105,6 +109,11 @@ class SeparableProblem:
         return (self.batch, self.out_channels, *self.first.out_size)
 
     @property
+    def output_channels_last(self) -> bool:
+        """ATen's rule over both convolutions: any channels_last input or weight gives a channels_last output."""
+        return self.second.output_channels_last
+
+    @property
     def pointwise_shape(self) -> tuple[int, int, int, int]:
         """Shape of the 1x1 convolution's weight."""
         return (self.out_channels, self.mid_channels, 1, 1)
@@ -133,13 +142,17 @@ class SeparableProblem:
             "first": self.first.to_json(),
             "out_channels": self.out_channels,
             "epilogue": self.epilogue.to_json(),
+            "pointwise_channels_last": self.pointwise_channels_last,
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SeparableProblem:
         """The inverse of `to_json`."""
         return cls(
-            ConvProblem.from_json(data["first"]), data["out_channels"], Epilogue.from_json(data["epilogue"])
+            ConvProblem.from_json(data["first"]),
+            data["out_channels"],
+            Epilogue.from_json(data["epilogue"]),
+            data["pointwise_channels_last"],
         )
 
 
