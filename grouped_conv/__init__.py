@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
     from grouped_conv.modules import ChannelShuffle, GroupedConv2d
     from grouped_conv.policies import get_policy, policy, set_policy
+    from grouped_conv.separable import separable_conv2d
+    from grouped_conv.separable_modules import RootModule, SeparableConv2d
     from grouped_conv.tracing import trace
 
 __version__ = "0.1.0"
@@ -31,6 +33,8 @@ __all__ = [
     "GroupedConv1d",
     "GroupedConv2d",
     "KernelConfig",
+    "RootModule",
+    "SeparableConv2d",
     "__version__",
     "autotune",
     "bench",
@@ -44,6 +48,7 @@ __all__ = [
     "kernels",
     "models",
     "policy",
+    "separable_conv2d",
     "set_policy",
     "trace",
     "unconvert",
@@ -60,6 +65,8 @@ _HOMES = {
     "GroupedConv1d": "grouped_conv.conv1d",
     "GroupedConv2d": "grouped_conv.modules",
     "KernelConfig": "grouped_conv.kernels",
+    "RootModule": "grouped_conv.separable_modules",
+    "SeparableConv2d": "grouped_conv.separable_modules",
     "conversion_report": "grouped_conv.conversion",
     "convert": "grouped_conv.conversion",
     "fold_batchnorm": "grouped_conv.conversion",
@@ -68,6 +75,7 @@ _HOMES = {
     "grouped_conv2d": "grouped_conv.functional",
     "interpret": "grouped_conv.interpreting",
     "policy": "grouped_conv.policies",
+    "separable_conv2d": "grouped_conv.separable",
     "set_policy": "grouped_conv.policies",
     "trace": "grouped_conv.tracing",
     "unconvert": "grouped_conv.conversion",
