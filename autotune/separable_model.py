@@ -30,8 +30,8 @@ from grouped_conv.kernels.separable_rules import (
     why_not_on,
 )
 
-TILES = ((128, 128, 8), (64, 256, 8), (64, 128, 4), (256, 64, 8), (128, 64, 4), (256, 32, 8), (128, 32, 4), (128, 16, 4),
-         (64, 64, 4), (64, 32, 4), (64, 16, 4))  # fmt: skip
+TILES = ((128, 128, 8), (64, 256, 8), (64, 128, 4), (256, 64, 8), (128, 64, 4), (256, 32, 8), (128, 32, 4),
+         (128, 16, 4), (64, 64, 4), (64, 32, 4), (64, 16, 4))  # fmt: skip
 """(block_m, block_n, warps) worth comparing; at most 64 sums per thread. None spills (sm_80, sm_90, gfx942)."""
 PROGRAM_INSTRUCTIONS = 250
 """Instructions of a warp outside its slices: indices, tap bits, the first loads' addresses."""

@@ -29,7 +29,9 @@ EVERY_RUN = ("sm_80", "sm_90", "gfx942")
 VECTOR_BYTES = 16
 
 
-def _block(channels: int, groups: int, out_channels: int, size: int, activation: str, stride: int = 1) -> SeparableProblem:
+def _block(
+    channels: int, groups: int, out_channels: int, size: int, activation: str, stride: int = 1
+) -> SeparableProblem:
     between = Epilogue(activation, bias=True)
     first = ConvProblem.of(
         (8, channels, size, size), (channels, channels // groups, 3, 3), stride, 1, 1, groups, epilogue=between
@@ -81,10 +83,11 @@ class Finding:
         loads = " ".join(f"{count}x{width}B" for width, count in self.slice_mix.load_widths.items())
         stores = " ".join(f"{count}x{width}B" for width, count in self.store_widths.items())
         return (
-            f"{self.arch:7} {self.name:19} {self.config!s:27} {self.registers:3} registers, {self.spill_bytes} B spilled, "
+            f"{self.arch:7} {self.name:19} {self.config!s:27} {self.registers:3} registers, "
+            f"{self.spill_bytes} B spilled, "
             f"{self.shared_bytes / 1024:3.0f} KiB shared, slice {self.slice_mix.instructions:4} with "
-            f"{self.slice_mix.mma:3} MMA, {self.per_value:5.1f} per intermediate value, loads {loads}, stores {stores}: "
-            + ("; ".join(self.faults) or "ok")
+            f"{self.slice_mix.mma:3} MMA, {self.per_value:5.1f} per intermediate value, "
+            f"loads {loads}, stores {stores}: " + ("; ".join(self.faults) or "ok")
         )
 
 

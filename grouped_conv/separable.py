@@ -68,9 +68,7 @@ def separable_conv2d(
     first = _prepared(input, weight, bias, scale, None)
     second = _prepared(first.input, pointwise_weight, pointwise_bias, pointwise_scale, residual)
     choices = (activation or "none", negative_slope, pointwise_activation or "none", pointwise_negative_slope)
-    geometry = parse_geometry(
-        as_tuple(stride), as_tuple(padding), as_tuple(dilation), (weight.shape[2], weight.shape[3])
-    )
+    geometry = parse_geometry(_tuple(stride), as_tuple(padding), _tuple(dilation), (weight.shape[2], weight.shape[3]))
     request = SeparableRequest(geometry, *choices, precision or "default", backend or "auto")
     operands = SeparableOperands(*first[:4], *second[1:])
     if _why_not_ours(operands.input, operands.weight) or _why_not_ours(operands.input, operands.pointwise_weight):
@@ -78,6 +76,10 @@ def separable_conv2d(
     else:
         output = convolve(operands, request)
     return output.squeeze(0) if unbatched else output
+
+
+def _tuple(value: IntOrPair) -> int | tuple[int, ...]:
+    return value if isinstance(value, int) else tuple(value)
 
 
 def _check_shapes(input: Tensor, weight: Tensor, pointwise_weight: Tensor, groups: int | None) -> None:
@@ -101,7 +103,7 @@ def _check_shapes(input: Tensor, weight: Tensor, pointwise_weight: Tensor, group
 def _one_by_one(operands: SeparableOperands, request: SeparableRequest) -> Tensor:
     """The call as two of `grouped_conv2d`, for operands outside the operator's reach (complex numbers, for example)."""
     first, window = operands.first, request.geometry
-    shared = {
+    shared: dict[str, Any] = {
         "precision": None if request.precision == "default" else request.precision,
         "backend": None if request.backend == "auto" else request.backend,
     }

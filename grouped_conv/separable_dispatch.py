@@ -1,4 +1,4 @@
-"""The implementation behind `grouped_conv::separable_conv2d`: one kernel or two calls, decided once per kind of call."""
+"""The implementation behind `grouped_conv::separable_conv2d`: one kernel or two calls, decided once."""
 
 from __future__ import annotations
 
@@ -135,9 +135,7 @@ def _make(operands: SeparableOperands, request: SeparableRequest) -> tuple[TwoCa
 
 def describe(operands: SeparableOperands, request: SeparableRequest) -> SeparableProblem | str:
     """The call as a problem, or why it is none that the kernel knows."""
-    first = decisions.describe(
-        operands.first, decisions.with_settled_precision(request.first, operands.input.dtype)
-    )
+    first = decisions.describe(operands.first, decisions.with_settled_precision(request.first, operands.input.dtype))
     if isinstance(first, str):
         return first
     weight = operands.pointwise_weight

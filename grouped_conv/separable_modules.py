@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from grouped_conv.gradients import apply_activation
@@ -40,7 +40,7 @@ class ChainedConv2d(nn.Module):
         activation: str | None,
         batch_norm: bool,
     ) -> None:
-        kind = {"device": first.weight.device, "dtype": first.weight.dtype}
+        kind: dict[str, Any] = {"device": first.weight.device, "dtype": first.weight.dtype}
         self.first_activation = checked_activation(first_activation)
         self.activation = checked_activation(activation)
         middle = first.out_channels
@@ -53,7 +53,7 @@ class ChainedConv2d(nn.Module):
         """`(N, C, H, W)` or `(C, H, W)` to `(N, OUT_CHANNELS, OUT_H, OUT_W)` or without N."""
         first: GroupedConv2d = getattr(self, self.first_name)
         norm: nn.Module = getattr(self, f"{self.first_name}_norm")
-        if isinstance(input, fx.Proxy) or not self._may_fuse(first, norm):
+        if not isinstance(input, Tensor) or not self._may_fuse(first, norm):  # torch.fx traces with what is no tensor
             hidden = apply_activation(self.first_activation or "none", 0.01, norm(first(input)))
             output = self.pointwise_norm(self.pointwise(hidden))
             return apply_activation(self.activation or "none", 0.01, output)
@@ -90,7 +90,10 @@ class ChainedConv2d(nn.Module):
         """The activations, where there are any."""
         words = [
             f"{name}={value}"
-            for name, value in ((f"{self.first_name}_activation", self.first_activation), ("activation", self.activation))
+            for name, value in (
+                (f"{self.first_name}_activation", self.first_activation),
+                ("activation", self.activation),
+            )
             if value is not None
         ]
         return ", ".join(words)

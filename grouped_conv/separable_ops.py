@@ -15,7 +15,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from grouped_conv import differentiation, layouts, ops, separable_dispatch
+from grouped_conv import differentiation, layouts, separable_dispatch
 from grouped_conv.geometry import Geometry
 from grouped_conv.gradients import needs_preactivation
 from grouped_conv.request import Operands, Request
@@ -156,7 +156,7 @@ def _vector_jacobian(ctx: Any, grad: Tensor | None) -> list[Tensor | None]:
 
 
 def _again(operands: Operands, request: Request) -> tuple[Tensor, Tensor | None]:
-    """One of the convolutions, computed again: its output, and the activation's argument where a derivative needs it."""
+    """One convolution, computed again: its output, and the activation's argument where a derivative needs it."""
     if needs_preactivation(request.activation, request.negative_slope):
         request = request.saving_preactivation()
     result = differentiation.convolve_saving(operands, request)

@@ -445,9 +445,7 @@ def _shape_constants(problem: SeparableProblem) -> dict[str, Any]:
     }
 
 
-def _first_arguments(
-    problem: SeparableProblem, operands: Mapping[str, Operand]
-) -> tuple[list[Buffer], dict[str, Any]]:
+def _first_arguments(problem: SeparableProblem, operands: Mapping[str, Operand]) -> tuple[list[Buffer], dict[str, Any]]:
     """(buffers, constants) of what lies between the two convolutions."""
     epilogue = problem.first.epilogue
     constants: dict[str, Any] = {"ACTIVATION1": epilogue.activation, "NEGATIVE_SLOPE1": epilogue.negative_slope}

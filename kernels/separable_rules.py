@@ -89,6 +89,11 @@ class SeparableProblem:
         return self.first.dtype
 
     @property
+    def precision(self) -> str:
+        """How float32 products of both are taken."""
+        return self.first.precision
+
+    @property
     def item_size(self) -> int:
         """Bytes per element."""
         return self.first.item_size

@@ -1,4 +1,4 @@
-"""Separable blocks and root modules for every lane: problems with their reasons, tensors, the truth and what is allowed.
+"""Separable blocks and root modules for every lane: problems with their reasons, tensors, the truth, the allowance.
 
 The truth is float64 throughout; the allowance is twice torch's own error when it computes the two convolutions one
 after the other in the same dtype, plus one epsilon.

@@ -3,7 +3,17 @@
 import pytest
 import torch
 from conv_oracle import relative_error
-from separable_cases import RELU, RESIDUAL, SHAPES, Case, block, check_separable, separable_tensors, shape_cases, two_steps
+from separable_cases import (
+    RELU,
+    RESIDUAL,
+    SHAPES,
+    Case,
+    block,
+    check_separable,
+    separable_tensors,
+    shape_cases,
+    two_steps,
+)
 from torch import Tensor
 
 import grouped_conv

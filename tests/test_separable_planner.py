@@ -12,7 +12,14 @@ from grouped_conv.autotune import separable_model
 from grouped_conv.autotune.separable_model import candidates, defaults, plan_fusion, predict
 from grouped_conv.executors import DriverExecutor, InterpreterExecutor
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig, KernelConfig
-from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, slices_of, tiles, why_invalid, why_not_on
+from grouped_conv.kernels.separable_rules import (
+    SeparableConfig,
+    SeparableProblem,
+    slices_of,
+    tiles,
+    why_invalid,
+    why_not_on,
+)
 from grouped_conv.overrides import using_config
 
 H100 = DeviceSpec.get("h100")
@@ -121,13 +128,16 @@ def test_configuration_is_a_value_and_refuses() -> None:
     assert "C_PER_GROUP=2" in str(why_invalid(thin, config))
     assert "shuffles" in str(why_invalid(replace(thin, epilogue=Epilogue(shuffle=2)), SeparableConfig()))
     assert "sums per thread" in str(why_not_on(thin, SeparableConfig(block_m=128, block_n=128), H100))
-    assert "tf32" in str(
-        why_not_on(
-            block((1, 8, 4, 4), (8, 2, 3, 3), 8, dtype="float32", precision="tf32"),
-            SeparableConfig(block_n=16),
-            DeviceSpec.get("gfx90a"),
-        )
-    ).lower()
+    assert (
+        "tf32"
+        in str(
+            why_not_on(
+                block((1, 8, 4, 4), (8, 2, 3, 3), 8, dtype="float32", precision="tf32"),
+                SeparableConfig(block_n=16),
+                DeviceSpec.get("gfx90a"),
+            )
+        ).lower()
+    )
 
 
 def decide(problem: SeparableProblem, backend: str = "auto", device: int = -1, executor: object = None) -> tuple:

@@ -82,7 +82,7 @@ def test_compiled_code_is_right(arch: int, case: Case) -> None:
     assert not stats.races, stats.races[:3]
     assert not any(buffer["rewritten"] for buffer in stats.buffers.values())
     wide, narrow, conflicts = figures(stats)
-    print(f"sm_{arch} {case.id}: useful sector bytes {wide:.1%}, {narrow:.1%} of narrow ones; conflicts {conflicts:.2f}")
+    print(f"sm_{arch} {case.id}: useful sector bytes {wide:.1%}, narrow {narrow:.1%}; conflicts {conflicts:.2f}")
     if case.reason in {aligned.reason for aligned in ALIGNED}:
         assert wide >= 0.9
         assert conflicts <= 1.2
