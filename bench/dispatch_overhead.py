@@ -25,6 +25,7 @@ from grouped_conv.interpreting import through_driver
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.launch import Launch
+from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.plan import KernelPlan, plan_operands
 from grouped_conv.request import Operands
 
@@ -73,7 +74,7 @@ def measure(device: DeviceSpec, calls: int = 1000, repeats: int = 7) -> Overhead
         plan = look_up()
         buffers = plan.allocate(operands)
         problem, config = plan.record.problem, plan.record.config
-        assert problem is not None
+        assert isinstance(problem, ConvProblem)
         assert isinstance(config, ImplicitGemmConfig)
         launches = plan_operands(problem, config, operands).launches
         jit = _jit_call(launches, dict(zip(plan.names, buffers, strict=True)))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from grouped_conv.policies import get_policy, policy, set_policy
     from grouped_conv.ragged_functional import ragged_conv2d
     from grouped_conv.ragged_modules import RaggedConv2d
+    from grouped_conv.separable import separable_conv2d
+    from grouped_conv.separable_modules import RootModule, SeparableConv2d
     from grouped_conv.tracing import trace
 
 __version__ = "0.1.0"
@@ -34,6 +36,8 @@ __all__ = [
     "GroupedConv2d",
     "KernelConfig",
     "RaggedConv2d",
+    "RootModule",
+    "SeparableConv2d",
     "__version__",
     "autotune",
     "bench",
@@ -48,6 +52,7 @@ __all__ = [
     "models",
     "policy",
     "ragged_conv2d",
+    "separable_conv2d",
     "set_policy",
     "trace",
     "unconvert",
@@ -65,6 +70,8 @@ _HOMES = {
     "GroupedConv2d": "grouped_conv.modules",
     "KernelConfig": "grouped_conv.kernels",
     "RaggedConv2d": "grouped_conv.ragged_modules",
+    "RootModule": "grouped_conv.separable_modules",
+    "SeparableConv2d": "grouped_conv.separable_modules",
     "conversion_report": "grouped_conv.conversion",
     "convert": "grouped_conv.conversion",
     "fold_batchnorm": "grouped_conv.conversion",
@@ -74,6 +81,7 @@ _HOMES = {
     "interpret": "grouped_conv.interpreting",
     "policy": "grouped_conv.policies",
     "ragged_conv2d": "grouped_conv.ragged_functional",
+    "separable_conv2d": "grouped_conv.separable",
     "set_policy": "grouped_conv.policies",
     "trace": "grouped_conv.tracing",
     "unconvert": "grouped_conv.conversion",

@@ -37,11 +37,12 @@ Run = Callable[[Operands, Request], Result]
 
 def convolve(operands: Operands, request: Request) -> Tensor:
     """Run the call with derivatives of every kind that the surroundings ask for."""
-    result = _convolve(operands, request)
+    result = convolve_saving(operands, request)
     return result if isinstance(result, Tensor) else result[0]
 
 
-def _convolve(operands: Operands, request: Request) -> Result:
+def convolve_saving(operands: Operands, request: Request) -> Result:
+    """`convolve`, with the activation's argument where the request says to save it or a derivative needs it."""
     wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():  # registered formulas fail there, silently for forward mode
@@ -70,7 +71,7 @@ def _save(ctx: Any, operands: Operands, request: Request, output: Tensor, preact
     ctx.save_for_backward(operands.input, operands.weight, operands.scale, known_output, preactivation)
 
 
-def _vector_jacobian(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None = None) -> list[Tensor | None]:
+def vector_jacobian(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None = None) -> list[Tensor | None]:
     """Gradients of the five operands, from those of the output and of the saved preactivation."""
     input, weight, scale, output, preactivation = ctx.saved_tensors
     request: Request = ctx.request
@@ -145,7 +146,7 @@ class _EagerConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return (*_vector_jacobian(ctx, *grads), None)
+        return (*vector_jacobian(ctx, *grads), None)
 
 
 class _TransformedConvolution(torch.autograd.Function):
@@ -163,7 +164,7 @@ class _TransformedConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return (*_vector_jacobian(ctx, *grads), None)
+        return (*vector_jacobian(ctx, *grads), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -172,7 +173,7 @@ class _TransformedConvolution(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        output, dim, preactivation = _vmap(_convolve, info, in_dims[:5], Operands(*arguments[:5]), arguments[5])
+        output, dim, preactivation = _vmap(convolve_saving, info, in_dims[:5], Operands(*arguments[:5]), arguments[5])
         return (output, dim) if preactivation is None else ((output, preactivation), (dim, dim))
 
 
@@ -197,7 +198,7 @@ def _plain_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _plain_backward(ctx: Any, grad: Tensor | None) -> Any:
-    return (*_vector_jacobian(ctx, grad)[:3], *[None] * 5)
+    return (*vector_jacobian(ctx, grad)[:3], *[None] * 5)
 
 
 def _plain_vmap(info: Any, in_dims: Any, input: Any, weight: Any, bias: Any, *attributes: Any) -> Any:
@@ -211,7 +212,7 @@ def _fused_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _fused_backward(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None) -> Any:
-    return (*_vector_jacobian(ctx, grad, grad_preactivation), *[None] * 10)
+    return (*vector_jacobian(ctx, grad, grad_preactivation), *[None] * 10)
 
 
 def _fused_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:

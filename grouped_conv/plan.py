@@ -210,16 +210,24 @@ def make_kernel_plan(
         config,
         record.source,
     )
-    gathered = tuple(index for index, tensor in enumerate(operands) if is_strided_vector(tensor))
-    return KernelPlan(call, layout, gathered, executor, device, record)
+    return KernelPlan(call, layout, gathered_operands(operands), executor, device, record)
 
 
 def plan_operands(problem: ConvProblem, config: KernelConfig, operands: Operands) -> Call:
     """The launches for operands as they lie in memory."""
-    placed = {
+    return plan_call(problem, config, placed_operands(operands))
+
+
+def placed_operands(operands: Any) -> dict[str, Operand]:
+    """How the tensors of a call, a named tuple, lie in memory, by name; absent ones are left out."""
+    return {
         name: operand_of(tensor) for name, tensor in zip(operands._fields, operands, strict=True) if tensor is not None
     }
-    return plan_call(problem, config, placed)
+
+
+def gathered_operands(operands: Any) -> tuple[int, ...]:
+    """Positions of a call's vectors that must be made contiguous before the launch."""
+    return tuple(index for index, tensor in enumerate(operands) if is_strided_vector(tensor))
 
 
 def is_strided_vector(tensor: Tensor | None) -> bool:

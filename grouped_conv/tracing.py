@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from grouped_conv.kernels import ConvProblem, KernelConfig
+    from grouped_conv.kernels.separable_rules import SeparableProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +18,16 @@ class CallRecord:
     """One call of a convolution.
 
     Attributes:
-        problem: the convolution; `None` where its dtype is not one the kernels know.
-        path: the kernel family that ran (`implicit_gemm`), `aten`, or `empty` when there was nothing to compute.
+        problem: the convolution, or the two of a separable block; `None` where the kernels do not know their dtype.
+        path: the kernel family that ran (`implicit_gemm`), `aten`, `empty` when there was nothing to compute, or
+            `two_calls` for a separable block that was not fused: the records of both convolutions follow.
         reason: why this path was taken.
         launches: names of the kernels launched, in order, pack passes and second passes included; empty for `aten`.
         config: the configuration of the main kernel, or `None`.
         source: where the configuration came from (`measured`, `predicted`, `heuristic`, `given`), or `""`.
     """
 
-    problem: ConvProblem | None
+    problem: ConvProblem | SeparableProblem | None
     path: str
     reason: str
     launches: tuple[str, ...] = ()

@@ -93,8 +93,8 @@ def plan_call(problem: ConvProblem, config: KernelConfig, operands: Mapping[str,
     given = {
         name: operand.named(name) for name, operand in (canonical_operands(problem) | dict(operands or {})).items()
     }
-    packing = _Packing(problem.dtype, given)
-    if not _channels_innermost(given["input"], problem.input_shape):
+    packing = Packing(problem.dtype, given)
+    if not channels_innermost(given["input"], problem.input_shape):
         packing.pack("input", problem.input_shape)
     family = family_of(config)
     if problem.layout.is_uniform:
@@ -108,7 +108,7 @@ def plan_call(problem: ConvProblem, config: KernelConfig, operands: Mapping[str,
     return Call(problem, config, tuple(launches), tuple(temporaries), family.tables(problem, config))
 
 
-class _Packing:
+class Packing:
     """The pack passes before the kernel; each puts its buffer in the place of the operand it replaces."""
 
     def __init__(self, dtype: str, operands: dict[str, Operand]) -> None:
@@ -122,7 +122,7 @@ class _Packing:
 
     def pack_weight(self, shape: Shape4, order: str) -> None:
         """Bring the weight, of `shape` (K, C / groups, R, S), into the order that the kernel reads."""
-        if order == "krsc" and not _is_krsc(self.operands["weight"], shape):
+        if order == "krsc" and not is_krsc(self.operands["weight"], shape):
             self.pack("weight", shape)
         if order == "rsk" and not _is_rsk(self.operands["weight"], shape):
             self.pack_rsk(shape)
@@ -147,12 +147,12 @@ def rsk_strides(shape: Shape4) -> Shape4:
     return (1, 1, kernel_w * out_channels, out_channels)
 
 
-def _channels_innermost(operand: Operand, shape: Shape4) -> bool:
+def channels_innermost(operand: Operand, shape: Shape4) -> bool:
     """Can a kernel read this input in place?"""
     return operand.strides[1] == 1 or shape[1] == 1
 
 
-def _is_krsc(weight: Operand, shape: Shape4) -> bool:
+def is_krsc(weight: Operand, shape: Shape4) -> bool:
     """Does the weight lie as [K, R, S, C / groups]? Strides of dimensions of size 1 say nothing."""
     return _lies_as(weight, shape, channels_last_strides(shape))
 

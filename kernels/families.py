@@ -14,6 +14,7 @@ from grouped_conv.kernels import implicit_gemm_rules, ragged_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.separable_rules import SeparableConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,8 +95,10 @@ CONFIGS: dict[str, type[KernelConfig]] = {
     **{name: family.config for name, family in FAMILIES.items()},
     PackConfig.family: PackConfig,
     ReduceConfig.family: ReduceConfig,
+    SeparableConfig.family: SeparableConfig,
 }
-"""Every configuration that has a JSON form, those of the passes around a convolution included."""
+"""Every configuration that has a JSON form, those of the passes around a convolution and of kernels that
+compute two convolutions included."""
 
 
 def family_of(config: KernelConfig) -> Family:

@@ -171,7 +171,7 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
     )
     counts = {"trips": trips, "total_trips": total_trips(problem, config)}
     static = config.static_trips and trips > SHORT_LOOP
-    wide_window = _window_extent(problem, x) > INT32_MAX
+    wide_window = window_extent(problem, x) > INT32_MAX
     integers = [
         Integer.of("M", m),
         Integer.of("IN_H", problem.in_size[0]),
@@ -228,7 +228,7 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
     return Launch(implicit_gemm, config, (programs, 1, 1), tuple(buffers), tuple(integers), constants, trips)
 
 
-def _window_extent(problem: ConvProblem, x: Operand) -> int:
+def window_extent(problem: ConvProblem, x: Operand) -> int:
     """Elements between the first and the last value one output pixel reads; what the loop's offsets must hold."""
     reach = [d * (k - 1) for d, k in zip(problem.dilation, problem.kernel_size, strict=True)]
     return (

@@ -1,0 +1,132 @@
+"""`separable_conv2d`: a grouped convolution and a 1x1 convolution behind it, in one kernel where that is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from grouped_conv.functional import IntOrPair, _check_names, _prepared, _why_not_ours, grouped_conv2d
+from grouped_conv.geometry import as_tuple, parse_geometry
+from grouped_conv.separable_ops import convolve
+from grouped_conv.separable_request import SeparableOperands, SeparableRequest
+
+
+def separable_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None = None,
+    pointwise_bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: int | str | Sequence[Any] = 0,
+    dilation: IntOrPair = 1,
+    groups: int | None = None,
+    *,
+    activation: str | None = None,
+    pointwise_activation: str | None = None,
+    scale: Tensor | float | None = None,
+    pointwise_scale: Tensor | float | None = None,
+    residual: Tensor | None = None,
+    precision: str | None = None,
+    backend: str | None = None,
+    negative_slope: float = 0.01,
+    pointwise_negative_slope: float = 0.01,
+) -> Tensor:
+    """`pointwise_activation(pointwise_scale * conv1x1(h) + pointwise_bias + residual)` of a grouped convolution's `h`.
+
+    `h = activation(scale * conv2d(input, weight) + bias)`. What `grouped_conv.trace()` shows is one record of path
+    `separable` where one kernel computed both, or one of path `two_calls` with the planner's reason and the records of
+    the two convolutions. Gradients compute `h` again instead of keeping it.
+
+    Args:
+        input: `(N, C, H, W)` or `(C, H, W)`.
+        weight: `(K, C / groups, R, S)`; `(C * multiplier, 1, R, S)` is a depthwise convolution.
+        pointwise_weight: `(OUT_CHANNELS, K, 1, 1)`.
+        bias, pointwise_bias: `(K,)` and `(OUT_CHANNELS,)`.
+        stride, padding, dilation: of the grouped convolution, as in `grouped_conv2d`.
+        groups: checked against the shapes, which imply it; may be left out.
+        activation, pointwise_activation: names of `grouped_conv.kernels.ACTIVATIONS`; none by default.
+        scale, pointwise_scale: numbers, 0-d tensors or vectors like the biases.
+        residual: added before the last activation; the output's shape.
+        precision: products of float32 operands of both, `"ieee"` or `"tf32"`, as in `grouped_conv2d`.
+        backend: `"aten"` for two convolutions of torch's, `"kernel"` to insist on our kernels, one or two of them.
+        negative_slope, pointwise_negative_slope: of `leaky_relu`.
+
+    Raises:
+        RuntimeError: for operands that make no convolution.
+        ValueError: for an unknown name, for `groups` that the shapes contradict, and for a pointwise weight that is not
+            1x1.
+    """
+    _check_names(activation, precision, backend)
+    _check_names(pointwise_activation, None, None)
+    _check_shapes(input, weight, pointwise_weight, groups)
+    unbatched = input.dim() == 3
+    if unbatched:
+        input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+    first = _prepared(input, weight, bias, scale, None)
+    second = _prepared(first.input, pointwise_weight, pointwise_bias, pointwise_scale, residual)
+    choices = (activation or "none", negative_slope, pointwise_activation or "none", pointwise_negative_slope)
+    geometry = parse_geometry(_tuple(stride), as_tuple(padding), _tuple(dilation), (weight.shape[2], weight.shape[3]))
+    request = SeparableRequest(geometry, *choices, precision or "default", backend or "auto")
+    operands = SeparableOperands(*first[:4], *second[1:])
+    if _why_not_ours(operands.input, operands.weight) or _why_not_ours(operands.input, operands.pointwise_weight):
+        output = _one_by_one(operands, request)
+    else:
+        output = convolve(operands, request)
+    return output.squeeze(0) if unbatched else output
+
+
+def _tuple(value: IntOrPair) -> int | tuple[int, ...]:
+    return value if isinstance(value, int) else tuple(value)
+
+
+def _check_shapes(input: Tensor, weight: Tensor, pointwise_weight: Tensor, groups: int | None) -> None:
+    if weight.dim() != 4 or input.dim() not in (3, 4):
+        raise ValueError(
+            "need an input of 3 or 4 dimensions and a weight of 4, "
+            f"but got input of size {list(input.shape)} and weight of size {list(weight.shape)}"
+        )
+    if pointwise_weight.dim() != 4 or tuple(pointwise_weight.shape[1:]) != (weight.shape[0], 1, 1):
+        raise ValueError(
+            f"pointwise_weight must have size [out_channels, {weight.shape[0]}, 1, 1] behind a weight of size "
+            f"{list(weight.shape)}, but got {list(pointwise_weight.shape)}"
+        )
+    if groups is not None and weight.shape[1] * groups != input.shape[-3]:
+        raise ValueError(
+            f"groups={groups} and weight of size {list(weight.shape)} need an input of {weight.shape[1] * groups} "
+            f"channels, but got input of size {list(input.shape)}"
+        )
+
+
+def _one_by_one(operands: SeparableOperands, request: SeparableRequest) -> Tensor:
+    """The call as two of `grouped_conv2d`, for operands outside the operator's reach (complex numbers, for example)."""
+    first, window = operands.first, request.geometry
+    shared: dict[str, Any] = {
+        "precision": None if request.precision == "default" else request.precision,
+        "backend": None if request.backend == "auto" else request.backend,
+    }
+    hidden = grouped_conv2d(
+        first.input,
+        first.weight,
+        first.bias,
+        window.stride,
+        window.padding,
+        window.dilation,
+        first.groups,
+        activation=request.activation,
+        scale=first.scale,
+        negative_slope=request.negative_slope,
+        **shared,
+    )
+    return grouped_conv2d(
+        hidden,
+        operands.pointwise_weight,
+        operands.pointwise_bias,
+        activation=request.pointwise_activation,
+        scale=operands.pointwise_scale,
+        residual=operands.residual,
+        negative_slope=request.pointwise_negative_slope,
+        **shared,
+    )

@@ -1,0 +1,472 @@
+"""A grouped convolution and the 1x1 convolution behind it in one kernel; the tensor between them stays on the chip.
+
+A program makes BLOCK_M pixels by BLOCK_N channels of the 1x1 convolution. It walks the intermediate channels in slices:
+each is computed by the grouped convolution, finished, rounded to the dtype and multiplied by its part of the 1x1
+weight. Weights are [K, R, S, C/groups] and [OUT_CHANNELS, K], contiguous; input channels are innermost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from grouped_conv.kernels.call import Packing, Temporary, channels_innermost, is_krsc, output_strides
+from grouped_conv.kernels.implicit_gemm import tap_mode, window_extent
+from grouped_conv.kernels.jit_epilogue import activate, affine, finish
+from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits, tap_mask
+from grouped_conv.kernels.jit_reduction import multiply_add
+from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.operands import (
+    Arguments,
+    Operand,
+    epilogue_arguments,
+    format_strides,
+    store_vector,
+    stride_integers,
+)
+from grouped_conv.kernels.separable_rules import (
+    SeparableConfig,
+    SeparableProblem,
+    is_unrolled,
+    slices_of,
+    tiles,
+    why_invalid,
+)
+
+
+@triton.jit
+def separable(
+    x_ptr,
+    w_ptr,
+    scale1_ptr,
+    bias1_ptr,
+    w2_ptr,
+    scale_ptr,
+    bias_ptr,
+    residual_ptr,
+    pre_ptr,
+    y_ptr,
+    M,
+    IN_H,
+    IN_W,
+    OUT_H,
+    OUT_W,
+    slices,
+    stride_xn,
+    stride_xh,
+    stride_xw,
+    stride_yn,
+    stride_yc,
+    stride_yh,
+    stride_yw,
+    stride_rn,
+    stride_rc,
+    stride_rh,
+    stride_rw,
+    GROUPS: tl.constexpr,
+    C_PER_GROUP: tl.constexpr,
+    K_PER_GROUP: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DIRECT: tl.constexpr,
+    PACK: tl.constexpr,
+    PARTS: tl.constexpr,
+    TILE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STEPS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    WIDE_M: tl.constexpr,
+    TAP_MODE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACTIVATION1: tl.constexpr,
+    NEGATIVE_SLOPE1: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    TILES_N: tl.constexpr = (OUT_CHANNELS + BLOCK_N - 1) // BLOCK_N
+    pid = tl.program_id(0)
+    m, image, out_h, out_w = decode_pixels(pid // TILES_N, OUT_H, OUT_W, BLOCK_M, WIDE_M)
+    row_ok = m < M
+    ih0 = out_h.to(tl.int32) * STRIDE_H - PAD_H
+    iw0 = out_w.to(tl.int32) * STRIDE_W - PAD_W
+    x_offsets = image.to(tl.int64) * stride_xn + ih0.to(tl.int64) * stride_xh + iw0.to(tl.int64) * stride_xw
+    x_rows = x_ptr + x_offsets  # [BLOCK_M]; read only where a tap is inside
+    ih0 = tl.where(row_ok, ih0, OUTSIDE)
+    bits = tap_bits(ih0, iw0, IN_H, IN_W, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    window = (x_rows, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw)
+
+    channel = pid % TILES_N * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel_ok = channel < OUT_CHANNELS
+    acc = chained_sums(
+        window, w_ptr, scale1_ptr, bias1_ptr, w2_ptr, channel, channel_ok, slices, GROUPS, C_PER_GROUP, K_PER_GROUP,
+        OUT_CHANNELS, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, BLOCK_N, DIRECT, PACK, PARTS, TILE, DEPTH,
+        STEPS, UNROLL, TAP_MODE, PRECISION, ACTIVATION1, NEGATIVE_SLOPE1, NUM_STAGES, False,
+    )  # fmt: skip
+    if PACK > 1:
+        # Zero weights between the groups of a pack turn one group's Inf or NaN into NaN in all of them, and from there
+        # into every channel of its pixel: a tile without NaN is right, one with NaN is done again group by group.
+        if tl.max(tl.max((acc != acc).to(tl.int32), 1), 0) != 0:
+            acc = chained_sums(
+                window, w_ptr, scale1_ptr, bias1_ptr, w2_ptr, channel, channel_ok, slices, GROUPS, C_PER_GROUP,
+                K_PER_GROUP, OUT_CHANNELS, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, BLOCK_N, DIRECT, PACK,
+                PARTS, TILE, DEPTH, STEPS, False, TAP_MODE, PRECISION, ACTIVATION1, NEGATIVE_SLOPE1, 1, True,
+            )  # fmt: skip
+    finish(
+        acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, channel_ok,
+        stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
+        NEGATIVE_SLOPE, VECTOR,
+    )  # fmt: skip
+
+
+@triton.jit
+def chained_sums(
+    window,
+    w_ptr,
+    scale1_ptr,
+    bias1_ptr,
+    w2_ptr,
+    channel,
+    channel_ok,
+    slices,
+    GROUPS: tl.constexpr,
+    C_PER_GROUP: tl.constexpr,
+    K_PER_GROUP: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DIRECT: tl.constexpr,
+    PACK: tl.constexpr,
+    PARTS: tl.constexpr,
+    TILE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STEPS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    TAP_MODE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACTIVATION1: tl.constexpr,
+    NEGATIVE_SLOPE1: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+    ISOLATED: tl.constexpr,
+):
+    """Sums of the 1x1 convolution, [BLOCK_M, BLOCK_N], over all slices of the intermediate channels."""
+    MID: tl.constexpr = GROUPS * K_PER_GROUP
+    USED: tl.constexpr = TILE if DIRECT else PACK * K_PER_GROUP if PACK > 1 else TILE  # channels between two slices
+    EVEN: tl.constexpr = (MID if DIRECT or PACK > 1 else K_PER_GROUP) % USED == 0 and USED == TILE
+    n = tl.arange(0, TILE)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    # Not pipelined: around unrolled steps wgmma then read copies still in flight (sm_90, found by executing the PTX).
+    for index in tl.range(0, slices, num_stages=1):
+        group = index // PARTS * PACK
+        begin = index % PARTS * USED  # first channel of this slice within its group
+        first = index * USED if DIRECT or PACK > 1 else group * K_PER_GROUP + begin
+        if DIRECT or PACK > 1:
+            n_ok = (n < USED) & (first + n < MID)
+        else:
+            n_ok = begin + n < K_PER_GROUP
+        if DIRECT:
+            part = direct_slice(window, w_ptr, first + n, n_ok, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M,
+                                TILE, EVEN, UNROLL, TAP_MODE)  # fmt: skip
+        elif ISOLATED:
+            part = isolated_slice(window, w_ptr, group, first, n_ok, GROUPS, C_PER_GROUP, K_PER_GROUP, KERNEL_H,
+                                  KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, PACK, TILE, DEPTH, TAP_MODE,
+                                  PRECISION)  # fmt: skip
+        else:
+            part = dot_slice(window, w_ptr, group, first, n_ok, None, GROUPS, C_PER_GROUP, K_PER_GROUP, KERNEL_H,
+                             KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, PACK, TILE, DEPTH, STEPS, UNROLL, TAP_MODE,
+                             PRECISION, NUM_STAGES)  # fmt: skip
+        part = activate(affine(part, scale1_ptr, bias1_ptr, first + n, n_ok), ACTIVATION1, NEGATIVE_SLOPE1)
+        if not EVEN:
+            part = tl.where(n_ok[None, :], part, 0.0)  # 0 * Inf of a neighbour, or an activation that moves zero
+        w2 = load_pointwise(w2_ptr, first + n, n_ok, channel, channel_ok, MID, EVEN, OUT_CHANNELS % BLOCK_N == 0)
+        acc = multiply_add(part.to(w2.dtype), w2, acc, PRECISION)
+    return acc
+
+
+@triton.jit
+def load_pointwise(w2_ptr, mid, mid_ok, channel, channel_ok, MID: tl.constexpr, EVEN_K: tl.constexpr,
+                   EVEN_N: tl.constexpr):  # fmt: skip
+    """[TILE, BLOCK_N] of the 1x1 weight [OUT_CHANNELS, MID]."""
+    pointers = w2_ptr + (channel.to(tl.int64) * MID)[None, :] + mid[:, None]
+    if EVEN_K and EVEN_N:
+        return tl.load(pointers)
+    elif EVEN_K:
+        return tl.load(pointers, mask=channel_ok[None, :], other=0.0)
+    elif EVEN_N:
+        return tl.load(pointers, mask=mid_ok[:, None], other=0.0)
+    else:
+        return tl.load(pointers, mask=mid_ok[:, None] & channel_ok[None, :], other=0.0)
+
+
+@triton.jit
+def window_tap(window, tap, KERNEL_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+               TAP_MODE: tl.constexpr):  # fmt: skip
+    """(pointers to one tap's pixels [BLOCK_M], whether they are inside [BLOCK_M, 1])."""
+    x_rows, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw = window
+    kernel_h = tap // KERNEL_W
+    kernel_w = tap % KERNEL_W
+    ok = tap_mask(bits, ih0, iw0, IN_H, IN_W, tap, kernel_h, kernel_w, DILATION_H, DILATION_W, TAP_MODE)
+    return x_rows + (kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw)), ok
+
+
+@triton.jit
+def direct_tap(acc, window, w_ptr, mid, mid_ok, tap, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+               DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, EVEN: tl.constexpr,
+               TAP_MODE: tl.constexpr):  # fmt: skip
+    """Acc + x * w of one tap, channel by channel."""
+    rows, ok = window_tap(window, tap, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    w = tl.load(w_ptr + mid * (KERNEL_H * KERNEL_W) + tap, mask=mid_ok, other=0.0)
+    x = tl.load(rows[:, None] + mid[None, :], mask=ok if EVEN else ok & mid_ok[None, :], other=0.0)
+    return acc + x.to(tl.float32) * w.to(tl.float32)[None, :]
+
+
+@triton.jit
+def direct_slice(window, w_ptr, mid, mid_ok, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+                 DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr,
+                 EVEN: tl.constexpr, UNROLL: tl.constexpr, TAP_MODE: tl.constexpr):  # fmt: skip
+    """One channel per group: sums of channels `mid`, [BLOCK_M, TILE]."""
+    acc = tl.zeros((BLOCK_M, TILE), tl.float32)
+    if UNROLL:
+        for tap in tl.static_range(KERNEL_H * KERNEL_W):
+            acc = direct_tap(acc, window, w_ptr, mid, mid_ok, tap, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, EVEN,
+                             TAP_MODE)  # fmt: skip
+    else:
+        for tap in tl.range(0, KERNEL_H * KERNEL_W, num_stages=1):
+            acc = direct_tap(acc, window, w_ptr, mid, mid_ok, tap, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, EVEN,
+                             TAP_MODE)  # fmt: skip
+    return acc
+
+
+@triton.jit
+def dot_step(acc, window, w_ptr, group, first, n_ok, only, tap, step, GROUPS: tl.constexpr,
+             C_PER_GROUP: tl.constexpr, K_PER_GROUP: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+             DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, PACK: tl.constexpr, TILE: tl.constexpr,
+             DEPTH: tl.constexpr, TAP_MODE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Acc + x @ w of one tap and DEPTH input channels; `only` is the one group of the pack to read, or None."""
+    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
+    EVEN: tl.constexpr = PACK * C_PER_GROUP == DEPTH and GROUPS % PACK == 0 if PACK > 1 else C_PER_GROUP % DEPTH == 0
+    rows, ok = window_tap(window, tap, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    k = tl.arange(0, DEPTH)
+    n = tl.arange(0, TILE)
+    c = step * DEPTH + k
+    if PACK > 1:
+        member = k // C_PER_GROUP  # the group of the pack that a channel belongs to
+        k_ok = (member < PACK) & (member < GROUPS - group)
+        w_ok = (member[:, None] == (n // K_PER_GROUP)[None, :]) & k_ok[:, None] & n_ok[None, :]
+        column = k % C_PER_GROUP
+    else:
+        k_ok = c < C_PER_GROUP
+        w_ok = k_ok[:, None] & n_ok[None, :]
+        column = c
+    x_ok = ok if EVEN else ok & k_ok[None, :]
+    if only is not None:
+        x_ok = x_ok & (member == only)[None, :]
+    x = tl.load(rows[:, None] + (group * C_PER_GROUP + c)[None, :], mask=x_ok, other=0.0)  # [BLOCK_M, DEPTH]
+    w_columns = w_ptr + (first + n).to(tl.int64) * (TAPS * C_PER_GROUP)
+    w = tl.load(w_columns[None, :] + (tap * C_PER_GROUP + column)[:, None], mask=w_ok, other=0.0)  # [DEPTH, TILE]
+    return multiply_add(x, w, acc, PRECISION)
+
+
+@triton.jit
+def dot_slice(window, w_ptr, group, first, n_ok, only, GROUPS: tl.constexpr, C_PER_GROUP: tl.constexpr,
+              K_PER_GROUP: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, DILATION_H: tl.constexpr,
+              DILATION_W: tl.constexpr, BLOCK_M: tl.constexpr, PACK: tl.constexpr, TILE: tl.constexpr,
+              DEPTH: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, TAP_MODE: tl.constexpr,
+              PRECISION: tl.constexpr, NUM_STAGES: tl.constexpr):  # fmt: skip
+    """Sums of a pack of groups, or of part of one group, from intermediate channel `first` on, [BLOCK_M, TILE]."""
+    acc = tl.zeros((BLOCK_M, TILE), tl.float32)
+    if UNROLL:
+        for trip in tl.static_range(KERNEL_H * KERNEL_W * STEPS):
+            acc = dot_step(acc, window, w_ptr, group, first, n_ok, only, trip // STEPS, trip % STEPS, GROUPS,
+                           C_PER_GROUP, K_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PACK, TILE, DEPTH,
+                           TAP_MODE, PRECISION)  # fmt: skip
+    else:
+        for trip in tl.range(0, KERNEL_H * KERNEL_W * STEPS, num_stages=NUM_STAGES):
+            acc = dot_step(acc, window, w_ptr, group, first, n_ok, only, trip // STEPS, trip % STEPS, GROUPS,
+                           C_PER_GROUP, K_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PACK, TILE, DEPTH,
+                           TAP_MODE, PRECISION)  # fmt: skip
+    return acc
+
+
+@triton.jit
+def isolated_slice(window, w_ptr, group, first, n_ok, GROUPS: tl.constexpr, C_PER_GROUP: tl.constexpr,
+                   K_PER_GROUP: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+                   DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BLOCK_M: tl.constexpr, PACK: tl.constexpr,
+                   TILE: tl.constexpr, DEPTH: tl.constexpr, TAP_MODE: tl.constexpr,
+                   PRECISION: tl.constexpr):  # fmt: skip
+    """`dot_slice` of a pack, one group at a time: nothing of one group reaches another's sums."""
+    owner = tl.arange(0, TILE) // K_PER_GROUP
+    acc = tl.zeros((BLOCK_M, TILE), tl.float32)
+    for member in tl.range(0, PACK, num_stages=1):
+        own = dot_slice(window, w_ptr, group, first, n_ok, member, GROUPS, C_PER_GROUP, K_PER_GROUP, KERNEL_H,
+                        KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, PACK, TILE, DEPTH, 1, False, TAP_MODE, PRECISION,
+                        1)  # fmt: skip
+        acc = tl.where((owner == member)[None, :], own, acc)
+    return acc
+
+
+def canonical_operands(problem: SeparableProblem) -> dict[str, Operand]:
+    """Dense, aligned operands in the problem's memory formats."""
+    first, second = problem.first, problem.second
+    vector, output = Operand((1, 1, 1, 1)), Operand(output_strides(second))
+    return {
+        "input": Operand(format_strides(first.input_shape, first.input_channels_last)),
+        "weight": Operand(format_strides(first.weight_shape, first.weight_channels_last)),
+        "pointwise_weight": Operand(format_strides(problem.pointwise_shape, problem.pointwise_channels_last)),
+        "output": output,
+        "residual": output,
+        **dict.fromkeys(("bias", "scale", "pointwise_bias", "pointwise_scale"), vector),
+    }
+
+
+def plan_separable_call(
+    problem: SeparableProblem, config: SeparableConfig, operands: Mapping[str, Operand] | None = None
+) -> tuple[tuple[Launch, ...], tuple[Temporary, ...]]:
+    """(launches, temporaries) of one call: passes for operands that do not lie as the kernel reads them, the kernel.
+
+    Args:
+        operands: as `plan_separable` takes them, as they lie in memory; missing ones are dense, in the problem's memory
+            format and 16-byte aligned.
+
+    Raises:
+        ValueError: when the configuration cannot run the problem, with the reason.
+    """
+    reason = why_invalid(problem, config)
+    if reason is not None:
+        raise ValueError(f"{config} cannot run {problem}: {reason}")
+    given = {
+        name: operand.named(name) for name, operand in (canonical_operands(problem) | dict(operands or {})).items()
+    }
+    packing = Packing(problem.dtype, given)
+    if not channels_innermost(given["input"], problem.first.input_shape):
+        packing.pack("input", problem.first.input_shape)
+    for name, shape in (("weight", problem.first.weight_shape), ("pointwise_weight", problem.pointwise_shape)):
+        if not is_krsc(given[name], shape):
+            packing.pack(name, shape)
+    return (*packing.launches, plan_separable(problem, config, given)), tuple(packing.temporaries)
+
+
+def plan_separable(problem: SeparableProblem, config: SeparableConfig, operands: Mapping[str, Operand]) -> Launch:
+    """The kernel's launch for `problem`.
+
+    Args:
+        operands: `input` with channels innermost, `weight` and `pointwise_weight` contiguous as the kernel reads them,
+            `output`, and where the problem has them `bias`, `scale` (of the first convolution), `pointwise_bias`,
+            `pointwise_scale` and `residual`.
+    """
+    x, output = operands["input"], operands["output"]
+    cut = slices_of(problem, config)
+    trips = cut.trips(problem)
+    finishing = _finishing_arguments(problem, operands)
+    between = _first_arguments(problem, operands)
+    strides = (stride_integers("r", operands.get("residual")), stride_integers("y", output))
+    wide_window = window_extent(problem.first, x) > INT32_MAX
+    integers = [
+        Integer.of("M", problem.pixels),
+        Integer.of("IN_H", problem.first.in_size[0]),
+        Integer.of("IN_W", problem.first.in_size[1]),
+        Integer.of("OUT_H", problem.first.out_size[0]),
+        Integer.of("OUT_W", problem.first.out_size[1]),
+        Integer.of("slices", cut.count),
+        Integer.of("stride_xn", x.strides[0], wide=True, stride=True),
+        Integer.of("stride_xh", x.strides[2], wide=wide_window, stride=True),
+        Integer.of("stride_xw", x.strides[3], wide=wide_window, stride=True),
+        *(integer for pair in strides for integer in pair.integers),
+    ]
+    buffers = [
+        Buffer(parameter, operands[name].buffer, problem.dtype, operands[name].alignment)
+        for parameter, name in (("x_ptr", "input"), ("w_ptr", "weight"), ("w2_ptr", "pointwise_weight"))
+    ]
+    constants = {
+        **_shape_constants(problem),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "DIRECT": config.method == "direct",
+        "PACK": cut.pack,
+        "PARTS": cut.parts,
+        "TILE": cut.tile,
+        "DEPTH": cut.depth,
+        "STEPS": cut.steps,
+        "UNROLL": is_unrolled(problem, config),
+        "WIDE_M": problem.pixels > INT32_MAX - config.block_m,
+        "NUM_STAGES": config.num_stages,
+        **finishing.constants,
+        **between[1],
+        "VECTOR": store_vector(problem.first, output),
+        **{name: value for pair in strides for name, value in pair.constants.items()},
+    }
+    programs = tiles(problem, config)[2]
+    return Launch(
+        separable,
+        config,
+        (programs, 1, 1),
+        (*buffers, *between[0], *finishing.buffers),
+        tuple(integers),
+        constants,
+        cut.count * trips,
+    )
+
+
+def _shape_constants(problem: SeparableProblem) -> dict[str, Any]:
+    first = problem.first
+    return {
+        "GROUPS": first.groups,
+        "C_PER_GROUP": first.c_per_group,
+        "K_PER_GROUP": first.k_per_group,
+        "OUT_CHANNELS": problem.out_channels,
+        "KERNEL_H": first.kernel_size[0],
+        "KERNEL_W": first.kernel_size[1],
+        "STRIDE_H": first.stride[0],
+        "STRIDE_W": first.stride[1],
+        "PAD_H": first.padding[0],
+        "PAD_W": first.padding[2],
+        "DILATION_H": first.dilation[0],
+        "DILATION_W": first.dilation[1],
+        "TAP_MODE": tap_mode(first),
+        "PRECISION": first.precision,
+    }
+
+
+def _first_arguments(problem: SeparableProblem, operands: Mapping[str, Operand]) -> tuple[list[Buffer], dict[str, Any]]:
+    """(buffers, constants) of what lies between the two convolutions."""
+    epilogue = problem.first.epilogue
+    constants: dict[str, Any] = {"ACTIVATION1": epilogue.activation, "NEGATIVE_SLOPE1": epilogue.negative_slope}
+    buffers = []
+    for name, wanted in (("scale", epilogue.scale), ("bias", epilogue.bias)):
+        if wanted:
+            buffers.append(Buffer(f"{name}1_ptr", operands[name].buffer, problem.dtype, operands[name].alignment))
+        else:
+            constants[f"{name}1_ptr"] = None
+    return buffers, constants
+
+
+def _finishing_arguments(problem: SeparableProblem, operands: Mapping[str, Operand]) -> Arguments:
+    """The arguments of what follows the second convolution: its operands, under the names a convolution gives them."""
+    renamed = {
+        name.removeprefix("pointwise_"): operand
+        for name, operand in operands.items()
+        if name not in ("bias", "scale", "input", "weight", "pointwise_weight")
+    }
+    found = epilogue_arguments(problem.second, renamed)
+    return replace(
+        found,
+        buffers=tuple(replace(buffer, name=renamed[buffer.name].buffer or buffer.name) for buffer in found.buffers),
+    )

@@ -1,0 +1,319 @@
+"""A grouped convolution and the 1x1 convolution behind it as one problem, and how one kernel's tiles lie over it.
+
+The value `SeparableProblem`, the configuration of the fused kernel, the slices it walks through, and what can run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from grouped_conv.kernels.config import KernelConfig, power_of_two
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.kernels.layout import GroupLayout
+from grouped_conv.kernels.problem import ConvProblem
+
+METHODS = ("direct", "dot")
+WIDTHS = (16, 32, 64)
+MAX_PROGRAMS = 2**31 - 1
+MAX_SUMS = 64
+"""fp32 sums per thread of the 1x1 convolution above which ptxas spilled (sm_80 and sm_90, compiled, not timed)."""
+UNROLLED_STEPS = 9
+"""Steps of the first convolution that may be unrolled; more run in a loop, or the code of a large kernel explodes."""
+UNROLLED_REGISTERS = 172
+"""Registers per thread that the loads of unrolled steps and the sums may need; beyond it compiled kernels spilled.
+
+The compiler issues all loads of a slice before it multiplies. 128x128 by 32 columns on 8 warps (170) does not spill,
+64x256 by 64 columns and 64 deep (188) does, by 8 bytes; looped it does not (sm_80, Triton 3.8).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SeparableProblem:
+    """A grouped convolution followed by a dense 1x1 convolution: a separable block, a root module.
+
+    `y = activation2(scale2 * conv1x1(h) + bias2 + residual)` with
+    `h = activation1(scale1 * grouped_conv(x) + bias1)` rounded to the dtype. Hashable, to JSON and back.
+
+    Attributes:
+        first: the grouped convolution with its epilogue, which must be without residual and saved preactivation.
+        out_channels: output channels of the 1x1 convolution.
+        epilogue: what follows the 1x1 convolution; it cannot save its preactivation.
+        pointwise_channels_last: whether torch takes the 1x1 weight for channels_last, and so its output; the weight's
+            memory is the same either way.
+    """
+
+    first: ConvProblem
+    out_channels: int
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    pointwise_channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.out_channels, bool) or not isinstance(self.out_channels, int) or self.out_channels <= 0:
+            raise ValueError(f"out_channels must be a positive integer, but got {self.out_channels!r}")
+        if self.first.epilogue.residual or self.first.epilogue.save_preactivation:
+            raise ValueError(
+                f"the first convolution cannot have the epilogue {self.first.epilogue}: "
+                "scale, bias and an activation are accepted between the two"
+            )
+        if self.epilogue.save_preactivation:
+            raise ValueError("the second convolution cannot save its preactivation")
+
+    @property
+    def second(self) -> ConvProblem:
+        """The 1x1 convolution as a problem of its own, as it runs when the two are not fused."""
+        first = self.first
+        return ConvProblem(
+            batch=first.batch,
+            layout=GroupLayout.uniform(first.out_channels, self.out_channels),
+            in_size=first.out_size,
+            kernel_size=(1, 1),
+            dtype=first.dtype,
+            precision=first.precision,
+            input_channels_last=first.output_channels_last,
+            weight_channels_last=self.pointwise_channels_last,
+            epilogue=self.epilogue,
+        )
+
+    @property
+    def batch(self) -> int:
+        """Images N."""
+        return self.first.batch
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of every tensor; sums are kept in fp32."""
+        return self.first.dtype
+
+    @property
+    def precision(self) -> str:
+        """How float32 products of both are taken."""
+        return self.first.precision
+
+    @property
+    def item_size(self) -> int:
+        """Bytes per element."""
+        return self.first.item_size
+
+    @property
+    def mid_channels(self) -> int:
+        """Channels between the two convolutions."""
+        return self.first.out_channels
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of all images."""
+        return self.batch * math.prod(self.first.out_size)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """`(N, out_channels, OUT_H, OUT_W)`."""
+        return (self.batch, self.out_channels, *self.first.out_size)
+
+    @property
+    def output_channels_last(self) -> bool:
+        """ATen's rule over both convolutions: any channels_last input or weight gives a channels_last output."""
+        return self.second.output_channels_last
+
+    @property
+    def pointwise_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the 1x1 convolution's weight."""
+        return (self.out_channels, self.mid_channels, 1, 1)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of both convolutions."""
+        return self.first.macs + self.second.macs
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that fusing keeps off DRAM: the intermediate tensor, written and read once."""
+        return 2 * self.pixels * self.mid_channels * self.item_size
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that must cross DRAM when the two are one kernel."""
+        return self.first.min_bytes + self.second.min_bytes - self.saved_bytes
+
+    def __str__(self) -> str:
+        return f"{self.first}, then 1x1 K={self.out_channels} {self.epilogue}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `from_json` gives the value back."""
+        return {
+            "first": self.first.to_json(),
+            "out_channels": self.out_channels,
+            "epilogue": self.epilogue.to_json(),
+            "pointwise_channels_last": self.pointwise_channels_last,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SeparableProblem:
+        """The inverse of `to_json`."""
+        return cls(
+            ConvProblem.from_json(data["first"]),
+            data["out_channels"],
+            Epilogue.from_json(data["epilogue"]),
+            data["pointwise_channels_last"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeparableConfig(KernelConfig):
+    """Block sizes of the fused kernel.
+
+    Attributes:
+        block_m: output pixels per tile.
+        block_n: output channels of the 1x1 convolution per tile; the first convolution is redone for each such tile.
+        width: intermediate channels per slice at most, 16, 32 or 64.
+        block_k: input channels that one step of a `dot` slice reads at most; packs of groups are no wider.
+        method: how a slice is computed: `direct` multiplies channel by channel (one channel per group in and out),
+            `dot` multiplies packs of thin groups block-diagonally, and wide groups in parts, by matrix instructions.
+    """
+
+    family: ClassVar[str] = "separable"
+
+    block_m: int = 128
+    block_n: int = 64
+    width: int = 32
+    block_k: int = 32
+    method: str = "dot"
+
+    def __post_init__(self) -> None:
+        KernelConfig.__post_init__(self)
+        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
+        if min(self.block_m, self.block_n, self.block_k) < 16:
+            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        if self.width not in WIDTHS or self.method not in METHODS:
+            raise ValueError(
+                f"width {self.width!r} must be one of {WIDTHS} and method {self.method!r} one of {METHODS}"
+            )
+
+    def __str__(self) -> str:
+        depth = f" k{self.block_k}" if self.method == "dot" else ""
+        return f"{self.block_m}x{self.block_n} {self.method}{self.width}{depth} w{self.num_warps} s{self.num_stages}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """How the intermediate channels are cut.
+
+    Attributes:
+        count: slices of the whole problem.
+        pack: whole groups in a slice; 1 where a group alone fills one or more slices.
+        parts: slices of one group (1 where `pack` is more than 1).
+        tile: columns of a slice, at least its channels.
+        depth: input channels of one step.
+        steps: steps of one kernel tap.
+    """
+
+    count: int
+    pack: int
+    parts: int
+    tile: int
+    depth: int
+    steps: int
+
+    def trips(self, problem: SeparableProblem) -> int:
+        """Steps of the whole reduction of one slice."""
+        return problem.first.taps * self.steps
+
+
+@lru_cache(maxsize=4096)
+def slices_of(problem: SeparableProblem, config: SeparableConfig) -> Slices:
+    """The slices that `config` cuts the intermediate channels into."""
+    first = problem.first
+    if config.method == "direct":
+        return Slices(math.ceil(first.out_channels / config.width), 1, 1, config.width, config.width, 1)
+    c, k, groups = first.c_per_group, first.k_per_group, first.groups
+    pack = max(1, min(config.width // k, config.block_k // c, groups))
+    aligned = 8 // math.gcd(8, math.gcd(c, k))  # groups whose channels fill whole 16-byte vectors, in and out
+    if pack > aligned:
+        pack = pack // aligned * aligned
+    if pack > 1:
+        return Slices(math.ceil(groups / pack), pack, 1, _tile(pack * k), _tile(pack * c), 1)
+    tile = min(config.width, _tile(k))
+    depth = min(config.block_k, _tile(c))
+    parts = math.ceil(k / tile)
+    return Slices(groups * parts, 1, parts, tile, depth, math.ceil(c / depth))
+
+
+def is_unrolled(problem: SeparableProblem, config: SeparableConfig) -> bool:
+    """Are the steps of one slice unrolled? Otherwise they run in a loop, of which `num_stages` copies are in flight."""
+    cut = slices_of(problem, config)
+    trips = cut.trips(problem)
+    words = problem.item_size / 4
+    depth, weights = (cut.tile, 0.0) if config.method == "direct" else (cut.depth, cut.depth * cut.tile / 2)
+    loads = trips * words * (config.block_m * depth + weights)
+    sums = config.block_m * (config.block_n + cut.tile)
+    return trips <= UNROLLED_STEPS and (loads + sums) / (32 * config.num_warps) <= UNROLLED_REGISTERS
+
+
+def _tile(channels: int) -> int:
+    """The power of two, at least 16, that holds `channels`."""
+    return max(16, 1 << (channels - 1).bit_length())
+
+
+def tiles(problem: SeparableProblem, config: SeparableConfig) -> tuple[int, int, int]:
+    """(pixel tiles, tiles of the output channels, programs of the launch)."""
+    tiles_m = math.ceil(problem.pixels / config.block_m)
+    tiles_n = math.ceil(problem.out_channels / config.block_n)
+    return tiles_m, tiles_n, tiles_m * tiles_n
+
+
+def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | None:
+    """`None` when the fused kernel can compute `problem` with `config` on some device; otherwise why not."""
+    first = problem.first
+    if first.direction != "forward":
+        return f"separable computes the forward direction, not {first.direction}"
+    if not first.layout.is_uniform:
+        return "separable needs equal, consecutive groups"
+    if first.input_shuffle > 1 or first.epilogue.shuffle > 1 or problem.epilogue.shuffle > 1:
+        return "separable shuffles no channels"
+    if config.method == "direct" and (first.c_per_group, first.k_per_group) != (1, 1):
+        return (
+            "method 'direct' needs one channel per group in and out, "
+            f"but got C_PER_GROUP={first.c_per_group}, K_PER_GROUP={first.k_per_group}"
+        )
+    programs = tiles(problem, config)[2]
+    if programs > MAX_PROGRAMS:
+        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
+    return None
+
+
+def why_not_on(problem: SeparableProblem, config: SeparableConfig, device: DeviceSpec) -> str | None:
+    """`None` when `config` fits `device`; otherwise which of its limits it passes."""
+    threads = config.num_warps * device.warp_size
+    sums = config.block_m * config.block_n // threads
+    if sums > MAX_SUMS * (device.warp_size // 32):
+        return f"{sums} sums per thread do not fit the registers beside a slice"
+    needed = shared_memory(problem, config)
+    if needed > device.shared_per_block:
+        return f"{needed} bytes of tiles, {device.key} has {device.shared_per_block} of shared memory"
+    if problem.first.precision == "tf32" and device.arch == "gfx90a":
+        return "gfx90a has no TF32"
+    return None
+
+
+def shared_memory(problem: SeparableProblem, config: SeparableConfig) -> int:
+    """An estimate of the compiled kernel's shared memory, in bytes.
+
+    The operands of both multiplications lie there at once, those of the first as often as its loop has stages.
+    """
+    cut = slices_of(problem, config)
+    copies = 1 if is_unrolled(problem, config) else config.num_stages
+    first = 0 if config.method == "direct" else copies * (config.block_m + cut.tile) * cut.depth
+    second = (config.block_m + config.block_n) * cut.tile
+    return (first + second) * problem.item_size
+
+
+def one_warp(problem: SeparableProblem) -> SeparableConfig:
+    """A small configuration of one warp, for places that compile for a CPU."""
+    depthwise = (problem.first.c_per_group, problem.first.k_per_group) == (1, 1)
+    block_n = 16 if problem.out_channels <= 16 else 32
+    return SeparableConfig(
+        num_warps=1, block_m=32, block_n=block_n, width=16, block_k=16, method="direct" if depthwise else "dot"
+    )
