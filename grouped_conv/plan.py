@@ -217,7 +217,7 @@ def make_kernel_plan(
 def plan_operands(problem: ConvProblem, config: KernelConfig, operands: Operands) -> Call:
     """The launches for operands as they lie in memory."""
     placed = {
-        name: _operand(tensor) for name, tensor in zip(operands._fields, operands, strict=True) if tensor is not None
+        name: operand_of(tensor) for name, tensor in zip(operands._fields, operands, strict=True) if tensor is not None
     }
     return plan_call(problem, config, placed)
 
@@ -227,7 +227,8 @@ def _is_strided_vector(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.dim() == 1 and not tensor.is_contiguous()
 
 
-def _operand(tensor: Tensor) -> Operand:
+def operand_of(tensor: Tensor) -> Operand:
+    """How a tensor of a call lies in memory; a vector with gaps as the copy that is made of it."""
     if _is_strided_vector(tensor):
         return Operand((1, 1, 1, 1), MAX_ALIGNMENT)
     address = tensor.data_ptr()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from grouped_conv.kernels import implicit_gemm_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
 from grouped_conv.kernels.problem import ConvProblem
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ CONFIGS: dict[str, type[KernelConfig]] = {
     **{name: family.config for name, family in FAMILIES.items()},
     PackConfig.family: PackConfig,
     ReduceConfig.family: ReduceConfig,
+    LrnPoolConfig.family: LrnPoolConfig,
 }
 """Every configuration that has a JSON form, those of the passes around a convolution included."""
 

@@ -14,6 +14,8 @@ from grouped_conv.kernels.operands import Operand
 
 MAX_WINDOW = 17
 """Channels of the widest window: beyond it the lanes of one pixel fill the registers."""
+MAX_KEPT_LANES = 96
+"""Values kept per thread; MEASURE ME"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +74,22 @@ def why_invalid(problem: LrnPoolProblem, config: LrnPoolConfig) -> str | None:
     if chunks * math.ceil(count / config.block) * config.block > INT32_MAX:
         return f"{chunks} times {count} threads are more than the grid's {INT32_MAX}"
     return None
+
+
+def why_not_on(problem: LrnPoolProblem, config: LrnPoolConfig, device: DeviceSpec) -> str | None:
+    """`None` when a valid `config` can run on `device` without spilling; otherwise one line that says why not."""
+    lanes = kept_lanes(problem, config)
+    most = MAX_KEPT_LANES * device.warp_size // 32
+    return None if lanes <= most else f"{lanes} values of one window row stay in registers per thread (at most {most})"
+
+
+def kept_lanes(problem: LrnPoolProblem, config: LrnPoolConfig) -> int:
+    """Values a thread keeps from one pooled row to the next and adds to: row maxima of a strip, for all shared rows."""
+    lanes = 16 // problem.item_size + (problem.size - 1 if problem.lrn_place == "after" else 0)
+    shared_rows = max(problem.kernel_size[0] - problem.stride[0], 0)
+    return config.strip * lanes * (shared_rows + 1)
+
+
+def one_warp(problem: LrnPoolProblem) -> LrnPoolConfig:
+    """A small configuration of one warp, for places that compile for a CPU."""
+    return LrnPoolConfig(num_warps=1, block=32, strip=1, rows=max(problem.out_size[0], 1))
