@@ -44,3 +44,12 @@ def take_lanes(lanes, FIRST: tl.constexpr, COUNT: tl.constexpr):
     for i in tl.static_range(COUNT):
         taken = taken + (lanes[FIRST + i],)
     return taken
+
+
+@triton.jit
+def zero_lanes(COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """COUNT tensors [BLOCK] of fp32 zeros."""
+    lanes = ()
+    for _ in tl.static_range(COUNT):
+        lanes = lanes + (tl.zeros((BLOCK,), tl.float32),)
+    return lanes

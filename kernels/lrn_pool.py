@@ -1,8 +1,8 @@
 """Local response normalisation and max-pooling (with ReLU) in one pass over channels_last memory; no tensor cores.
 
-One thread owns VEC neighbouring channels of a strip of STRIP pooled columns and walks down `rows` pooled rows. Each
-input pixel of its walk is loaded and normalised once: the columns that windows of the strip share stay in registers,
-and so do the row maxima that the next window needs again. Pixels outside the image are replaced by the nearest inside,
+One thread owns VEC neighbouring channels of a strip of STRIP pooled columns and walks down the input rows of `rows`
+pooled rows. Each input pixel of its walk is loaded and normalised once: the columns that windows of the strip share
+stay in registers, and so do the maxima of the last rows, one for each column of the strip. Pixels outside the image are replaced by the nearest inside,
 which is in every window that reaches for them: so padding never wins a maximum, and loads need no mask.
 """
 
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.jit_epilogue import relu
-from grouped_conv.kernels.jit_lanes import join_lanes, split_lanes, take_lanes
+from grouped_conv.kernels.jit_lanes import join_lanes, split_lanes, take_lanes, zero_lanes
 from grouped_conv.kernels.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, items, vector_width, why_invalid
@@ -210,32 +210,26 @@ def lrn_pool(
         columns = columns + (clamped(out_w * STRIDE_W + (j - PAD_W), IN_W).to(tl.int64) * stride_xw,)
 
     first = tl.program_id(0) % chunks * rows
-    OVERLAP: tl.constexpr = max(KERNEL_H - STRIDE_H, 0)  # rows that a window shares with the next
-    kept = ()
-    for i in tl.static_range(OVERLAP):
-        row = clamped(first * STRIDE_H + (i - PAD_H), IN_H).to(tl.int64) * stride_xh
-        kept = kept + row_maxima(
-            x_ptr, x_image + row, columns, in_tower, tower, KERNEL_W, STRIDE_W, LRN, RELU_FIRST, DOWN, UP, STEP_DOWN,
-            STEP_UP, ALPHA, BETA, K, VEC, STRIP,
+    pooled_rows = tl.minimum(rows, OUT_H - first)
+    NEW: tl.constexpr = min(STRIDE_H, KERNEL_H)  # rows that a window does not share with the one above
+    WIDTH: tl.constexpr = STRIP * (VEC + (DOWN + UP if LRN == "after" else 0))
+    kept = zero_lanes((KERNEL_H - 1) * WIDTH, BLOCK)  # the last rows' maxima
+    for step in range(pooled_rows * NEW + (KERNEL_H - NEW)):
+        in_row = first * STRIDE_H + (step // NEW * STRIDE_H + step % NEW - PAD_H)
+        window = kept + row_maxima(
+            x_ptr, x_image + clamped(in_row, IN_H).to(tl.int64) * stride_xh, columns, in_tower, tower, KERNEL_W,
+            STRIDE_W, LRN, RELU_FIRST, DOWN, UP, STEP_DOWN, STEP_UP, ALPHA, BETA, K, VEC, STRIP,
         )  # fmt: skip
-    for step in range(tl.minimum(rows, OUT_H - first)):
-        out_h = first + step
-        window = kept
-        for i in tl.static_range(OVERLAP, KERNEL_H):
-            row = clamped(out_h * STRIDE_H + (i - PAD_H), IN_H).to(tl.int64) * stride_xh
-            window = window + row_maxima(
-                x_ptr, x_image + row, columns, in_tower, tower, KERNEL_W, STRIDE_W, LRN, RELU_FIRST, DOWN, UP,
-                STEP_DOWN, STEP_UP, ALPHA, BETA, K, VEC, STRIP,
+        kept = take_lanes(window, WIDTH, (KERNEL_H - 1) * WIDTH)
+        if (step >= KERNEL_H - 1) & ((step - (KERNEL_H - 1)) % NEW == 0):
+            pooled = take_lanes(window, 0, WIDTH)
+            for i in tl.static_range(1, KERNEL_H):
+                pooled = maximum_lanes(pooled, take_lanes(window, i * WIDTH, WIDTH))
+            y_row = (first + (step - (KERNEL_H - 1)) // NEW).to(tl.int64) * stride_yh
+            finish_strip(
+                y_ptr, y_strip + y_row, stride_yw, out_w, OUT_W, item_ok, pooled, LRN, RELU_FIRST, RELU_LAST, DOWN,
+                UP, ALPHA, BETA, K, VEC, STRIP,
             )  # fmt: skip
-        PER_ROW: tl.constexpr = len(window) // KERNEL_H
-        kept = take_lanes(window, (KERNEL_H - OVERLAP) * PER_ROW, OVERLAP * PER_ROW)
-        pooled = take_lanes(window, 0, PER_ROW)
-        for i in tl.static_range(1, KERNEL_H):
-            pooled = maximum_lanes(pooled, take_lanes(window, i * PER_ROW, PER_ROW))
-        finish_strip(
-            y_ptr, y_strip + out_h.to(tl.int64) * stride_yh, stride_yw, out_w, OUT_W, item_ok, pooled, LRN, RELU_FIRST,
-            RELU_LAST, DOWN, UP, ALPHA, BETA, K, VEC, STRIP,
-        )  # fmt: skip
 
 
 @triton.jit
