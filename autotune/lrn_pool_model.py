@@ -27,6 +27,8 @@ PER_OUTPUT = 2
 """Instructions to convert and store one pooled value; read from compiled sm_80 code."""
 PER_THREAD = 120
 """Instructions before the first load; read from compiled sm_80 code."""
+REGISTERS_PER_LANE = 1.45
+"""Registers per row maximum that a thread holds, besides 30; read from compiled sm_80 code (96, 128, 168 of 48, 72, 96)."""
 STRIPS = (1, 2, 3, 4)
 CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 
@@ -78,7 +80,7 @@ def predict(
         "dram": floor / DRAM_SHARE,
     }
     largest, total = max(terms.values()), sum(terms.values())
-    registers = resources.registers if resources else 40 + kept_lanes(problem, config)
+    registers = resources.registers if resources else 30 + round(REGISTERS_PER_LANE * kept_lanes(problem, config))
     rounds = math.ceil(turns / resident_programs(config.num_warps, device, 0, registers))
     terms["latency"] = rounds * ROUND_LATENCY * clock_us
     terms["launch"] = LAUNCH_US

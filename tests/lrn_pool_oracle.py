@@ -4,14 +4,18 @@ The rule is `conv_oracle`'s: at most twice torch's own error in the same dtype p
 `grouped_conv.models.LocalResponseNorm` and `max_pool2d`, which round to the dtype between the steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from conv_oracle import EPSILON, memory_format, poisoned, relative_error
 from torch import Tensor
 
+from grouped_conv.kernels.launch import Launch
+from grouped_conv.kernels.lrn_pool import plan_lrn_pool
 from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
+from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
+from grouped_conv.kernels.operands import Operand
 from grouped_conv.models import LocalResponseNorm
 
 
@@ -47,3 +51,16 @@ def check_output(problem: LrnPoolProblem, tensors: Mapping[str, Tensor], what: s
     assert tensors["output"].shape == exact.shape
     assert error <= allowed, f"{what or problem}: error {error:.3g} is more than {allowed:.3g}"
     return error
+
+
+def run_launch(
+    problem: LrnPoolProblem,
+    config: LrnPoolConfig,
+    tensors: Mapping[str, Tensor],
+    run: Callable[[Launch, Mapping[str, Tensor]], object],
+) -> Launch:
+    """Plan the problem for the tensors as they lie in memory and run it with `run`."""
+    operands = {name: Operand(t.stride(), min(16, t.data_ptr() & -t.data_ptr())) for name, t in tensors.items()}
+    launch = plan_lrn_pool(problem, config, operands)
+    run(launch, tensors)
+    return launch
