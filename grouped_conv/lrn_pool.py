@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from grouped_conv import lrn_pool_ops, tracing
 from grouped_conv.functional import BACKENDS
-from grouped_conv.kernels.lrn_pool_problem import LRN_POOL, LrnPoolProblem
-from grouped_conv.kernels.problem import pair
-from grouped_conv.lrn_pool_torch import LrnPoolRequest, lrn_pool_by_torch
+from grouped_conv.kernels.lrn_pool_problem import LRN_POOL
+from grouped_conv.kernels.problem import Pair, pair
+from grouped_conv.lrn_pool_torch import LrnPoolRequest, checked, lrn_pool_by_torch
 from grouped_conv.tracing import CallRecord
 
 IntOrPair = int | Sequence[int]
@@ -59,47 +60,31 @@ def lrn_max_pool2d(
         raise ValueError(f"unknown backend {backend!r}; accepted: {', '.join(BACKENDS)}, or None")
     if input.dim() not in (3, 4):
         raise ValueError(f"expected an input (N, C, H, W) or (C, H, W), but got {tuple(input.shape)}")
-    kernel = pair(kernel_size, "kernel_size")
-    request = LrnPoolRequest(
-        order=order,
-        size=size,
-        alpha=float(alpha),
-        beta=float(beta),
-        k=float(k),
-        groups=groups,
-        kernel_size=kernel,
-        stride=kernel if stride is None else pair(stride, "stride"),
-        padding=pair(padding, "padding"),
-        ceil_mode=bool(ceil_mode),
-        backend=backend or "auto",
+    if stride is None:
+        stride = kernel_size
+    request = _request(
+        (size, float(alpha), float(beta), float(k), groups, order, bool(ceil_mode), backend or "auto"),
+        pair(kernel_size, "kernel_size"),
+        pair(stride, "stride"),
+        pair(padding, "padding"),
     )
-    check_request(request)
     output = _compute(input.unsqueeze(0) if input.dim() == 3 else input, request)
     return output.squeeze(0) if input.dim() == 3 else output
 
 
-def check_request(request: LrnPoolRequest) -> None:
-    """Refuse what describes no layer on any input.
+def _make_request(choices: tuple[Any, ...], kernel_size: Pair, stride: Pair, padding: Pair) -> LrnPoolRequest:
+    size, alpha, beta, k, groups, order, ceil_mode, backend = choices
+    return LrnPoolRequest(order, size, alpha, beta, k, groups, kernel_size, stride, padding, ceil_mode, backend)
 
-    Raises:
-        ValueError: naming the values and what is accepted.
-    """
-    reach = (max(1, request.kernel_size[0]), max(1, request.kernel_size[1]))
-    LrnPoolProblem(
-        batch=1,
-        channels=max(1, request.groups),
-        in_size=reach,
-        order=request.order,
-        size=request.size,
-        alpha=request.alpha,
-        beta=request.beta,
-        k=request.k,
-        groups=request.groups,
-        kernel_size=request.kernel_size,
-        stride=request.stride,
-        padding=request.padding,
-        ceil_mode=request.ceil_mode,
-    )
+
+@lru_cache(maxsize=1024)
+def _checked_request(*attributes: Any) -> LrnPoolRequest:
+    return checked(_make_request(*attributes))
+
+
+def _request(*attributes: Any) -> LrnPoolRequest:
+    """The call as a value, checked; the operator checks it again where the compiler traces."""
+    return _make_request(*attributes) if torch.compiler.is_compiling() else _checked_request(*attributes)
 
 
 def _compute(input: Tensor, request: LrnPoolRequest) -> Tensor:
@@ -152,8 +137,8 @@ class LrnMaxPool2d(nn.Module):
         self.kernel_size = pair(kernel_size, "kernel_size")
         self.stride = self.kernel_size if stride is None else pair(stride, "stride")
         self.padding, self.ceil_mode = pair(padding, "padding"), ceil_mode
-        pool = (self.kernel_size, self.stride, self.padding, ceil_mode)
-        check_request(LrnPoolRequest(order, size, alpha, beta, k, groups, *pool))
+        choices = (size, float(alpha), float(beta), float(k), groups, order, bool(ceil_mode), "auto")
+        _checked_request(choices, self.kernel_size, self.stride, self.padding)
 
     def forward(self, input: Tensor) -> Tensor:
         """`(N, C, H, W)` or `(C, H, W)` to the same with pooled maps."""

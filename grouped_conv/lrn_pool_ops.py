@@ -20,7 +20,7 @@ from grouped_conv.kernels.launch import Launch
 from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, why_invalid
 from grouped_conv.kernels.problem import ITEM_SIZE
-from grouped_conv.lrn_pool_torch import LrnPoolRequest, lrn_pool_by_torch
+from grouped_conv.lrn_pool_torch import LrnPoolRequest, checked, lrn_pool_by_torch
 from grouped_conv.ops import library
 from grouped_conv.plan import Steps, operand_of
 from grouped_conv.policies import get_policy
@@ -216,7 +216,7 @@ def decide(problem: LrnPoolProblem, conditions: Conditions, device: int) -> Deci
 
 
 def _fake(input: Tensor, *attributes: Any) -> Tensor:
-    request = _request(*attributes)
+    request = checked(_request(*attributes))
     torch._check(
         input.dim() == 4 and request.groups > 0 and input.shape[1] % request.groups == 0,
         lambda: f"expected an input (N, C, H, W) with C divisible by groups={request.groups}, got {list(input.shape)}",

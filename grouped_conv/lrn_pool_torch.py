@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pair = tuple[int, int]
+from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
+from grouped_conv.kernels.problem import Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,19 @@ class LrnPoolRequest:
     padding: Pair
     ceil_mode: bool
     backend: str = "auto"
+
+
+def checked(request: LrnPoolRequest) -> LrnPoolRequest:
+    """The request, if it describes a layer on some input.
+
+    Raises:
+        ValueError: naming the values and what is accepted.
+    """
+    values = asdict(request)
+    del values["backend"]
+    window = (max(1, request.kernel_size[0]), max(1, request.kernel_size[1]))
+    LrnPoolProblem(batch=1, channels=max(1, request.groups), in_size=window, **values)
+    return request
 
 
 def local_response_norm(input: Tensor, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> Tensor:

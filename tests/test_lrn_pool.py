@@ -203,8 +203,8 @@ def counted_loads() -> Iterator[Traffic]:
 
 def test_each_pixel_of_a_walk_is_read_once(capsys: pytest.CaptureFixture[str]) -> None:
     """The main loads read the walks' pixels exactly once; halos between walks and between vectors are stated apart."""
-    problem = LrnPoolProblem.of((4, 64, 55, 55), alpha=5e-4, k=2.0, groups=2)
-    config = LrnPoolConfig(block=32, strip=3, rows=9)
+    problem = LrnPoolProblem.of((1, 128, 55, 49), alpha=5e-4, k=2.0, groups=2)
+    config = LrnPoolConfig(block=128, strip=3, rows=9)
     tensors = make_tensors(problem)
     launch = plan_lrn_pool(problem, config, {name: Operand(t.stride()) for name, t in tensors.items()})
     fetched = 0
@@ -216,7 +216,7 @@ def test_each_pixel_of_a_walk_is_read_once(capsys: pytest.CaptureFixture[str]) -
         main, beside = main + traffic.asked[16], beside + traffic.asked[4]
     check_output(problem, tensors)
     compulsory = 2 * tensors["input"].numel()
-    walks = 4 * 9 * 8 * 3 * (2 * 9 + 1) * (2 * 3 + 1) * 16  # images, strips, vectors, chunks, rows, columns, bytes
+    walks = 8 * 16 * 3 * (2 * 9 + 1) * (2 * 3 + 1) * 16  # strips, vectors, chunks, rows, columns, bytes
     assert main == walks
     assert fetched <= 1.15 * compulsory
     with capsys.disabled():

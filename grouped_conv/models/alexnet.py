@@ -226,11 +226,7 @@ class AlexNet(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits `(N, num_classes)` of images `(N, 3, H, W)`, prepared as the variant's training data was."""
-        x = self._overhang(input) if self._spec.overhang else input
-        x = normalise_and_pool(self.norm1, self.pool1, self.conv1(x))
-        x = normalise_and_pool(self.norm2, self.pool2, self.conv2(x))
-        x = self.pool5(self.conv5(self.conv4(self.conv3(x))))
-        x = self.avgpool(x)
+        x = self.avgpool(self.features(input))
         if x.shape[-2:] != (6, 6):
             raise ValueError(
                 f"the {self.variant} AlexNet takes {self._spec.crop}x{self._spec.crop} images: one of "
@@ -243,6 +239,13 @@ class AlexNet(nn.Module):
             else:
                 x = dropout(functional.relu(layer(x)))
         return self.fc8(x)
+
+    def features(self, input: Tensor) -> Tensor:
+        """The maps behind `pool5`, `(N, channels, 6, 6)` of images of the variant's size; other sizes will do."""
+        x = self._overhang(input) if self._spec.overhang else input
+        x = normalise_and_pool(self.norm1, self.pool1, self.conv1(x))
+        x = normalise_and_pool(self.norm2, self.pool2, self.conv2(x))
+        return self.pool5(self.conv5(self.conv4(self.conv3(x))))
 
     def _overhang(self, image: Tensor) -> Tensor:
         bottom, right = (-(size - 11) % 4 for size in image.shape[-2:])
