@@ -1,7 +1,7 @@
 """Predicts and chooses configurations of the LRN + pool kernel. Nothing here was measured: a prediction is no timing.
 
-The model is `streaming`'s: bytes across DRAM and L2 against issued instructions, and here also the pipe of square roots,
-which takes two of each normalised value.
+The model is `streaming`'s: bytes across DRAM and L2 against issued instructions, and here also the pipe of square
+roots, which takes two of each normalised value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, kept_lanes, why_invalid, why_not_on
 
 ROOT_CLOCKS = {"cuda": 8, "hip": 16}
-"""Clocks of the special-function pipe for one warp instruction: 4 lanes per clock (CUDA programming guide, CDNA3 ISA)."""
+"""Clocks of the special-function pipe for one warp instruction: 4 lanes per clock (CUDA guide, CDNA3 ISA)."""
 PER_PIXEL = 12
 """Instructions of one pixel besides its channels: addresses, loads, masks; read from compiled sm_80 code."""
 PER_CHANNEL = 10
@@ -28,7 +28,7 @@ PER_OUTPUT = 2
 PER_THREAD = 120
 """Instructions before the first load; read from compiled sm_80 code."""
 REGISTERS_PER_LANE = 1.45
-"""Registers per row maximum that a thread holds, besides 30; read from compiled sm_80 code (96, 128, 168 of 48, 72, 96)."""
+"""Registers per row maximum of a thread, besides 30; compiled sm_80 code has 96, 128 and 168 with 48, 72 and 96."""
 STRIPS = (1, 2, 3, 4)
 CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 
@@ -87,9 +87,7 @@ def predict(
     waiting = EXPOSED * (total - largest + terms["latency"]) + ROUND_LATENCY * clock_us
     useful = out_h * out_w / (chunks * config.rows * strips * config.strip)
     bound = max(terms, key=lambda name: terms[name])
-    return Prediction(
-        largest + waiting + LAUNCH_US, floor, useful, wave_efficiency(programs, device), bound, terms
-    )
+    return Prediction(largest + waiting + LAUNCH_US, floor, useful, wave_efficiency(programs, device), bound, terms)
 
 
 def _vector_width(problem: LrnPoolProblem) -> int:

@@ -1,4 +1,4 @@
-"""Exact gate on the compiled LRN + pool kernel, without a GPU: AlexNet's two layers at their defaults, per architecture.
+"""Exact gate on the compiled LRN + pool kernel, without a GPU: AlexNet's two layers at their defaults.
 
 `python -m grouped_conv.bench.lrn_pool_gate` prints what was found and exits with 1 if anything is worse than it may be.
 """
@@ -87,9 +87,7 @@ def judge(arch: str, layer: str, problem: LrnPoolProblem, config: LrnPoolConfig)
     resources, executed = read_resources(kernel), executed_instructions(code, problem, config)
     threads_work = config.block // (config.num_warps * device.warp_size)
     outputs = config.rows * config.strip * (VECTOR_BYTES // problem.item_size) * threads_work
-    return Finding(
-        arch, layer, config, resources, executed / outputs, tuple(_faults(resources, executed / outputs))
-    )
+    return Finding(arch, layer, config, resources, executed / outputs, tuple(_faults(resources, executed / outputs)))
 
 
 def executed_instructions(code: Sequence[Instruction], problem: LrnPoolProblem, config: LrnPoolConfig) -> int:

@@ -196,6 +196,4 @@ def _fusible(norm: nn.Module, pool: nn.Module) -> bool:
 
 
 def _has_hooks(layer: Any) -> bool:
-    return bool(
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    )
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

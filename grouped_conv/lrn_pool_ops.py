@@ -7,7 +7,7 @@ autocast and keeps its input's dtype, as `max_pool2d` does. Its output has the m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +65,8 @@ def _request(
     ceil_mode: bool,
     backend: str,
 ) -> LrnPoolRequest:
-    pairs = ((int(values[0]), int(values[1])) for values in (kernel_size, stride, padding))
-    return LrnPoolRequest(order, size, alpha, beta, k, groups, *pairs, ceil_mode, backend)
+    kernel, step, pad = ((int(values[0]), int(values[1])) for values in (kernel_size, stride, padding))
+    return LrnPoolRequest(order, size, alpha, beta, k, groups, kernel, step, pad, ceil_mode, backend)
 
 
 class _Plan(Protocol):
@@ -114,7 +114,7 @@ def _empty_output(input: Tensor, shape: Sequence[int], device: Any = None) -> Te
 
 def run(input: Tensor, *attributes: Any) -> Tensor:
     """The real implementation: find the plan of the call, or make it once, and run it."""
-    frozen = tuple(tuple(value) if isinstance(value, list) else value for value in attributes)
+    frozen: Any = tuple(tuple(value) if isinstance(value, list) else value for value in attributes)
     key = ("lrn_max_pool2d", frozen, plan_cache.placement(input), *plan_cache.surroundings(input))
     plan: _Plan | None = plan_cache.find(key)
     if plan is None:
@@ -195,10 +195,10 @@ def decide(problem: LrnPoolProblem, conditions: Conditions, device: int) -> Deci
         return Decision(None, "backend='aten' was asked for")
     executor = conditions.executor
     if executor is None or conditions.barred:
-        reason = conditions.barred or "the tensors are on the CPU, outside grouped_conv.interpret()"
+        obstacle = conditions.barred or "the tensors are on the CPU, outside grouped_conv.interpret()"
         if conditions.insists:
-            raise RuntimeError(f"{conditions.insists} cannot run the LRN + pool kernel: {reason}")
-        return Decision(None, reason)
+            raise RuntimeError(f"{conditions.insists} cannot run the LRN + pool kernel: {obstacle}")
+        return Decision(None, obstacle)
     if isinstance(conditions.given, LrnPoolConfig):
         reason = why_invalid(problem, conditions.given)
         if reason is not None:
@@ -207,7 +207,7 @@ def decide(problem: LrnPoolProblem, conditions: Conditions, device: int) -> Deci
     if device >= 0 and not conditions.insists:
         return Decision(None, f"policy {conditions.policy!r} has no measured record of LRN + pool: it is not tuned yet")
     config = executor.choose(problem)
-    reason = why_invalid(problem, config)
+    reason = why_invalid(problem, cast(LrnPoolConfig, config))
     if reason is not None:
         if conditions.backend == "kernel":
             raise RuntimeError(f"backend='kernel' was asked for, but {reason}")
@@ -224,9 +224,7 @@ def _fake(input: Tensor, *attributes: Any) -> Tensor:
     if "pool" not in request.order:
         return _empty_output(input, input.shape)
     with torch.no_grad():
-        pooled = F.max_pool2d(
-            input, request.kernel_size, request.stride, request.padding, ceil_mode=request.ceil_mode
-        )
+        pooled = F.max_pool2d(input, request.kernel_size, request.stride, request.padding, ceil_mode=request.ceil_mode)
     return _empty_output(input, pooled.shape)
 
 
@@ -246,6 +244,4 @@ def _backward(ctx: Any, grad: Tensor) -> Any:
 for _key in ("CPU", "CUDA"):
     library.impl("lrn_max_pool2d", run, _key)
 torch.library.register_fake("grouped_conv::lrn_max_pool2d", _fake, lib=library)
-torch.library.register_autograd(
-    "grouped_conv::lrn_max_pool2d", _backward, setup_context=_setup_context, lib=library
-)
+torch.library.register_autograd("grouped_conv::lrn_max_pool2d", _backward, setup_context=_setup_context, lib=library)

@@ -80,9 +80,7 @@ def lrn_pool_by_torch(input: Tensor, request: LrnPoolRequest) -> Tensor:
         if step == "relu":
             input = F.relu(input)
         elif step == "lrn":
-            input = local_response_norm(
-                input, request.size, request.alpha, request.beta, request.k, request.groups
-            )
+            input = local_response_norm(input, request.size, request.alpha, request.beta, request.k, request.groups)
         else:
             input = F.max_pool2d(
                 input, request.kernel_size, request.stride, request.padding, ceil_mode=request.ceil_mode

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from grouped_conv.kernels import ConvProblem, KernelConfig
+    from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class CallRecord:
         source: where the configuration came from (`measured`, `predicted`, `heuristic`, `given`), or `""`.
     """
 
-    problem: ConvProblem | None
+    problem: ConvProblem | LrnPoolProblem | None
     path: str
     reason: str
     launches: tuple[str, ...] = ()

@@ -2,8 +2,9 @@
 
 One thread owns VEC neighbouring channels of a strip of STRIP pooled columns and walks down the input rows of `rows`
 pooled rows. Each input pixel of its walk is loaded and normalised once: the columns that windows of the strip share
-stay in registers, and so do the maxima of the last rows, one for each column of the strip. Pixels outside the image are replaced by the nearest inside,
-which is in every window that reaches for them: so padding never wins a maximum, and loads need no mask.
+stay in registers, and so do the maxima of the last rows, one for each column of the strip. Pixels outside the image are
+replaced by the nearest inside, which is in every window that reaches for them: so padding never wins a maximum, and
+loads need no mask.
 """
 
 from __future__ import annotations

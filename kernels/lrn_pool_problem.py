@@ -70,7 +70,9 @@ class LrnPoolProblem:
         if self.dtype not in ITEM_SIZE:
             raise ValueError(f"dtype {self.dtype!r} is unknown; accepted: {', '.join(ITEM_SIZE)}")
         if self.batch < 0 or self.channels < 1 or min(self.in_size) < 1:
-            raise ValueError(f"no maps to compute: batch={self.batch}, channels={self.channels}, in_size={self.in_size}")
+            raise ValueError(
+                f"no maps to compute: batch={self.batch}, channels={self.channels}, in_size={self.in_size}"
+            )
         if self.size < 1 or self.groups < 1 or self.channels % self.groups:
             raise ValueError(
                 f"size={self.size} must be at least 1 and groups={self.groups} divide channels={self.channels}"

@@ -46,7 +46,7 @@ class LrnPoolConfig(KernelConfig):
 
 
 def vector_width(problem: LrnPoolProblem, x: Operand, y: Operand) -> int:
-    """Channels of one thread: what 16 bytes hold, or the largest part of it that towers, strides and addresses allow."""
+    """Channels of one thread: what 16 bytes hold, or as much of it as towers, strides and addresses allow."""
     width = 16 // problem.item_size
     sizes = [problem.channels // problem.groups]
     for operand, shape in ((x, problem.input_shape), (y, problem.output_shape)):

@@ -136,7 +136,7 @@ def test_says_why_a_configuration_cannot_run() -> None:
     assert "innermost" in (why_invalid(planar, LrnPoolConfig()) or "")
     huge = LrnPoolProblem.of((2**20, 4096, 55, 55))
     assert "more than the grid" in (why_invalid(huge, LrnPoolConfig(strip=1, rows=1)) or "")
-    with pytest.raises(ValueError, match="cannot run .* window of 19"):
+    with pytest.raises(ValueError, match=r"cannot run .* window of 19"):
         plan_lrn_pool(wide, LrnPoolConfig(), {"input": Operand((1, 1, 1, 1)), "output": Operand((1, 1, 1, 1))})
     with pytest.raises(ValueError, match="channels must be innermost"):
         plan_lrn_pool(
@@ -221,6 +221,6 @@ def test_each_pixel_of_a_walk_is_read_once(capsys: pytest.CaptureFixture[str]) -
     assert fetched <= 1.15 * compulsory
     with capsys.disabled():
         print(
-            f"\nLRN + pool, bytes read / bytes of the input: {fetched / compulsory:.3f} different in each program; asked "
-            f"of L1 {main / compulsory:.3f} (walks' halos) and {beside / compulsory:.3f} (neighbouring channels)"
+            f"\nLRN + pool, bytes read / bytes of the input: {fetched / compulsory:.3f} different in each program; "
+            f"asked of L1 {main / compulsory:.3f} (walks' halos) and {beside / compulsory:.3f} (neighbouring channels)"
         )

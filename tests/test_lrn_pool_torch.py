@@ -1,7 +1,5 @@
 """LRN + pool under torch: the path taken and why, gradients, compilation, autocast, layouts; AlexNet's use of it."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,7 +64,7 @@ def test_policies_choose_torch_until_something_is_measured() -> None:
         assert decide(problem, Conditions(policy, "aten", executor, None), 0).config is None
     chosen = decide(problem, Conditions("kernels", "auto", executor, None), 0)
     assert (type(chosen.config), chosen.source) == (LrnPoolConfig, "heuristic")
-    with pytest.raises(RuntimeError, match="policy 'kernels' cannot run the LRN . pool kernel: capturing"):
+    with pytest.raises(RuntimeError, match=r"policy 'kernels' cannot run the LRN . pool kernel: capturing"):
         decide(problem, Conditions("kernels", "auto", executor, None, "capturing"), 0)
 
 
@@ -85,7 +83,9 @@ def test_planar_input_goes_to_torch_and_says_so() -> None:
 
 def test_backend_insists() -> None:
     x = activation()
-    with pytest.raises(RuntimeError, match="backend='kernel' cannot run the LRN . pool kernel: the tensors are on the CPU"):
+    with pytest.raises(
+        RuntimeError, match=r"backend='kernel' cannot run the LRN . pool kernel: the tensors are on the CPU"
+    ):
         lrn_max_pool2d(x, backend="kernel")
     with grouped_conv.policy("kernels"), pytest.raises(RuntimeError, match="policy 'kernels' cannot run"):
         lrn_max_pool2d(x)
@@ -237,7 +237,7 @@ def test_refuses_what_does_not_fit_the_input() -> None:
         lrn_max_pool2d(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="backend 'cudnn'"):
         lrn_max_pool2d(activation(), backend="cudnn")
-    with pytest.raises(RuntimeError, match="Output size is too small|pooling"):
+    with pytest.raises(RuntimeError, match="Output size is too small"):
         lrn_max_pool2d(activation(1, 4, 2, 2))
 
 
@@ -254,9 +254,9 @@ def paths(calls: list[CallRecord]) -> list[str]:
 
 
 @pytest.fixture(params=["paper", "caffe"])
-def small(request: pytest.FixtureRequest) -> Iterator[AlexNet]:
+def small(request: pytest.FixtureRequest) -> AlexNet:
     torch.manual_seed(0)
-    yield Small(num_classes=1, variant=request.param).eval()
+    return Small(num_classes=1, variant=request.param).eval()
 
 
 @pytest.mark.smoke

@@ -139,8 +139,8 @@ class AlexNet(nn.Module):
     `caffe`: N(0, 0.01), fc6 and fc7 N(0, 0.005), bias 0.1 in the same layers, else 0 (train_val.prototxt).
     `torchvision`: PyTorch's defaults.
 
-    **LRN and pooling.** `pool1(norm1(x))` and `pool2(norm2(x))` are one call of `grouped_conv.lrn_max_pool2d` as long as
-    neither layer has hooks or was replaced by another kind of layer.
+    **LRN and pooling.** `pool1(norm1(x))` and `pool2(norm2(x))` are one call of `grouped_conv.lrn_max_pool2d` as
+    long as neither layer has hooks or was replaced by another kind of layer.
 
     **Names.** Parameters are named as Caffe's layers: conv1..conv5, fc6, fc7, fc8, each `.weight` and `.bias`. Caffe's
     blobs have these shapes, grouped layers included; they were trained on BGR (for RGB flip `conv1.weight` on dim 1).
