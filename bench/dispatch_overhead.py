@@ -22,6 +22,7 @@ from grouped_conv import dispatch, ops
 from grouped_conv.bench.noop_driver import NoopLauncher, noop_driver
 from grouped_conv.functional import grouped_conv2d
 from grouped_conv.interpreting import through_driver
+from grouped_conv.kernels import ConvProblem
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.launch import Launch
@@ -73,7 +74,7 @@ def measure(device: DeviceSpec, calls: int = 1000, repeats: int = 7) -> Overhead
         plan = look_up()
         buffers = plan.allocate(operands)
         problem, config = plan.record.problem, plan.record.config
-        assert problem is not None
+        assert isinstance(problem, ConvProblem)
         assert isinstance(config, ImplicitGemmConfig)
         launches = plan_operands(problem, config, operands).launches
         jit = _jit_call(launches, dict(zip(plan.names, buffers, strict=True)))

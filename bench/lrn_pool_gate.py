@@ -1,20 +1,20 @@
-"""Exact gate on the compiled LRN + pool kernel, without a GPU: AlexNet's two layers at their defaults.
+"""The LRN + pool kernel's gate: AlexNet's two layers at their defaults and the other orders, in instructions per value.
 
-`python -m grouped_conv.bench.lrn_pool_gate` prints what was found and exits with 1 if anything is worse than it may be.
+A thread's executed instructions are counted: one trip of the loop per input row, and in it what finishes a pooled row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-import click
 from triton.backends.compiler import GPUTarget
 
 from grouped_conv.autotune import gcn, sass
 from grouped_conv.autotune.instructions import Instruction
 from grouped_conv.autotune.lrn_pool_model import choose
-from grouped_conv.autotune.resources import Resources, read_resources
+from grouped_conv.autotune.resources import read_resources
+from grouped_conv.bench.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.launch import compile_launch
 from grouped_conv.kernels.lrn_pool import plan_lrn_pool
@@ -22,10 +22,11 @@ from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
 from grouped_conv.kernels.operands import Operand, channels_last_strides
 
-EVERY_RUN = ("sm_80", "sm_90", "gfx942")
 MAX_PER_OUTPUT = 136
 """Instructions per pooled value: the prototype of one output pixel per thread had 135."""
-VECTOR_BYTES = 16
+UNIT = "pooled value"
+ORDERS = ("relu-lrn-pool", "lrn-relu-pool", "pool-lrn")
+NEIGHBOURS = "loads narrower than 16 bytes are the neighbouring channels of a vector, which hit L1"
 
 
 def layers(batch: int = 128, dtype: str = "float16") -> dict[str, LrnPoolProblem]:
@@ -37,41 +38,15 @@ def layers(batch: int = 128, dtype: str = "float16") -> dict[str, LrnPoolProblem
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One compiled kernel.
-
-    Attributes:
-        per_output: instructions that a thread executes in all / pooled values it stores.
-        faults: one line per broken rule.
-    """
-
-    arch: str
-    layer: str
-    config: LrnPoolConfig
-    resources: Resources
-    per_output: float
-    faults: tuple[str, ...]
-
-    def __str__(self) -> str:
-        resources = self.resources
-        widths = [
-            " ".join(f"{count}x{width}B" for width, count in mix.items())
-            for mix in (resources.total.load_widths, resources.total.store_widths)
-        ]
-        return (
-            f"{self.arch:7} {self.layer:12} {self.config!s:26} {resources.registers:3} registers, "
-            f"{resources.spill_bytes} B spilled, {self.per_output:5.1f} instructions per pooled value "
-            f"(<= {MAX_PER_OUTPUT}), loads {widths[0]}, stores {widths[1]}: {'; '.join(self.faults) or 'ok'}"
-        )
-
-
-def findings(archs: Sequence[str] = EVERY_RUN, dtype: str = "float16") -> Iterator[Finding]:
-    """AlexNet's layers at the default configuration of each architecture."""
+def findings(archs: Sequence[str], dtype: str = "float16") -> Iterator[Finding]:
+    """AlexNet's layers at the default configuration of each architecture, the first in every other order too."""
     for arch in archs:
         device = DeviceSpec.get(arch)
         for layer, problem in layers(dtype=dtype).items():
             yield judge(arch, layer, problem, choose(problem, device))
+        for order in ORDERS:
+            problem = replace(layers(dtype=dtype)["norm1+pool1"], order=order)
+            yield judge(arch, order, problem, choose(problem, device))
 
 
 def judge(arch: str, layer: str, problem: LrnPoolProblem, config: LrnPoolConfig) -> Finding:
@@ -84,10 +59,20 @@ def judge(arch: str, layer: str, problem: LrnPoolProblem, config: LrnPoolConfig)
     target = GPUTarget(device.backend, device.arch, device.warp_size)
     kernel = compile_launch(plan_lrn_pool(problem, config, operands), target)
     code = sass.disassemble(kernel.asm["cubin"]) if "cubin" in kernel.asm else gcn.parse(kernel.asm["amdgcn"])
-    resources, executed = read_resources(kernel), executed_instructions(code, problem, config)
-    threads_work = config.block // (config.num_warps * device.warp_size)
-    outputs = config.rows * config.strip * (VECTOR_BYTES // problem.item_size) * threads_work
-    return Finding(arch, layer, config, resources, executed / outputs, tuple(_faults(resources, executed / outputs)))
+    resources = read_resources(kernel)
+    strips = config.block // (config.num_warps * device.warp_size)  # of one thread
+    outputs = config.rows * config.strip * (VECTOR_BYTES // problem.item_size) * strips
+    figure = executed_instructions(code, problem, config) / outputs
+    loads = resources.total.load_widths
+    faults = [
+        *resource_faults(resources, device),
+        *figure_fault(figure, MAX_PER_OUTPUT, UNIT),
+        *([] if VECTOR_BYTES in loads else [f"loads by width in bytes: {dict(loads)}"]),
+        *width_fault("stores", resources.total.store_widths),
+    ]
+    return Finding(
+        arch, config.family, layer, str(config), resources, figure, MAX_PER_OUTPUT, UNIT, tuple(faults), NEIGHBOURS
+    )
 
 
 def executed_instructions(code: Sequence[Instruction], problem: LrnPoolProblem, config: LrnPoolConfig) -> int:
@@ -108,28 +93,3 @@ def _spans(code: Sequence[Instruction], *, backward: bool) -> Iterator[list[Inst
         low, high = sorted((branch.target, branch.address))
         if backward or any(address >= high for address in addresses):
             yield [i for i in code if low <= i.address <= high and (backward or i.address not in (low, high))]
-
-
-def _faults(resources: Resources, per_output: float) -> Iterator[str]:
-    if resources.spill_bytes:
-        yield f"spills {resources.spill_bytes} bytes per thread"
-    if per_output > MAX_PER_OUTPUT:
-        yield f"{per_output:.1f} instructions per pooled value, at most {MAX_PER_OUTPUT} allowed"
-    if VECTOR_BYTES not in resources.total.load_widths:
-        yield f"loads by width in bytes: {dict(resources.total.load_widths)}"
-    if set(resources.total.store_widths) != {VECTOR_BYTES}:
-        yield f"stores by width in bytes: {dict(resources.total.store_widths)}"
-
-
-@click.command()
-@click.option("--arch", "archs", multiple=True, help="sm_80, gfx942, ...; may be given more than once.")
-def main(archs: tuple[str, ...]) -> None:
-    """Compile AlexNet's LRN + pool layers at their defaults and judge the code; exit code 1 on a fault."""
-    found = list(findings(archs or EVERY_RUN))
-    for finding in found:
-        click.echo(str(finding))
-    raise SystemExit(1 if any(finding.faults for finding in found) else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -185,7 +185,10 @@ class LrnPoolProblem:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LrnPoolProblem:
         """The inverse of `to_json`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**values)
 
 
 def _pooled(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
