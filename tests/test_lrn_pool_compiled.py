@@ -15,9 +15,11 @@ from triton.backends.compiler import GPUTarget
 
 import grouped_conv
 from grouped_conv.autotune.instructions import Instruction
+from grouped_conv.autotune.lrn_pool_model import choose
 from grouped_conv.bench import lrn_pool_gate
 from grouped_conv.bench.findings import EVERY_RUN
 from grouped_conv.interpreting import through_driver
+from grouped_conv.kernels import DeviceSpec
 from grouped_conv.kernels.launch import Launch, compile_launch
 from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, one_warp
@@ -75,13 +77,20 @@ def test_aligned_problems_waste_no_sector(arch: int, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("arch", EVERY_RUN)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_alexnets_layers_compile_well_by_default(arch: str, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
-    findings = list(lrn_pool_gate.findings([arch], dtype))
+def test_alexnets_layers_compile_well_by_default(arch: str, capsys: pytest.CaptureFixture[str]) -> None:
+    findings = list(lrn_pool_gate.findings([arch]))
     with capsys.disabled():
         print("", *findings, sep="\n")
     assert [finding.layer for finding in findings] == ["norm1+pool1", "norm2+pool2", *lrn_pool_gate.ORDERS]
     assert {finding.layer: finding.faults for finding in findings if finding.faults} == {}
+
+
+@pytest.mark.parametrize("arch", EVERY_RUN)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_other_dtypes_compile_well(dtype: str, arch: str) -> None:
+    problem = lrn_pool_gate.layers(dtype=dtype)["norm1+pool1"]
+    finding = lrn_pool_gate.judge(arch, dtype, problem, choose(problem, DeviceSpec.get(arch)))
+    assert finding.faults == (), finding
 
 
 def test_the_gate_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
