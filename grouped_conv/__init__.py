@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grouped_conv.functional import grouped_conv2d
     from grouped_conv.interpreting import interpret
     from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
+    from grouped_conv.lrn_pool import LrnMaxPool2d, lrn_max_pool2d
     from grouped_conv.modules import ChannelShuffle, GroupedConv2d
     from grouped_conv.policies import get_policy, policy, set_policy
     from grouped_conv.ragged_functional import ragged_conv2d
@@ -35,6 +36,7 @@ __all__ = [
     "GroupedConv1d",
     "GroupedConv2d",
     "KernelConfig",
+    "LrnMaxPool2d",
     "RaggedConv2d",
     "RootModule",
     "SeparableConv2d",
@@ -49,6 +51,7 @@ __all__ = [
     "grouped_conv2d",
     "interpret",
     "kernels",
+    "lrn_max_pool2d",
     "models",
     "policy",
     "ragged_conv2d",
@@ -72,6 +75,7 @@ _HOMES = {
     "RaggedConv2d": "grouped_conv.ragged_modules",
     "RootModule": "grouped_conv.separable_modules",
     "SeparableConv2d": "grouped_conv.separable_modules",
+    "LrnMaxPool2d": "grouped_conv.lrn_pool",
     "conversion_report": "grouped_conv.conversion",
     "convert": "grouped_conv.conversion",
     "fold_batchnorm": "grouped_conv.conversion",
@@ -79,6 +83,7 @@ _HOMES = {
     "grouped_conv1d": "grouped_conv.conv1d",
     "grouped_conv2d": "grouped_conv.functional",
     "interpret": "grouped_conv.interpreting",
+    "lrn_max_pool2d": "grouped_conv.lrn_pool",
     "policy": "grouped_conv.policies",
     "ragged_conv2d": "grouped_conv.ragged_functional",
     "separable_conv2d": "grouped_conv.separable",

@@ -16,11 +16,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
+from grouped_conv.kernels import lrn_pool_rules
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.interpreter import interpret_launch
 from grouped_conv.kernels.launch import Launch, compile_launch, compile_options
+from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
 from grouped_conv.kernels.problem import ConvProblem
 
 BUFFERS = ("input", "weight", "bias", "scale", "residual", "output", "preactivation")
@@ -37,7 +39,7 @@ class Executor(Protocol):
     def name(self) -> str:
         """What it is called in a record's reason."""
 
-    def choose(self, problem: ConvProblem) -> KernelConfig:
+    def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """A configuration that runs `problem` here, without looking at any record."""
 
     def prepare(self, launch: Launch, names: Sequence[str], device: int) -> Step:
@@ -58,7 +60,7 @@ class InterpreterExecutor:
         """What it is called in a record's reason."""
         return f"Triton's interpreter, as for {self.device}"
 
-    def choose(self, problem: ConvProblem) -> KernelConfig:
+    def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """The heuristic's answer for the device that is played."""
         return _heuristic(problem, DeviceSpec.get(self.device))
 
@@ -98,7 +100,7 @@ class DriverExecutor:
         """True for the lane that runs compiled kernels natively on the CPU."""
         return bool(self.driver.get_current_target().backend == "cpu_native")
 
-    def choose(self, problem: ConvProblem) -> KernelConfig:
+    def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """The heuristic's answer for the target; on the native lane a tile that its lowering gets right."""
         if self.is_native:
             return native_config(problem)
@@ -168,17 +170,21 @@ def abandon_kernels() -> dict[tuple[Any, ...], CompiledKernel]:
     return before
 
 
-def native_config(problem: ConvProblem) -> KernelConfig:
+def native_config(problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
     """For the native lane: the family that the heuristic takes for an H100, on one warp and a small tile.
 
     Beyond one warp and 64 columns the lane's lowering is wrong or slow.
     """
+    if isinstance(problem, LrnPoolProblem):
+        return lrn_pool_rules.one_warp(problem)
     return family_of(_heuristic(problem, DeviceSpec.get("h100"))).one_warp(problem)
 
 
-def _heuristic(problem: ConvProblem, device: DeviceSpec) -> KernelConfig:
-    from grouped_conv.autotune import heuristic
+def _heuristic(problem: ConvProblem | LrnPoolProblem, device: DeviceSpec) -> KernelConfig:
+    from grouped_conv.autotune import heuristic, lrn_pool_model
 
+    if isinstance(problem, LrnPoolProblem):
+        return lrn_pool_model.choose(problem, device)
     return heuristic.choose(problem, device)
 
 

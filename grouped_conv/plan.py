@@ -236,6 +236,7 @@ def is_strided_vector(tensor: Tensor | None) -> bool:
 
 
 def operand_of(tensor: Tensor) -> Operand:
+    """How a tensor of a call lies in memory; a vector with gaps as the copy that is made of it."""
     if is_strided_vector(tensor):
         return Operand((1, 1, 1, 1), MAX_ALIGNMENT)
     address = tensor.data_ptr()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grouped_conv.functional import IntOrPair, _check_names, _prepared, _why_not_ours, grouped_conv2d
+from grouped_conv.functional import IntOrPair, _prepared, check_names, grouped_conv2d, why_not_ours
 from grouped_conv.geometry import as_tuple, parse_geometry
 from grouped_conv.separable_ops import convolve
 from grouped_conv.separable_request import SeparableOperands, SeparableRequest
@@ -59,8 +59,8 @@ def separable_conv2d(
         ValueError: for an unknown name, for `groups` that the shapes contradict, and for a pointwise weight that is not
             1x1.
     """
-    _check_names(activation, precision, backend)
-    _check_names(pointwise_activation, None, None)
+    check_names(activation, precision, backend)
+    check_names(pointwise_activation, None, None)
     _check_shapes(input, weight, pointwise_weight, groups)
     unbatched = input.dim() == 3
     if unbatched:
@@ -71,7 +71,7 @@ def separable_conv2d(
     geometry = parse_geometry(_tuple(stride), as_tuple(padding), _tuple(dilation), (weight.shape[2], weight.shape[3]))
     request = SeparableRequest(geometry, *choices, precision or "default", backend or "auto")
     operands = SeparableOperands(*first[:4], *second[1:])
-    if _why_not_ours(operands.input, operands.weight) or _why_not_ours(operands.input, operands.pointwise_weight):
+    if why_not_ours(operands.input, operands.weight) or why_not_ours(operands.input, operands.pointwise_weight):
         output = _one_by_one(operands, request)
     else:
         output = convolve(operands, request)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from grouped_conv.kernels import ConvProblem, KernelConfig
+    from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
     from grouped_conv.kernels.separable_rules import SeparableProblem
 
 
@@ -27,7 +28,7 @@ class CallRecord:
         source: where the configuration came from (`measured`, `predicted`, `heuristic`, `given`), or `""`.
     """
 
-    problem: ConvProblem | SeparableProblem | None
+    problem: ConvProblem | SeparableProblem | LrnPoolProblem | None
     path: str
     reason: str
     launches: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from grouped_conv.kernels import implicit_gemm_rules, ragged_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.separable_rules import SeparableConfig
 
@@ -96,9 +97,10 @@ CONFIGS: dict[str, type[KernelConfig]] = {
     PackConfig.family: PackConfig,
     ReduceConfig.family: ReduceConfig,
     SeparableConfig.family: SeparableConfig,
+    LrnPoolConfig.family: LrnPoolConfig,
 }
-"""Every configuration that has a JSON form, those of the passes around a convolution and of kernels that
-compute two convolutions included."""
+"""Every configuration that has a JSON form, those of passes around a convolution and of other kernels
+included."""
 
 
 def family_of(config: KernelConfig) -> Family:

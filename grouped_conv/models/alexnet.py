@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grouped_conv.lrn_pool import normalise_and_pool
 from grouped_conv.models.cost import count_macs
 from grouped_conv.models.lrn import LocalResponseNorm
 from grouped_conv.modules import GroupedConv2d
@@ -138,6 +139,9 @@ class AlexNet(nn.Module):
     `caffe`: N(0, 0.01), fc6 and fc7 N(0, 0.005), bias 0.1 in the same layers, else 0 (train_val.prototxt).
     `torchvision`: PyTorch's defaults.
 
+    **LRN and pooling.** `pool1(norm1(x))` and `pool2(norm2(x))` are one call of `grouped_conv.lrn_max_pool2d` as
+    long as neither layer has hooks or was replaced by another kind of layer.
+
     **Names.** Parameters are named as Caffe's layers: conv1..conv5, fc6, fc7, fc8, each `.weight` and `.bias`. Caffe's
     blobs have these shapes, grouped layers included; they were trained on BGR (for RGB flip `conv1.weight` on dim 1).
     With `variant="torchvision"` a state_dict with torchvision's names loads too.
@@ -222,11 +226,7 @@ class AlexNet(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits `(N, num_classes)` of images `(N, 3, H, W)`, prepared as the variant's training data was."""
-        x = self._overhang(input) if self._spec.overhang else input
-        x = self.pool1(self.norm1(self.conv1(x)))
-        x = self.pool2(self.norm2(self.conv2(x)))
-        x = self.pool5(self.conv5(self.conv4(self.conv3(x))))
-        x = self.avgpool(x)
+        x = self.avgpool(self.features(input))
         if x.shape[-2:] != (6, 6):
             raise ValueError(
                 f"the {self.variant} AlexNet takes {self._spec.crop}x{self._spec.crop} images: one of "
@@ -239,6 +239,13 @@ class AlexNet(nn.Module):
             else:
                 x = dropout(functional.relu(layer(x)))
         return self.fc8(x)
+
+    def features(self, input: Tensor) -> Tensor:
+        """The maps behind `pool5`, `(N, channels, 6, 6)` of images of the variant's size; other sizes will do."""
+        x = self._overhang(input) if self._spec.overhang else input
+        x = normalise_and_pool(self.norm1, self.pool1, self.conv1(x))
+        x = normalise_and_pool(self.norm2, self.pool2, self.conv2(x))
+        return self.pool5(self.conv5(self.conv4(self.conv3(x))))
 
     def _overhang(self, image: Tensor) -> Tensor:
         bottom, right = (-(size - 11) % 4 for size in image.shape[-2:])

@@ -6,9 +6,9 @@ network of 2012 kept on different GPUs.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from grouped_conv.lrn_pool_torch import local_response_norm
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -36,19 +36,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `(N, C, H, W)`."""
-        if input.dim() != 4 or input.shape[1] % self.groups:
-            raise ValueError(
-                f"expected an input (N, C, H, W) with C divisible by groups={self.groups}, but got {tuple(input.shape)}"
-            )
-        wide = input if input.dtype in (torch.float32, torch.float64) else input.float()
-        towers = wide.unflatten(1, (self.groups, -1))  # [N, groups, C/groups, H, W], a view in either memory format
-        channels = towers.shape[2]
-        squares = functional.pad(towers.square(), (0, 0, 0, 0, self.size // 2, (self.size - 1) // 2))
-        total = squares.narrow(2, 0, channels)
-        for offset in range(1, self.size):
-            total = total + squares.narrow(2, offset, channels)
-        divisor = ((self.k + self.alpha / self.size * total) ** self.beta).flatten(1, 2)
-        return (wide / divisor).to(input.dtype)  # in four dimensions: the strides of the first operand win
+        return local_response_norm(input, self.size, self.alpha, self.beta, self.k, self.groups)
 
     def extra_repr(self) -> str:
         """The arguments, groups only where there are several."""

@@ -1,0 +1,151 @@
+"""The LRN + pool kernel as compiled: executed PTX of sm_80 and sm_90, native on this CPU, and the gate on its code."""
+
+import itertools
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+from lrn_pool_cases import Case, order_cases, shape_cases
+from lrn_pool_oracle import check_output, make_tensors, run_launch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+import grouped_conv
+from grouped_conv.autotune.instructions import Instruction
+from grouped_conv.autotune.lrn_pool_model import choose
+from grouped_conv.bench import lrn_pool_gate
+from grouped_conv.bench.findings import EVERY_RUN
+from grouped_conv.interpreting import through_driver
+from grouped_conv.kernels import DeviceSpec
+from grouped_conv.kernels.launch import Launch, compile_launch
+from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
+from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, one_warp
+
+
+class Emulator:
+    """Runs launches by executing their PTX; keeps what was counted."""
+
+    def __init__(self, arch: int, **options: Any) -> None:
+        self.arch, self.options = arch, options
+
+    def __call__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
+        import ptxemu
+
+        compiled = compile_launch(launch, GPUTarget("cuda", self.arch, 32))
+        types, values = launch.signature(), launch.arguments(tensors)
+        arguments = [values[name] for name in launch.kernel.arg_names if types[name] != "constexpr"]
+        self.stats: Any = ptxemu.Machine(compiled, **self.options).launch(launch.grid, arguments)
+
+
+def emulated_cases() -> list[tuple[int, Case]]:
+    """Every odd shape and every order, each on one of the architectures in turn; one configuration compiles sooner."""
+    config = LrnPoolConfig(block=64, strip=2, rows=2, num_warps=2)
+    cases = [*itertools.islice(shape_cases(), 0, None, 2), *itertools.islice(order_cases(), 0, None, 4)]
+    return [(80 + 10 * (index % 2), replace(case, config=config)) for index, case in enumerate(cases)]
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    tensors, emulator = make_tensors(case.problem), Emulator(arch)
+    run_launch(case.problem, case.config, tensors, emulator)
+    check_output(case.problem, tensors, case.id)
+    assert not emulator.stats.races
+    assert not any(buffer["rewritten"] for buffer in emulator.stats.buffers.values())
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize("arch", [80, 90])
+def test_aligned_problems_waste_no_sector(arch: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """16 bytes a thread, whole sectors; the neighbours of a vector are 4 bytes of sectors that are in L1 by then."""
+    problem = LrnPoolProblem.of((2, 64, 13, 9), alpha=0.3, groups=2)  # 2 images x 2 strips x 8 vectors: one warp
+    tensors, emulator = make_tensors(problem), Emulator(arch, l1="ptx", l1_kb=32)
+    run_launch(problem, LrnPoolConfig(block=32, strip=2, rows=6, num_warps=1), tensors, emulator)
+    check_output(problem, tensors)
+    stats = emulator.stats
+    lines = [line for line in str(stats).splitlines() if line.strip().startswith("global")]
+    with capsys.disabled():
+        print(f"\nLRN + pool on sm_{arch}: {stats.l1_rate:.1%} of sectors hit L1", *lines, sep="\n")
+    assert len(lines) == 3
+    useful = {line.split()[1]: float(line.split("useful")[1].split("%")[0]) for line in lines}
+    assert useful["ld.b128"] == useful["st.b128"] == 100.0
+    assert 32 * stats.l1_miss == stats.totals()["unique_read"]  # every sector comes from L2 once, and all of it is used
+    assert stats.totals()["shared_wavefronts"] == 0
+
+
+@pytest.mark.parametrize("arch", EVERY_RUN)
+def test_alexnets_layers_compile_well_by_default(arch: str, capsys: pytest.CaptureFixture[str]) -> None:
+    findings = list(lrn_pool_gate.findings([arch]))
+    with capsys.disabled():
+        print("", *findings, sep="\n")
+    assert [finding.layer for finding in findings] == ["norm1+pool1", "norm2+pool2", *lrn_pool_gate.ORDERS]
+    assert {finding.layer: finding.faults for finding in findings if finding.faults} == {}
+
+
+@pytest.mark.parametrize("arch", EVERY_RUN)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_other_dtypes_compile_well(dtype: str, arch: str) -> None:
+    problem = lrn_pool_gate.layers(dtype=dtype)["norm1+pool1"]
+    finding = lrn_pool_gate.judge(arch, dtype, problem, choose(problem, DeviceSpec.get(arch)))
+    assert finding.faults == (), finding
+
+
+def test_the_gate_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lrn_pool_gate, "MAX_PER_OUTPUT", 10)
+    problem = lrn_pool_gate.layers()["norm2+pool2"]
+    finding = lrn_pool_gate.judge("sm_80", "norm2+pool2", problem, LrnPoolConfig(strip=1, rows=13))
+    assert "per pooled value, at most 10.00 allowed" in finding.faults[0]
+    odd = replace(problem, channels=258)
+    finding = lrn_pool_gate.judge("sm_80", "odd towers", odd, LrnPoolConfig(strip=1, rows=13))
+    assert any("stores by width" in fault for fault in finding.faults)
+    assert any("loads by width" in fault for fault in finding.faults)
+
+
+def test_executed_instructions_are_counted_by_trip() -> None:
+    """10 before and after, a loop of 8 of which 3 finish a row: two rows of a 3x3 pool at stride 2 make five trips."""
+    code = [Instruction(address, "ADD", "other") for address in range(18)]
+    code[6] = Instruction(6, "BRA", "branch", target=10)
+    code[12] = Instruction(12, "BRA", "branch", target=5)
+    problem, config = LrnPoolProblem.of((1, 8, 5, 5)), LrnPoolConfig(rows=2)
+    assert lrn_pool_gate.executed_instructions(code, problem, config) == 10 + 5 * (8 - 3) + 2 * 3
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("order", ["lrn-pool", "relu-pool-lrn"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_random_sizes_natively(dtype: str, order: str, native: ModuleType) -> None:
+    """Two compiled variants, 40 random sizes each: batch, image, channels and towers change, the code does not."""
+    kernels: dict[str, Any] = {}
+    draw = random.Random(f"{dtype} {order}")
+
+    def run(launch: Launch, tensors: Mapping[str, Tensor]) -> None:
+        key = launch.source().hash()
+        kernel = kernels.setdefault(key, None) or compile_launch(launch, native.driver.get_current_target())
+        kernels[key] = kernel
+        kernel[launch.grid](*launch.positional(tensors))
+
+    for seed in range(40):
+        groups, height, width = draw.randint(1, 3), draw.randint(3, 20), draw.randint(3, 20)
+        shape = (draw.randint(1, 3), 8 * groups * draw.randint(1, 4), height, width)
+        problem = LrnPoolProblem.of(shape, order, dtype=dtype, alpha=0.3, groups=groups, ceil_mode=seed % 2 == 0)
+        config = LrnPoolConfig(num_warps=1, block=32, strip=2, rows=draw.randint(1, 6))
+        tensors = make_tensors(problem, seed)
+        run_launch(problem, config, tensors, run)
+        check_output(problem, tensors, str(problem))
+    assert len(kernels) == 1
+
+
+@pytest.mark.native
+def test_alexnets_layers_in_full_by_the_public_call(native: ModuleType) -> None:
+    for problem in lrn_pool_gate.layers(batch=2).values():
+        tensors = make_tensors(problem)
+        with through_driver(), grouped_conv.trace() as calls:
+            tensors["output"] = grouped_conv.lrn_max_pool2d(
+                tensors["input"], alpha=problem.alpha, k=problem.k, ceil_mode=True, groups=2
+            )
+        assert [call.path for call in calls] == ["lrn_pool"]
+        assert calls[0].config == one_warp(problem)
+        check_output(problem, tensors)
