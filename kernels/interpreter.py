@@ -10,7 +10,7 @@ import itertools
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,11 @@ from triton.runtime.jit import JITFunction
 
 from grouped_conv.kernels.interpreter_numerics import Repairs
 from grouped_conv.kernels.launch import POINTER_TYPE, Launch
+
+Watcher = Callable[[Launch, Mapping[str, Any]], AbstractContextManager[Callable[[], None]]]
+
+watcher: Watcher | None = None
+"""Called around each interpreted launch; what it yields is called after each program. For `interpreter_counting`."""
 
 _LOCK = threading.RLock()
 _depth = 0
@@ -134,13 +139,17 @@ def interpret_launch(
         arguments = _typed_arguments(launch, tensors)
         builder = triton_interpreter.interpreter_builder
         builder.set_grid_dim(*launch.grid)
-        for program in programs or itertools.product(*(range(size) for size in launch.grid)):
-            builder.set_grid_idx(*program)
-            try:
-                with np.errstate(all="ignore"):  # inf - inf is the kernel's business, not a warning
-                    function(**arguments)
-            except Exception as error:
-                raise RuntimeError(f"{launch.name} failed in program {program} of {launch.grid}: {error}") from error
+        with watcher(launch, tensors) if watcher else nullcontext(lambda: None) as end_program:
+            for program in programs or itertools.product(*(range(size) for size in launch.grid)):
+                builder.set_grid_idx(*program)
+                try:
+                    with np.errstate(all="ignore"):  # inf - inf is the kernel's business, not a warning
+                        function(**arguments)
+                except Exception as error:
+                    raise RuntimeError(
+                        f"{launch.name} failed in program {program} of {launch.grid}: {error}"
+                    ) from error
+                end_program()
 
 
 def _typed_arguments(launch: Launch, tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,11 +63,15 @@ def native() -> Iterator[ModuleType]:
     """The native lane's driver is Triton's active one inside the test; the process has no device before and after."""
     import triton
 
+    from grouped_conv import executors, plan_cache
+
     backends, driver = triton.backends.backends, triton.runtime.driver
     active = driver._active
     lane = importlib.import_module("cpu_native")
     backends["cpu_native"] = triton.backends.Backend(compiler=lane.Backend, driver=lane.Driver)
     driver.set_active(lane.driver)
     yield lane
+    plan_cache.forget_plans()
+    executors.abandon_kernels()  # unloaded while their driver is the active one
     driver._active = active
     del backends["cpu_native"]

@@ -1,0 +1,177 @@
+"""Random problems for the native lane: a variant is compiled once and run at many sizes, batches and group counts.
+
+Building a kernel takes seconds, running it milliseconds. What is compiled in (channels per group, kernel, stride,
+padding, dilation, dtype, loop, epilogue) is drawn once per variant; what is not is drawn for each problem. A `Source`
+says how for one kernel family.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from conv_oracle import check_output, make_tensors, run_call
+from native_rules import config_for
+from torch import Tensor
+
+from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, KernelConfig
+from grouped_conv.kernels.call import plan_call
+from grouped_conv.kernels.families import FAMILIES
+from grouped_conv.kernels.launch import Launch, compile_launch
+from grouped_conv.kernels.validity import why_invalid
+
+DTYPES = ("float16", "bfloat16", "float32")
+Draw = random.Random
+
+
+class Runner:
+    """Runs launches on the lane and compiles each once whatever its sizes: promises of divisibility are left out."""
+
+    def __init__(self, lane: ModuleType) -> None:
+        self.kernels: dict[Any, Any] = {}
+        self.target = lane.driver.get_current_target()
+
+    def __call__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
+        integers = tuple(replace(integer, divisor=1) for integer in launch.integers)
+        constants = {**launch.constants, **({"X_ALIGN": 1} if "X_ALIGN" in launch.constants else {})}
+        launch = replace(launch, integers=integers, constants=constants)
+        key = launch.source().hash(), str(launch.config)
+        if key not in self.kernels:
+            self.kernels[key] = compile_launch(launch, self.target)
+        self.kernels[key][launch.grid](*launch.positional(tensors))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is compiled in, at the smallest size, and how; the problems run differ in size."""
+
+    name: str
+    problem: ConvProblem
+    config: KernelConfig
+
+
+@dataclass(frozen=True)
+class Source:
+    """Random problems of one kernel family.
+
+    Attributes:
+        variants: what to compile.
+        sizes: problems to run of each variant.
+        resize: another size of a variant's problem.
+        make, check: tensors of a problem by name, and the assertion that `output` is right.
+    """
+
+    variants: Callable[[], list[Variant]]
+    sizes: int
+    resize: Callable[[ConvProblem, Draw], ConvProblem]
+    make: Callable[[ConvProblem, KernelConfig, int], dict[str, Tensor]]
+    check: Callable[[ConvProblem, dict[str, Tensor], str], object]
+
+
+def run_variant(source: Source, variant: Variant, lane: ModuleType) -> Runner:
+    """All sizes of a variant, compared with float64; the runner says how many kernels were built."""
+    run, draw = Runner(lane), random.Random(variant.name)
+    for seed in range(source.sizes):
+        problem = source.resize(variant.problem, draw)
+        assert why_invalid(problem, variant.config) is None, problem
+        tensors = source.make(problem, variant.config, seed)
+        run_call(plan_call(problem, variant.config), tensors, run)
+        source.check(problem, tensors, f"{variant.name}: {problem}")
+    return run
+
+
+def equal_groups(
+    shapes: Sequence[tuple[int, int]],
+    kernels: Sequence[tuple[int, int]],
+    configure: Callable[[ConvProblem, int], KernelConfig],
+    variants: int,
+    sizes: int,
+    *,
+    groups: tuple[int, int] = (1, 5),
+) -> Source:
+    """Problems of equal groups: (channels, filters) per group and kernels in turn, the rest at random.
+
+    Args:
+        configure: a configuration for the problem of the variant with this number.
+        groups: least and most groups of a problem.
+    """
+
+    def make(problem: ConvProblem, config: KernelConfig, seed: int) -> dict[str, Tensor]:
+        return make_tensors(problem, seed)
+
+    def all_variants() -> list[Variant]:
+        return [_variant(index, shapes, kernels, configure) for index in range(variants)]
+
+    return Source(all_variants, sizes, lambda problem, draw: resized(problem, draw, groups), make, check_output)
+
+
+def _variant(
+    index: int,
+    shapes: Sequence[tuple[int, int]],
+    kernels: Sequence[tuple[int, int]],
+    configure: Callable[[ConvProblem, int], KernelConfig],
+) -> Variant:
+    draw = random.Random(1605 + index)
+    (c, k), kernel = shapes[index % len(shapes)], kernels[index % len(kernels)]
+    dilation = (draw.randint(1, 2), draw.randint(1, 3))
+    window = tuple(d * (r - 1) + 1 for d, r in zip(dilation, kernel, strict=True))
+    problem = ConvProblem.of(
+        (1, c, *(size + 2 for size in window)),
+        (k, c, *kernel),
+        stride=(draw.randint(1, 3), draw.randint(1, 2)),
+        padding=tuple(draw.randint(0, 3) for _ in range(4)),
+        dilation=dilation,
+        dtype=DTYPES[index % 3],
+        precision="ieee",
+        channels_last=index % 4 != 1,
+        weight_channels_last=index % 4 != 2,
+        epilogue=Epilogue(
+            ACTIVATIONS[index % len(ACTIVATIONS)], bias=index % 2 == 0, scale=index % 3 == 0, residual=index % 5 == 0
+        ),
+    )
+    config = configure(problem, index)
+    return Variant(f"{index}-C{c}-K{k}-{kernel[0]}x{kernel[1]}-{problem.dtype}-{config}", problem, config)
+
+
+def resized(problem: ConvProblem, draw: Draw, groups: tuple[int, int]) -> ConvProblem:
+    """The same compiled variant at another batch, image and number of groups."""
+    count = draw.randint(*groups)
+    height, width = (least + draw.randint(0, 14) for least in problem.in_size)
+    _, c, r, s = problem.weight_shape
+    return ConvProblem.of(
+        (draw.randint(1, 4), count * c, height, width),
+        (count * problem.out_channels, c, r, s),
+        problem.stride,
+        problem.padding,
+        problem.dilation,
+        count,
+        problem.dtype,
+        problem.input_channels_last,
+        epilogue=problem.epilogue,
+        precision="ieee",
+        weight_channels_last=problem.weight_channels_last,
+    )
+
+
+def _implicit_gemm(problem: ConvProblem, index: int) -> KernelConfig:
+    order, split = ("flat", "taps_inner", "channels_inner")[index % 3], 1 + index % 2
+    wishes = (config_for(problem, order, split), config_for(problem))
+    return next(wish for wish in wishes if why_invalid(problem, wish) is None)
+
+
+def one_warp(family: str) -> Callable[[ConvProblem, int], KernelConfig]:
+    """The family's own small configuration."""
+    return lambda problem, index: FAMILIES[family].one_warp(problem)
+
+
+SOURCES: dict[str, Source] = {
+    "implicit_gemm": equal_groups(
+        shapes=[(1, 1), (1, 3), (3, 8), (4, 4), (5, 7), (8, 24), (16, 16), (24, 40), (32, 20), (48, 64), (16, 64)],
+        kernels=[(1, 1), (3, 3), (5, 5), (1, 4), (3, 2), (7, 7), (17, 2)],
+        configure=_implicit_gemm,
+        variants=14,
+        sizes=72,
+    ),
+}
+"""By family."""
