@@ -22,7 +22,6 @@ from grouped_conv import dispatch, ops
 from grouped_conv.bench.noop_driver import NoopLauncher, noop_driver
 from grouped_conv.functional import grouped_conv2d
 from grouped_conv.interpreting import through_driver
-from grouped_conv.kernels import ConvProblem
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.launch import Launch
