@@ -1,0 +1,216 @@
+"""Forward convolution of many thin groups: adjacent groups packed block-diagonally into one multiply per tap.
+
+Input channels are innermost in memory, weights are [K, R, S, C/groups] contiguous. A program keeps the weights of its
+pack and walks tiles of output pixels. Non-finite values stay in their group: see `packed_groups`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import triton
+import triton.language as tl
+
+from grouped_conv.kernels.jit_epilogue import finish
+from grouped_conv.kernels.jit_packed import (
+    first_strips,
+    isolated_products,
+    next_strips,
+    pack_columns,
+    resident_weights,
+    strip_products,
+    tap_products,
+    window_start,
+)
+from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.operands import Operand, epilogue_arguments, store_vector, stride_integers
+from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig, block_k, block_n, grid
+from grouped_conv.kernels.problem import ConvProblem
+
+
+@triton.jit
+def packed_groups(
+    x_ptr,
+    w_ptr,
+    scale_ptr,
+    bias_ptr,
+    residual_ptr,
+    pre_ptr,
+    y_ptr,
+    images,
+    IN_H,
+    IN_W,
+    OUT_H,
+    OUT_W,
+    in_channels,
+    out_channels,
+    packs,
+    tiles,
+    strips_w,
+    step_n,
+    step_h,
+    step_w,
+    stride_xn,
+    stride_xh,
+    stride_yn,
+    stride_yc,
+    stride_yh,
+    stride_yw,
+    stride_rn,
+    stride_rc,
+    stride_rh,
+    stride_rw,
+    STRIDE_XW: tl.constexpr,
+    C_PER_GROUP: tl.constexpr,
+    K_PER_GROUP: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    IN_SHUFFLE: tl.constexpr,
+    OUT_SHUFFLE: tl.constexpr,
+    PACK: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STRIP: tl.constexpr,
+    TILES: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    ISOLATE: tl.constexpr,
+    WIDE_M: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
+    pid = tl.program_id(0)
+    pack = pid % packs
+    program = pid // packs
+    memory, _, index, member_k, column_ok = pack_columns(
+        pack, in_channels, PACK, C_PER_GROUP, IN_SHUFFLE, EVEN_K, BLOCK_K
+    )
+    stored, channel, _, member_n, channel_ok = pack_columns(
+        pack, out_channels, PACK, K_PER_GROUP, OUT_SHUFFLE, EVEN_N, BLOCK_N
+    )
+    diagonal = (member_k[:, None] == member_n[None, :]) & column_ok[:, None] & channel_ok[None, :]
+    w_pointers = w_ptr + (channel.to(tl.int64) * (TAPS * C_PER_GROUP))[None, :] + index[:, None]  # [BLOCK_K, BLOCK_N]
+    x_pack = x_ptr + memory[None, :]
+    if RESIDENT:
+        weights = resident_weights(w_pointers, diagonal, TAPS, C_PER_GROUP)
+    image, out_h, strip_w = first_strips(program, OUT_H, strips_w, TILES, BLOCK_M, WIDE_M)
+    count = tl.minimum(TILES, tiles - program * TILES)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for _ in tl.range(0, count, num_stages=1):
+        ih0, iw0, offset = window_start(
+            image, out_h, strip_w * STRIP, images, stride_xn, stride_xh, STRIDE_XW, STRIDE_H, STRIDE_W, PAD_H, PAD_W
+        )
+        sums = strip_products(
+            x_pack + offset[:, None], column_ok, weights, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW,
+            KERNEL_H, KERNEL_W, STRIDE_W, DILATION_H, DILATION_W, STRIP, EVEN_K, PRECISION,
+        )  # fmt: skip
+        for u in tl.static_range(STRIP):
+            out_w = strip_w * STRIP + u
+            if ISOLATE:
+                total += sums[u]
+            finish(
+                sums[u], scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel,
+                (image < images) & (out_w < OUT_W), channel_ok, stride_yn, stride_yc, stride_yh, stride_yw,
+                stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION, NEGATIVE_SLOPE, VECTOR,
+            )  # fmt: skip
+        image, out_h, strip_w = next_strips(image, out_h, strip_w, OUT_H, strips_w, step_n, step_h, step_w)
+    if ISOLATE:
+        suspect = tl.sum(total)
+        if suspect != suspect:
+            tl.debug_barrier()
+            image, out_h, strip_w = first_strips(program, OUT_H, strips_w, TILES, BLOCK_M, WIDE_M)
+            for _ in tl.range(0, count, num_stages=1):
+                for u in tl.range(0, STRIP, num_stages=1):
+                    out_w = strip_w * STRIP + u
+                    ih0, iw0, offset = window_start(
+                        image, out_h, out_w, images, stride_xn, stride_xh, STRIDE_XW, STRIDE_H, STRIDE_W, PAD_H, PAD_W
+                    )
+                    acc = isolated_products(
+                        x_pack + offset[:, None], column_ok, member_k, member_n, w_pointers, diagonal, ih0, iw0, IN_H,
+                        IN_W, stride_xh, STRIDE_XW, PACK, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W,
+                        PRECISION,
+                    )  # fmt: skip
+                    finish(
+                        acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel,
+                        (image < images) & (out_w < OUT_W), channel_ok, stride_yn, stride_yc, stride_yh, stride_yw,
+                        stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION, NEGATIVE_SLOPE, VECTOR,
+                    )  # fmt: skip
+                image, out_h, strip_w = next_strips(image, out_h, strip_w, OUT_H, strips_w, step_n, step_h, step_w)
+
+
+def plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operands: Mapping[str, Operand]) -> Launch:
+    """The launch for `problem`; `operands` has the input with channels innermost and the packed weight."""
+    x, weight, output = operands["input"], operands["weight"], operands["output"]
+    strips, tiles, packs = grid(problem, config)
+    programs = math.ceil(tiles / config.tiles_per_program)
+    finishing = epilogue_arguments(problem, operands)
+    pairs = (stride_integers("r", operands.get("residual") if problem.epilogue.residual else None), stride_integers("y", output))
+    rows, step_w = divmod(config.block_m, strips)
+    step_n, step_h = divmod(rows, problem.out_size[0])
+    integers = [
+        Integer.of("images", problem.batch),
+        Integer.of("IN_H", problem.in_size[0]),
+        Integer.of("IN_W", problem.in_size[1]),
+        Integer.of("OUT_H", problem.out_size[0]),
+        Integer.of("OUT_W", problem.out_size[1]),
+        Integer.of("in_channels", problem.in_channels, stride=True),
+        Integer.of("out_channels", problem.out_channels, stride=True),
+        Integer.of("packs", packs),
+        Integer.of("tiles", tiles),
+        Integer.of("strips_w", strips),
+        Integer.of("step_n", step_n),
+        Integer.of("step_h", step_h),
+        Integer.of("step_w", step_w),
+        Integer.of("stride_xn", x.strides[0], wide=True, stride=True),
+        Integer.of("stride_xh", x.strides[2], wide=True, stride=True),
+        *(integer for pair in pairs for integer in pair.integers),
+    ]
+    buffers = [
+        Buffer("x_ptr", x.buffer, problem.dtype, x.alignment),
+        Buffer("w_ptr", weight.buffer, problem.dtype, weight.alignment),
+        *finishing.buffers,
+    ]
+    shuffle = getattr(problem.epilogue, "shuffle", 1)
+    constants = {
+        "STRIDE_XW": x.strides[3],
+        "C_PER_GROUP": problem.c_per_group,
+        "K_PER_GROUP": problem.k_per_group,
+        "KERNEL_H": problem.kernel_size[0],
+        "KERNEL_W": problem.kernel_size[1],
+        "STRIDE_H": problem.stride[0],
+        "STRIDE_W": problem.stride[1],
+        "PAD_H": problem.padding[0],
+        "PAD_W": problem.padding[2],
+        "DILATION_H": problem.dilation[0],
+        "DILATION_W": problem.dilation[1],
+        "IN_SHUFFLE": getattr(problem, "input_shuffle", 1),
+        "OUT_SHUFFLE": 1,
+        "PACK": config.pack,
+        "EVEN_K": problem.groups % config.pack == 0 and config.pack * problem.c_per_group == block_k(problem, config),
+        "EVEN_N": problem.groups % config.pack == 0 and config.pack * problem.k_per_group == block_n(problem, config),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": block_n(problem, config),
+        "BLOCK_K": block_k(problem, config),
+        "STRIP": config.strip,
+        "TILES": config.tiles_per_program,
+        "RESIDENT": config.resident,
+        "ISOLATE": config.isolate,
+        "WIDE_M": (tiles + config.tiles_per_program) * config.block_m > INT32_MAX,
+        "PRECISION": problem.precision,
+        **finishing.constants,
+        "VECTOR": store_vector(problem, output),
+        **{name: value for pair in pairs for name, value in pair.constants.items()},
+    }
+    return Launch(packed_groups, config, (programs * packs, 1, 1), tuple(buffers), tuple(integers), constants, config.tiles_per_program)
