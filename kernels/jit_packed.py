@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.jit_epilogue import activate, store_tile
 from grouped_conv.kernels.jit_index import OUTSIDE, inside
 from grouped_conv.kernels.jit_reduction import multiply_add
 
@@ -22,13 +23,14 @@ def pack_columns(
     SHUFFLE: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK: tl.constexpr,
+    zero=0,
 ):
     """The channels of a pack in the order that lies together in memory, [BLOCK] each.
 
     Returns (memory channel, logical channel, channel within its group, group within the pack, is there one?) for the
     shuffle that puts logical channel `j * SHUFFLE + i` at memory channel `i * (channels / SHUFFLE) + j`.
     """
-    column = tl.arange(0, BLOCK)
+    column = tl.arange(0, BLOCK) + zero
     if PER_GROUP % SHUFFLE == 0:  # for each i the pack's channels are one run of memory
         EACH: tl.constexpr = PER_GROUP // SHUFFLE
         RUN: tl.constexpr = PACK * EACH
@@ -86,31 +88,63 @@ def column_tap(column, u, STRIDE_W, KERNEL_W, DILATION_W):
 
 
 @triton.jit
-def add_column(
-    a,
+def load_row(
+    x_row,
+    row_ok,
+    column_ok,
+    iw0,
+    IN_W,
+    STRIDE_XW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    STRIP: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """One input row of each strip's window: COLUMNS tiles [BLOCK_M, BLOCK_K], `None` where no tap reads."""
+    tiles = ()
+    for column in tl.static_range(COLUMNS):
+        if column_needed(column, STRIP, STRIDE_W, KERNEL_W, DILATION_W):
+            mask = (row_ok & inside(iw0 + column, IN_W))[:, None]
+            if not EVEN_K:
+                mask = mask & column_ok[None, :]
+            tiles = tiles + (tl.load(x_row + column * STRIDE_XW, mask=mask, other=0.0),)
+        else:
+            tiles = tiles + (None,)
+    return tiles
+
+
+@triton.jit
+def add_row(
+    tiles,
     weights,
     sums,
-    FIRST_TAP: tl.constexpr,
-    COLUMN: tl.constexpr,
+    KERNEL_ROW: tl.constexpr,
+    FIRST: tl.constexpr,
+    COLUMNS: tl.constexpr,
     KERNEL_W: tl.constexpr,
     STRIDE_W: tl.constexpr,
     DILATION_W: tl.constexpr,
     STRIP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The sums of a strip with the products of one input column added, through whichever tap each pixel reads it."""
-    added = ()
-    for u in tl.static_range(STRIP):
-        if column_tap(COLUMN, u, STRIDE_W, KERNEL_W, DILATION_W) >= 0:
-            tile = weights[FIRST_TAP + column_tap(COLUMN, u, STRIDE_W, KERNEL_W, DILATION_W)]
-            added = added + (multiply_add(a, tile, sums[u], PRECISION),)
-        else:
-            added = added + (sums[u],)
-    return added
+    """The sums of a strip's pixels with the products of one input row added, each through the tap that reads it."""
+    for column in tl.static_range(COLUMNS):
+        added = ()
+        for u in tl.static_range(STRIP):
+            if column_tap(column, u, STRIDE_W, KERNEL_W, DILATION_W) >= 0:
+                weight = weights[KERNEL_ROW * KERNEL_W + column_tap(column, u, STRIDE_W, KERNEL_W, DILATION_W)]
+                added = added + (multiply_add(tiles[FIRST + column], weight, sums[u], PRECISION),)
+            else:
+                added = added + (sums[u],)
+        sums = added
+    return sums
 
 
 @triton.jit
 def strip_products(
+    start,
     x_pointers,
     column_ok,
     weights,
@@ -126,32 +160,36 @@ def strip_products(
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     STRIP: tl.constexpr,
+    AHEAD: tl.constexpr,
     EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Sums of each of a strip's pixels, a tuple of STRIP tiles [BLOCK_M, BLOCK_N]; each input pixel is read once."""
-    BLOCK_M: tl.constexpr = x_pointers.shape[0]
-    BLOCK_N: tl.constexpr = weights[0].shape[1]
+    """`start` + the products of each of a strip's pixels: a tuple of STRIP tiles [BLOCK_M, BLOCK_N].
+
+    Each input pixel of the window is read once, AHEAD rows before it is multiplied: their loads wait together.
+    """
     COLUMNS: tl.constexpr = (STRIP - 1) * STRIDE_W + (KERNEL_W - 1) * DILATION_W + 1
-    zero = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    sums = (zero,)
+    sums = (start,)
     for _ in tl.static_range(1, STRIP):
-        sums = sums + (zero,)
-    for r in tl.static_range(KERNEL_H):
-        row_ok = inside(ih0 + r * DILATION_H, IN_H)
-        x_row = x_pointers + (r * DILATION_H) * stride_xh
-        for column in tl.static_range(COLUMNS):
-            if column_needed(column, STRIP, STRIDE_W, KERNEL_W, DILATION_W):
-                mask = (row_ok & inside(iw0 + column, IN_W))[:, None]
-                if not EVEN_K:
-                    mask = mask & column_ok[None, :]
-                a = tl.load(x_row + column * STRIDE_XW, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_K]
-                sums = add_column(a, weights, sums, r * KERNEL_W, column, KERNEL_W, STRIDE_W, DILATION_W, STRIP, PRECISION)
+        sums = sums + (start,)
+    tiles = ()
+    for r in tl.static_range(KERNEL_H + AHEAD):
+        if r < KERNEL_H:
+            tiles = tiles + load_row(
+                x_pointers + (r * DILATION_H) * stride_xh, inside(ih0 + r * DILATION_H, IN_H), column_ok, iw0, IN_W,
+                STRIDE_XW, COLUMNS, KERNEL_W, STRIDE_W, DILATION_W, STRIP, EVEN_K,
+            )  # fmt: skip
+        if r >= AHEAD:
+            sums = add_row(
+                tiles, weights, sums, r - AHEAD, (r - AHEAD) * COLUMNS, COLUMNS, KERNEL_W, STRIDE_W, DILATION_W, STRIP,
+                PRECISION,
+            )  # fmt: skip
     return sums
 
 
 @triton.jit
 def tap_products(
+    acc,
     x_pointers,
     column_ok,
     w_pointers,
@@ -169,8 +207,7 @@ def tap_products(
     DILATION_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Sums [BLOCK_M, BLOCK_N] of one pixel per row, tap by tap; nothing stays between taps but the sums."""
-    acc = tl.zeros((x_pointers.shape[0], w_pointers.shape[1]), tl.float32)
+    """`acc` + the products of one pixel per row, tap by tap; nothing stays between taps but the sums."""
     for tap in tl.range(0, KERNEL_H * KERNEL_W, num_stages=1):
         h = (tap // KERNEL_W) * DILATION_H
         w = (tap % KERNEL_W) * DILATION_W
@@ -182,6 +219,7 @@ def tap_products(
 
 @triton.jit
 def isolated_products(
+    start,
     x_pointers,
     column_ok,
     member_k,
@@ -203,10 +241,10 @@ def isolated_products(
     PRECISION: tl.constexpr,
 ):
     """The same sums, each group's from a pass that reads only its own channels: 0 * inf cannot cross groups."""
-    acc = tl.zeros((x_pointers.shape[0], w_pointers.shape[1]), tl.float32)
+    acc = start
     for member in tl.range(0, PACK, num_stages=1):
         own = tap_products(
-            x_pointers, column_ok & (member_k == member), w_pointers, diagonal, ih0, iw0, IN_H, IN_W, stride_xh,
+            start, x_pointers, column_ok & (member_k == member), w_pointers, diagonal, ih0, iw0, IN_H, IN_W, stride_xh,
             STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
         )  # fmt: skip
         acc = tl.where((member_n == member)[None, :], own, acc)
@@ -255,3 +293,55 @@ def window_start(
     iw0 = out_w * STRIDE_W - PAD_W
     offset = image.to(tl.int64) * stride_xn + ih0.to(tl.int64) * stride_xh + iw0.to(tl.int64) * STRIDE_XW
     return tl.where(image < images, ih0, OUTSIDE), iw0, offset
+
+
+@triton.jit
+def per_channel(ptr, channel, channel_ok):
+    """A vector of the output channels in fp32, [BLOCK_N]; `None` when there is none."""
+    if ptr is None:
+        return None
+    else:
+        return tl.load(ptr + channel, mask=channel_ok, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def first_sums(bias, scale, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """What the products are added to: the bias, or zero where a scale comes between."""
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if bias is not None and scale is None:
+        sums += bias[None, :]
+    return sums
+
+
+@triton.jit
+def finish_pixels(
+    acc,
+    scale,
+    bias,
+    residual_ptr,
+    pre_ptr,
+    y_ptr,
+    r_rows,
+    y_rows,
+    channel,
+    stored,
+    row_ok,
+    channel_ok,
+    stride_yc,
+    stride_rc,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """The epilogue of one pixel per row: sums that hold the bias already unless there is a scale, to the stores."""
+    if scale is not None:
+        acc = acc * scale[None, :]
+        if bias is not None:
+            acc = acc + bias[None, :]
+    if residual_ptr is not None:
+        residual = residual_ptr + (r_rows[:, None] + (channel * stride_rc)[None, :])
+        acc += tl.load(residual, mask=row_ok[:, None] & channel_ok[None, :], other=0.0).to(tl.float32)
+    if pre_ptr is not None:
+        store_tile(pre_ptr, acc, y_rows, channel, stride_yc, row_ok, channel_ok, VECTOR)
+    acc = activate(acc, ACTIVATION, NEGATIVE_SLOPE)
+    store_tile(y_ptr, acc, y_rows, stored, stride_yc, row_ok, channel_ok, VECTOR)
