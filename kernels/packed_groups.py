@@ -23,6 +23,7 @@ from grouped_conv.kernels.jit_packed import (
     per_channel,
     resident_weights,
     strip_products,
+    tap_products,
     window_start,
 )
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
@@ -187,6 +188,7 @@ def packed_groups(
     BLOCK_K: tl.constexpr,
     STRIP: tl.constexpr,
     TILES: tl.constexpr,
+    RESIDENT: tl.constexpr,
     AHEAD: tl.constexpr,
     ISOLATE: tl.constexpr,
     WIDE_M: tl.constexpr,
@@ -208,7 +210,8 @@ def packed_groups(
     diagonal = (member_k[:, None] == member_n[None, :]) & column_ok[:, None] & channel_ok[None, :]
     w_pointers = w_ptr + (channel.to(tl.int64) * (TAPS * C_PER_GROUP))[None, :] + index[:, None]  # [BLOCK_K, BLOCK_N]
     x_pack = x_ptr + memory[None, :]
-    weights = resident_weights(w_pointers, diagonal, TAPS, C_PER_GROUP)
+    if RESIDENT:
+        weights = resident_weights(w_pointers, diagonal, TAPS, C_PER_GROUP)
     scale = per_channel(scale_ptr, channel, channel_ok)
     bias = per_channel(bias_ptr, channel, channel_ok)
     start = first_sums(bias, scale, BLOCK_M, BLOCK_N)
@@ -219,10 +222,19 @@ def packed_groups(
         ih0, iw0, offset = window_start(
             image, out_h, strip_w * STRIP, images, stride_xn, stride_xh, STRIDE_XW, STRIDE_H, STRIDE_W, PAD_H, PAD_W
         )
-        sums = strip_products(
-            start, x_pack + offset[:, None], column_ok, weights, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW,
-            KERNEL_H, KERNEL_W, STRIDE_W, DILATION_H, DILATION_W, STRIP, AHEAD, EVEN_K, PRECISION,
-        )  # fmt: skip
+        x_rows = x_pack + offset[:, None]  # [BLOCK_M, BLOCK_K]; read only where a tap is inside
+        if RESIDENT:
+            sums = strip_products(
+                start, x_rows, column_ok, weights, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW, KERNEL_H, KERNEL_W,
+                STRIDE_W, DILATION_H, DILATION_W, STRIP, AHEAD, EVEN_K, PRECISION,
+            )  # fmt: skip
+        else:
+            sums = (
+                tap_products(
+                    start, x_rows, column_ok, w_pointers, diagonal, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW,
+                    C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
+                ),
+            )  # fmt: skip
         y_rows = pixel_offsets(image, out_h, strip_w * STRIP, stride_yn, stride_yh, STRIDE_YW)
         r_rows = y_rows
         if residual_ptr is not None:
@@ -307,6 +319,7 @@ def plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operand
         "BLOCK_K": block_k(problem, config),
         "STRIP": config.strip,
         "TILES": config.tiles_per_program,
+        "RESIDENT": config.resident,
         "AHEAD": min(config.rows_ahead, problem.kernel_size[0]),
         "ISOLATE": config.isolate,
         "WIDE_M": (tiles + config.tiles_per_program) * config.block_m > INT32_MAX,

@@ -19,6 +19,7 @@ class PackedGroupsConfig(KernelConfig):
         pack: adjacent groups multiplied side by side.
         strip: output pixels of one image row that share the reads of their input columns.
         tiles_per_program: tiles that one program computes with the same weights.
+        resident: keep the weights of all taps on chip; otherwise they are read again for each tap, and strip is 1.
         rows_ahead: rows of the window whose loads are under way before the first row is multiplied.
         isolate: keep Inf and NaN of one group out of the groups beside it, as torch does.
     """
@@ -29,6 +30,7 @@ class PackedGroupsConfig(KernelConfig):
     pack: int = 8
     strip: int = 4
     tiles_per_program: int = 4
+    resident: bool = True
     rows_ahead: int = 1
     isolate: bool = True
 
