@@ -31,7 +31,13 @@ def pack_columns(
     shuffle that puts logical channel `j * SHUFFLE + i` at memory channel `i * (channels / SHUFFLE) + j`.
     """
     column = tl.arange(0, BLOCK) + zero
-    if PER_GROUP % SHUFFLE == 0:  # for each i the pack's channels are one run of memory
+    if SHUFFLE == 1:
+        member = column // PER_GROUP
+        index = column % PER_GROUP
+        logical = pack * (PACK * PER_GROUP) + column
+        memory = logical
+        ok = logical < channels
+    elif PER_GROUP % SHUFFLE == 0:  # for each i the pack's channels are one run of memory
         EACH: tl.constexpr = PER_GROUP // SHUFFLE
         RUN: tl.constexpr = PACK * EACH
         run = channels // SHUFFLE
@@ -39,13 +45,9 @@ def pack_columns(
         i = column // RUN
         member = within // EACH
         index = (within % EACH) * SHUFFLE + i
-        memory = pack * RUN + within
-        ok = memory < run
-        if SHUFFLE == 1:
-            logical = memory
-        else:
-            memory += i * run
-            logical = (pack * PACK + member) * PER_GROUP + index
+        logical = (pack * PACK + member) * PER_GROUP + index
+        memory = (pack * RUN + within) + i * run
+        ok = pack * RUN + within < run
     else:
         member = column // PER_GROUP
         index = column % PER_GROUP
@@ -60,17 +62,17 @@ def pack_columns(
 
 
 @triton.jit
-def weight_tile(w_pointers, diagonal, tap, C_PER_GROUP: tl.constexpr):
+def weight_tile(w_ptr, w_offsets, diagonal, tap, C_PER_GROUP: tl.constexpr):
     """[BLOCK_K, BLOCK_N] weights of one tap, zero off the diagonal."""
-    return tl.load(w_pointers + tap * C_PER_GROUP, mask=diagonal, other=0.0)
+    return tl.load(w_ptr + tap * C_PER_GROUP + w_offsets, mask=diagonal, other=0.0)
 
 
 @triton.jit
-def resident_weights(w_pointers, diagonal, TAPS: tl.constexpr, C_PER_GROUP: tl.constexpr):
+def resident_weights(w_ptr, w_offsets, diagonal, TAPS: tl.constexpr, C_PER_GROUP: tl.constexpr):
     """The tiles of all taps, as a tuple."""
-    tiles = (weight_tile(w_pointers, diagonal, 0, C_PER_GROUP),)
+    tiles = (weight_tile(w_ptr, w_offsets, diagonal, 0, C_PER_GROUP),)
     for tap in tl.static_range(1, TAPS):
-        tiles = tiles + (weight_tile(w_pointers, diagonal, tap, C_PER_GROUP),)
+        tiles = tiles + (weight_tile(w_ptr, w_offsets, diagonal, tap, C_PER_GROUP),)
     return tiles
 
 
@@ -192,7 +194,8 @@ def tap_products(
     acc,
     x_pointers,
     column_ok,
-    w_pointers,
+    w_ptr,
+    w_offsets,
     diagonal,
     ih0,
     iw0,
@@ -213,18 +216,18 @@ def tap_products(
         w = (tap % KERNEL_W) * DILATION_W
         mask = (inside(ih0 + h, IN_H) & inside(iw0 + w, IN_W))[:, None] & column_ok[None, :]
         a = tl.load(x_pointers + (h * stride_xh + w * STRIDE_XW), mask=mask, other=0.0)
-        acc = multiply_add(a, weight_tile(w_pointers, diagonal, tap, C_PER_GROUP), acc, PRECISION)
+        acc = multiply_add(a, weight_tile(w_ptr, w_offsets, diagonal, tap, C_PER_GROUP), acc, PRECISION)
     return acc
 
 
 @triton.jit
-def isolated_products(
+def pixel_products(
     start,
     x_pointers,
     column_ok,
-    member_k,
-    member_n,
-    w_pointers,
+    weights,
+    w_ptr,
+    w_offsets,
     diagonal,
     ih0,
     iw0,
@@ -232,32 +235,36 @@ def isolated_products(
     IN_W,
     stride_xh,
     STRIDE_XW: tl.constexpr,
-    PACK: tl.constexpr,
     C_PER_GROUP: tl.constexpr,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
+    STRIDE_W: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
+    RESIDENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The same sums, each group's from a pass that reads only its own channels: 0 * inf cannot cross groups."""
-    acc = start
-    for member in tl.range(0, PACK, num_stages=1):
-        own = tap_products(
-            start, x_pointers, column_ok & (member_k == member), w_pointers, diagonal, ih0, iw0, IN_H, IN_W, stride_xh,
-            STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
+    """`start` + the products of one pixel per row, [BLOCK_M, BLOCK_N], from whichever weights there are."""
+    if RESIDENT:
+        sums = strip_products(
+            start, x_pointers, column_ok, weights, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW, KERNEL_H, KERNEL_W,
+            STRIDE_W, DILATION_H, DILATION_W, 1, 0, False, PRECISION,
         )  # fmt: skip
-        acc = tl.where((member_n == member)[None, :], own, acc)
-    return acc
+        return sums[0]
+    else:
+        return tap_products(
+            start, x_pointers, column_ok, w_ptr, w_offsets, diagonal, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW,
+            C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit
-def first_strips(program, OUT_H, strips_w, TILES: tl.constexpr, BLOCK_M: tl.constexpr, WIDE_M: tl.constexpr):
+def first_strips(program, OUT_H, strips_w, TILES: tl.constexpr, BLOCK_M: tl.constexpr, WIDE_M: tl.constexpr, zero=0):
     """(image, output row, strip of that row) of the rows of a program's first tile, [BLOCK_M] each."""
     if WIDE_M:
-        strip = program.to(tl.int64) * (TILES * BLOCK_M) + tl.arange(0, BLOCK_M)
+        strip = program.to(tl.int64) * (TILES * BLOCK_M) + (tl.arange(0, BLOCK_M) + zero)
     else:
-        strip = program * (TILES * BLOCK_M) + tl.arange(0, BLOCK_M)
+        strip = program * (TILES * BLOCK_M) + (tl.arange(0, BLOCK_M) + zero)
     row = strip // strips_w
     return (row // OUT_H).to(tl.int32), (row % OUT_H).to(tl.int32), (strip % strips_w).to(tl.int32)
 

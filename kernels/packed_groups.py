@@ -17,13 +17,12 @@ from grouped_conv.kernels.jit_packed import (
     finish_pixels,
     first_strips,
     first_sums,
-    isolated_products,
     next_strips,
     pack_columns,
     per_channel,
+    pixel_products,
     resident_weights,
     strip_products,
-    tap_products,
     window_start,
 )
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
@@ -34,6 +33,9 @@ from grouped_conv.kernels.problem import ConvProblem
 
 @triton.jit
 def recompute(
+    weights,
+    w_offsets,
+    diagonal,
     x_ptr,
     w_ptr,
     scale_ptr,
@@ -86,6 +88,7 @@ def recompute(
     BLOCK_K: tl.constexpr,
     STRIP: tl.constexpr,
     TILES: tl.constexpr,
+    RESIDENT: tl.constexpr,
     WIDE_M: tl.constexpr,
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -97,32 +100,33 @@ def recompute(
     Its indices are made anew from a zero that the compiler cannot see through, so that the loop before it does not
     hold them in registers.
     """
-    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     zero = count // (TILES + 1) * 16
     pack += zero
-    memory, _, index, member_k, column_ok = pack_columns(
+    memory, _, _, member_k, column_ok = pack_columns(
         pack, in_channels, PACK, C_PER_GROUP, IN_SHUFFLE, EVEN_K, BLOCK_K, zero
     )
     stored, channel, _, member_n, channel_ok = pack_columns(
         pack, out_channels, PACK, K_PER_GROUP, OUT_SHUFFLE, EVEN_N, BLOCK_N, zero
     )
-    diagonal = (member_k[:, None] == member_n[None, :]) & column_ok[:, None] & channel_ok[None, :]
-    w_pointers = w_ptr + (channel.to(tl.int64) * (TAPS * C_PER_GROUP))[None, :] + index[:, None]
     x_pack = x_ptr + memory[None, :]
     scale = per_channel(scale_ptr, channel, channel_ok)
     bias = per_channel(bias_ptr, channel, channel_ok)
     start = first_sums(bias, scale, BLOCK_M, BLOCK_N)
-    image, out_h, strip_w = first_strips(program + zero, OUT_H, strips_w, TILES, BLOCK_M, WIDE_M)
+    image, out_h, strip_w = first_strips(program, OUT_H, strips_w, TILES, BLOCK_M, WIDE_M, zero)
     for _ in tl.range(0, count, num_stages=1):
         for u in tl.range(0, STRIP, num_stages=1):
             out_w = strip_w * STRIP + u
             ih0, iw0, offset = window_start(
                 image, out_h, out_w, images, stride_xn, stride_xh, STRIDE_XW, STRIDE_H, STRIDE_W, PAD_H, PAD_W
             )
-            acc = isolated_products(
-                start, x_pack + offset[:, None], column_ok, member_k, member_n, w_pointers, diagonal, ih0, iw0, IN_H,
-                IN_W, stride_xh, STRIDE_XW, PACK, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
-            )  # fmt: skip
+            acc = start
+            for member in tl.range(0, PACK, num_stages=1):
+                own = pixel_products(
+                    start, x_pack + offset[:, None], column_ok & (member_k == member), weights, w_ptr, w_offsets,
+                    diagonal, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_W,
+                    DILATION_H, DILATION_W, RESIDENT, PRECISION,
+                )  # fmt: skip
+                acc = tl.where((member_n == member)[None, :], own, acc)
             y_rows = pixel_offsets(image, out_h, out_w, stride_yn, stride_yh, STRIDE_YW)
             r_rows = y_rows
             if residual_ptr is not None:
@@ -208,10 +212,11 @@ def packed_groups(
         pack, out_channels, PACK, K_PER_GROUP, OUT_SHUFFLE, EVEN_N, BLOCK_N
     )
     diagonal = (member_k[:, None] == member_n[None, :]) & column_ok[:, None] & channel_ok[None, :]
-    w_pointers = w_ptr + (channel.to(tl.int64) * (TAPS * C_PER_GROUP))[None, :] + index[:, None]  # [BLOCK_K, BLOCK_N]
+    w_offsets = (channel * (TAPS * C_PER_GROUP))[None, :] + index[:, None]  # [BLOCK_K, BLOCK_N]
     x_pack = x_ptr + memory[None, :]
+    weights = ()
     if RESIDENT:
-        weights = resident_weights(w_pointers, diagonal, TAPS, C_PER_GROUP)
+        weights = resident_weights(w_ptr, w_offsets, diagonal, TAPS, C_PER_GROUP)
     scale = per_channel(scale_ptr, channel, channel_ok)
     bias = per_channel(bias_ptr, channel, channel_ok)
     start = first_sums(bias, scale, BLOCK_M, BLOCK_N)
@@ -230,9 +235,9 @@ def packed_groups(
             )  # fmt: skip
         else:
             sums = (
-                tap_products(
-                    start, x_rows, column_ok, w_pointers, diagonal, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW,
-                    C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
+                pixel_products(
+                    start, x_rows, column_ok, weights, w_ptr, w_offsets, diagonal, ih0, iw0, IN_H, IN_W, stride_xh,
+                    STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_W, DILATION_H, DILATION_W, RESIDENT, PRECISION,
                 ),
             )  # fmt: skip
         y_rows = pixel_offsets(image, out_h, strip_w * STRIP, stride_yn, stride_yh, STRIDE_YW)
@@ -253,12 +258,12 @@ def packed_groups(
         if suspect != suspect:
             tl.debug_barrier()
             recompute(
-                x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, images, IN_H, IN_W, OUT_H, OUT_W,
+                weights, w_offsets, diagonal, x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, images, IN_H, IN_W, OUT_H, OUT_W,
                 in_channels, out_channels, pack, program, count, strips_w, step_n, step_h, step_w, stride_xn,
                 stride_xh, stride_yn, stride_yc, stride_yh, stride_rn, stride_rc, stride_rh, STRIDE_XW, STRIDE_YW,
                 STRIDE_RW, C_PER_GROUP, K_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
                 DILATION_W, IN_SHUFFLE, OUT_SHUFFLE, PACK, EVEN_K, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K, STRIP, TILES,
-                WIDE_M, PRECISION, ACTIVATION, NEGATIVE_SLOPE, VECTOR,
+                RESIDENT, WIDE_M, PRECISION, ACTIVATION, NEGATIVE_SLOPE, VECTOR,
             )  # fmt: skip
 
 
