@@ -221,50 +221,12 @@ def tap_products(
 
 
 @triton.jit
-def pixel_products(
-    start,
-    x_pointers,
-    column_ok,
-    weights,
-    w_ptr,
-    w_offsets,
-    diagonal,
-    ih0,
-    iw0,
-    IN_H,
-    IN_W,
-    stride_xh,
-    STRIDE_XW: tl.constexpr,
-    C_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """`start` + the products of one pixel per row, [BLOCK_M, BLOCK_N], from whichever weights there are."""
-    if RESIDENT:
-        sums = strip_products(
-            start, x_pointers, column_ok, weights, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW, KERNEL_H, KERNEL_W,
-            STRIDE_W, DILATION_H, DILATION_W, 1, 0, False, PRECISION,
-        )  # fmt: skip
-        return sums[0]
-    else:
-        return tap_products(
-            start, x_pointers, column_ok, w_ptr, w_offsets, diagonal, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW,
-            C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
-        )  # fmt: skip
-
-
-@triton.jit
-def first_strips(program, OUT_H, strips_w, TILES: tl.constexpr, BLOCK_M: tl.constexpr, WIDE_M: tl.constexpr, zero=0):
+def first_strips(program, OUT_H, strips_w, tiles_each, BLOCK_M: tl.constexpr, WIDE_M: tl.constexpr, zero=0):
     """(image, output row, strip of that row) of the rows of a program's first tile, [BLOCK_M] each."""
     if WIDE_M:
-        strip = program.to(tl.int64) * (TILES * BLOCK_M) + (tl.arange(0, BLOCK_M) + zero)
+        strip = program.to(tl.int64) * (tiles_each * BLOCK_M) + (tl.arange(0, BLOCK_M) + zero)
     else:
-        strip = program * (TILES * BLOCK_M) + (tl.arange(0, BLOCK_M) + zero)
+        strip = program * (tiles_each * BLOCK_M) + (tl.arange(0, BLOCK_M) + zero)
     row = strip // strips_w
     return (row // OUT_H).to(tl.int32), (row % OUT_H).to(tl.int32), (strip % strips_w).to(tl.int32)
 

@@ -20,9 +20,9 @@ from grouped_conv.kernels.jit_packed import (
     next_strips,
     pack_columns,
     per_channel,
-    pixel_products,
     resident_weights,
     strip_products,
+    tap_products,
     window_start,
 )
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
@@ -33,9 +33,6 @@ from grouped_conv.kernels.problem import ConvProblem
 
 @triton.jit
 def recompute(
-    weights,
-    w_offsets,
-    diagonal,
     x_ptr,
     w_ptr,
     scale_ptr,
@@ -52,7 +49,7 @@ def recompute(
     out_channels,
     pack,
     program,
-    count,
+    tiles_each,
     strips_w,
     step_n,
     step_h,
@@ -87,8 +84,6 @@ def recompute(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STRIP: tl.constexpr,
-    TILES: tl.constexpr,
-    RESIDENT: tl.constexpr,
     WIDE_M: tl.constexpr,
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -100,20 +95,22 @@ def recompute(
     Its indices are made anew from a zero that the compiler cannot see through, so that the loop before it does not
     hold them in registers.
     """
-    zero = count // (TILES + 1) * 16
+    zero = (tiles_each >> 31) * 16
     pack += zero
-    memory, _, _, member_k, column_ok = pack_columns(
+    memory, _, index, member_k, column_ok = pack_columns(
         pack, in_channels, PACK, C_PER_GROUP, IN_SHUFFLE, EVEN_K, BLOCK_K, zero
     )
     stored, channel, _, member_n, channel_ok = pack_columns(
         pack, out_channels, PACK, K_PER_GROUP, OUT_SHUFFLE, EVEN_N, BLOCK_N, zero
     )
+    diagonal = (member_k[:, None] == member_n[None, :]) & column_ok[:, None] & channel_ok[None, :]
+    w_offsets = (channel * (KERNEL_H * KERNEL_W * C_PER_GROUP))[None, :] + index[:, None]
     x_pack = x_ptr + memory[None, :]
     scale = per_channel(scale_ptr, channel, channel_ok)
     bias = per_channel(bias_ptr, channel, channel_ok)
     start = first_sums(bias, scale, BLOCK_M, BLOCK_N)
-    image, out_h, strip_w = first_strips(program, OUT_H, strips_w, TILES, BLOCK_M, WIDE_M, zero)
-    for _ in tl.range(0, count, num_stages=1):
+    image, out_h, strip_w = first_strips(program, OUT_H, strips_w, tiles_each, BLOCK_M, WIDE_M, zero)
+    for _ in tl.range(0, tiles_each, num_stages=1):
         for u in tl.range(0, STRIP, num_stages=1):
             out_w = strip_w * STRIP + u
             ih0, iw0, offset = window_start(
@@ -121,10 +118,10 @@ def recompute(
             )
             acc = start
             for member in tl.range(0, PACK, num_stages=1):
-                own = pixel_products(
-                    start, x_pack + offset[:, None], column_ok & (member_k == member), weights, w_ptr, w_offsets,
-                    diagonal, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_W,
-                    DILATION_H, DILATION_W, RESIDENT, PRECISION,
+                own = tap_products(
+                    start, x_pack + offset[:, None], column_ok & (member_k == member), w_ptr, w_offsets, diagonal, ih0,
+                    iw0, IN_H, IN_W, stride_xh, STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W,
+                    PRECISION,
                 )  # fmt: skip
                 acc = tl.where((member_n == member)[None, :], own, acc)
             y_rows = pixel_offsets(image, out_h, out_w, stride_yn, stride_yh, STRIDE_YW)
@@ -156,7 +153,7 @@ def packed_groups(
     in_channels,
     out_channels,
     packs,
-    tiles,
+    tiles_each,
     strips_w,
     step_n,
     step_h,
@@ -191,7 +188,6 @@ def packed_groups(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STRIP: tl.constexpr,
-    TILES: tl.constexpr,
     RESIDENT: tl.constexpr,
     AHEAD: tl.constexpr,
     ISOLATE: tl.constexpr,
@@ -220,10 +216,9 @@ def packed_groups(
     scale = per_channel(scale_ptr, channel, channel_ok)
     bias = per_channel(bias_ptr, channel, channel_ok)
     start = first_sums(bias, scale, BLOCK_M, BLOCK_N)
-    image, out_h, strip_w = first_strips(program, OUT_H, strips_w, TILES, BLOCK_M, WIDE_M)
-    count = tl.minimum(TILES, tiles - program * TILES)
+    image, out_h, strip_w = first_strips(program, OUT_H, strips_w, tiles_each, BLOCK_M, WIDE_M)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for _ in tl.range(0, count, num_stages=1):
+    for _ in tl.range(0, tiles_each, num_stages=1):
         ih0, iw0, offset = window_start(
             image, out_h, strip_w * STRIP, images, stride_xn, stride_xh, STRIDE_XW, STRIDE_H, STRIDE_W, PAD_H, PAD_W
         )
@@ -235,9 +230,9 @@ def packed_groups(
             )  # fmt: skip
         else:
             sums = (
-                pixel_products(
-                    start, x_rows, column_ok, weights, w_ptr, w_offsets, diagonal, ih0, iw0, IN_H, IN_W, stride_xh,
-                    STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_W, DILATION_H, DILATION_W, RESIDENT, PRECISION,
+                tap_products(
+                    start, x_rows, column_ok, w_ptr, w_offsets, diagonal, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW,
+                    C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
                 ),
             )  # fmt: skip
         y_rows = pixel_offsets(image, out_h, strip_w * STRIP, stride_yn, stride_yh, STRIDE_YW)
@@ -258,12 +253,12 @@ def packed_groups(
         if suspect != suspect:
             tl.debug_barrier()
             recompute(
-                weights, w_offsets, diagonal, x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, images, IN_H, IN_W, OUT_H, OUT_W,
-                in_channels, out_channels, pack, program, count, strips_w, step_n, step_h, step_w, stride_xn,
+                x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, images, IN_H, IN_W, OUT_H, OUT_W,
+                in_channels, out_channels, pack, program, tiles_each, strips_w, step_n, step_h, step_w, stride_xn,
                 stride_xh, stride_yn, stride_yc, stride_yh, stride_rn, stride_rc, stride_rh, STRIDE_XW, STRIDE_YW,
                 STRIDE_RW, C_PER_GROUP, K_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
-                DILATION_W, IN_SHUFFLE, OUT_SHUFFLE, PACK, EVEN_K, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K, STRIP, TILES,
-                RESIDENT, WIDE_M, PRECISION, ACTIVATION, NEGATIVE_SLOPE, VECTOR,
+                DILATION_W, IN_SHUFFLE, OUT_SHUFFLE, PACK, EVEN_K, EVEN_N, BLOCK_M, BLOCK_N, BLOCK_K, STRIP,
+                WIDE_M, PRECISION, ACTIVATION, NEGATIVE_SLOPE, VECTOR,
             )  # fmt: skip
 
 
@@ -286,7 +281,7 @@ def plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operand
         Integer.of("in_channels", problem.in_channels, stride=True),
         Integer.of("out_channels", problem.out_channels, stride=True),
         Integer.of("packs", packs),
-        Integer.of("tiles", tiles),
+        Integer.of("tiles_each", config.tiles_per_program),
         Integer.of("strips_w", strips),
         Integer.of("step_n", step_n),
         Integer.of("step_h", step_h),
@@ -323,7 +318,6 @@ def plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operand
         "BLOCK_N": block_n(problem, config),
         "BLOCK_K": block_k(problem, config),
         "STRIP": config.strip,
-        "TILES": config.tiles_per_program,
         "RESIDENT": config.resident,
         "AHEAD": min(config.rows_ahead, problem.kernel_size[0]),
         "ISOLATE": config.isolate,
