@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import implicit_gemm_rules
+from grouped_conv.kernels import implicit_gemm_rules, packed_groups_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
 from grouped_conv.kernels.problem import ConvProblem
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ def _plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operan
     return plan_implicit_gemm(problem, config, operands)
 
 
+def _plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operands: Mapping[str, Operand]) -> Launch:
+    from grouped_conv.kernels.packed_groups import plan_packed_groups
+
+    return plan_packed_groups(problem, config, operands)
+
+
 FAMILIES: dict[str, Family] = {
     family.config.family: family
     for family in (
@@ -62,6 +69,13 @@ FAMILIES: dict[str, Family] = {
             implicit_gemm_rules.why_not_on,
             _plan_implicit_gemm,
             implicit_gemm_rules.one_warp,
+        ),
+        Family(
+            PackedGroupsConfig,
+            packed_groups_rules.why_invalid,
+            packed_groups_rules.why_not_on,
+            _plan_packed_groups,
+            packed_groups_rules.one_warp,
         ),
     )
 }

@@ -6,7 +6,6 @@ pack and walks tiles of output pixels. Non-finite values stay in their group: se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import triton
@@ -27,7 +26,7 @@ from grouped_conv.kernels.jit_packed import (
 )
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.operands import Operand, epilogue_arguments, store_vector, stride_integers
-from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig, block_k, block_n, grid
+from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig, block_k, block_n, grid, isolates, programs
 from grouped_conv.kernels.problem import ConvProblem
 
 
@@ -266,7 +265,6 @@ def plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operand
     """The launch for `problem`; `operands` has the input with channels innermost and the packed weight."""
     x, weight, output = operands["input"], operands["weight"], operands["output"]
     strips, tiles, packs = grid(problem, config)
-    programs = math.ceil(tiles / config.tiles_per_program)
     finishing = epilogue_arguments(problem, operands)
     residual = operands["residual"] if problem.epilogue.residual else None
     pairs = (stride_integers("r", residual), stride_integers("y", output))
@@ -320,11 +318,19 @@ def plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operand
         "STRIP": config.strip,
         "RESIDENT": config.resident,
         "AHEAD": min(config.rows_ahead, problem.kernel_size[0]),
-        "ISOLATE": config.isolate,
+        "ISOLATE": isolates(config),
         "WIDE_M": (tiles + config.tiles_per_program) * config.block_m > INT32_MAX,
         "PRECISION": problem.precision,
         **finishing.constants,
         "VECTOR": store_vector(problem, output),
         **{name: value for pair in pairs for name, value in pair.constants.items() if not name.endswith("w")},
     }
-    return Launch(packed_groups, config, (programs * packs, 1, 1), tuple(buffers), tuple(integers), constants, config.tiles_per_program)
+    return Launch(
+        packed_groups,
+        config,
+        (programs(problem, config), 1, 1),
+        tuple(buffers),
+        tuple(integers),
+        constants,
+        config.tiles_per_program,
+    )
