@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from grouped_conv.bench import implicit_gemm_gate
+from grouped_conv.bench import implicit_gemm_gate, packed_groups_gate
 from grouped_conv.bench.findings import EVERY_RUN, SWEEP, Finding
 
 GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
     "implicit_gemm": implicit_gemm_gate.findings,
+    "packed_groups": packed_groups_gate.findings,
 }
 """By family: architectures to findings."""
 
