@@ -6,10 +6,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_conv.autotune import implicit_gemm_cost, implicit_gemm_defaults, implicit_gemm_search, ragged_model
+from grouped_conv.autotune import (
+    implicit_gemm_cost,
+    implicit_gemm_defaults,
+    implicit_gemm_search,
+    packed_groups_model,
+    ragged_model,
+)
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.ragged_rules import RaggedConfig
 
@@ -45,6 +52,12 @@ MODELS: dict[str, Model] = {
         ragged_model.defaults,
         ragged_model.ranked,
         tile=lambda config: (config.block_m, config.block_n),
+    ),
+    PackedGroupsConfig.family: Model(
+        packed_groups_model.predict,
+        packed_groups_model.defaults,
+        packed_groups_model.ranked,
+        tile=lambda config: (config.pack, config.strip),
     ),
 }
 """By the family's name; `kernels.families.FAMILIES` has the same names."""

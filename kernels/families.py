@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import implicit_gemm_rules, ragged_rules
+from grouped_conv.kernels import implicit_gemm_rules, packed_groups_rules, ragged_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
+from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.ragged_rules import RaggedConfig
 from grouped_conv.kernels.separable_rules import SeparableConfig
 
 if TYPE_CHECKING:
@@ -58,36 +62,23 @@ class Family:
     tables: Callable[[ConvProblem, Any], dict[str, np.ndarray]] = _no_tables
 
 
-def _plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operands: Mapping[str, Operand]) -> Launch:
-    from grouped_conv.kernels.implicit_gemm import plan_implicit_gemm
+def _family(config: type[KernelConfig], rules: ModuleType, **more: Any) -> Family:
+    """The row of a family whose rules are in `rules`, and whose planner is `plan_<family>` in the module `<family>`."""
 
-    return plan_implicit_gemm(problem, config, operands)
+    def plan(problem: ConvProblem, chosen: Any, operands: Mapping[str, Operand]) -> Launch:
+        kernel = import_module(f"grouped_conv.kernels.{config.family}")
+        launch: Launch = getattr(kernel, f"plan_{config.family}")(problem, chosen, operands)
+        return launch
 
-
-def _plan_ragged(problem: ConvProblem, config: Any, operands: Mapping[str, Operand]) -> Launch:
-    from grouped_conv.kernels.ragged import plan_ragged
-
-    return plan_ragged(problem, config, operands)
+    return Family(config, rules.why_invalid, rules.why_not_on, plan, rules.one_warp, **more)
 
 
 FAMILIES: dict[str, Family] = {
     family.config.family: family
     for family in (
-        Family(
-            ImplicitGemmConfig,
-            implicit_gemm_rules.why_invalid,
-            implicit_gemm_rules.why_not_on,
-            _plan_implicit_gemm,
-            implicit_gemm_rules.one_warp,
-        ),
-        Family(
-            ragged_rules.RaggedConfig,
-            ragged_rules.why_invalid,
-            ragged_rules.why_not_on,
-            _plan_ragged,
-            ragged_rules.one_warp,
-            tables=ragged_rules.tables,
-        ),
+        _family(ImplicitGemmConfig, implicit_gemm_rules),
+        _family(PackedGroupsConfig, packed_groups_rules),
+        _family(RaggedConfig, ragged_rules, tables=ragged_rules.tables),
     )
 }
 """Families that compute a whole convolution, by name."""

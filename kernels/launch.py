@@ -118,6 +118,9 @@ def compile_options(launch: Launch, target: GPUTarget) -> dict[str, Any]:
     }
     if target.backend == "cuda" and int(target.arch) == 100 and launch.config.num_warps == 8:
         options["maxnreg"] = 255  # ptxas stops at 128 registers there and spills 8 bytes outside the loop
+    registers = getattr(launch.config, "max_registers", 0)
+    if target.backend == "cuda" and registers:
+        options["maxnreg"] = registers
     return options
 
 

@@ -1,0 +1,152 @@
+"""The packed-groups kernel as compiled: executed from its PTX, counted in its machine code, run on this CPU."""
+
+import itertools
+import math
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from conv_oracle import check_output, make_tensors, run_call
+from packed_cases import BIAS_RELU, PackedCase, shape_cases, shuffle_cases, thin
+from test_compiled_ptx import emulator
+from test_native_lane import runner
+from torch import Tensor
+
+from grouped_conv.bench import packed_groups_gate
+from grouped_conv.kernels import ConvProblem
+from grouped_conv.kernels.call import plan_call
+from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig, one_warp
+
+
+def emulated_cases() -> list[tuple[int, PackedCase]]:
+    """A third of the shapes' cases and of the shuffles, on both architectures in turn, 1, 2 and 4 warps."""
+    cases = [*itertools.islice(shape_cases(), 0, None, 4), *itertools.islice(shuffle_cases(), 0, None, 3)]
+    variants = itertools.cycle([(80, 1, 16), (90, 2, 32), (80, 2, 32), (90, 4, 64)])
+    return [
+        (arch, replace(case, config=replace(case.config, num_warps=warps, block_m=block_m)))
+        for case, (arch, warps, block_m) in zip(cases, variants, strict=False)
+    ]
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
+def test_compiled_code_is_right(arch: int, case: PackedCase) -> None:
+    tensors = make_tensors(case.problem)
+    call = plan_call(case.problem, case.config)
+    stats = run_call(call, tensors, emulator(arch))
+    check_output(case.problem, tensors, case.id)
+    for launch, run in zip(call.launches, stats, strict=True):
+        assert not run.races, f"{launch.name}: {run.races[:3]}"
+        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+
+
+ALIGNED = [
+    ("4 per group", thin(4, 4, 8, (8, 14), padding=1), PackedGroupsConfig(pack=4, strip=7, block_m=16, num_warps=1)),
+    ("8 per group", thin(8, 8, 4, (8, 8), padding=1), PackedGroupsConfig(pack=4, strip=4, block_m=16, num_warps=1)),
+    ("stride 2", thin(8, 8, 4, (15, 16), padding=1, stride=2), PackedGroupsConfig(pack=2, block_m=16, num_warps=1)),
+    (
+        "shuffled output",
+        thin(4, 4, 8, (8, 8), padding=1, epilogue=replace(BIAS_RELU, shuffle=8)),
+        PackedGroupsConfig(pack=8, strip=4, block_m=32),
+    ),
+]
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize(("what", "problem", "config"), ALIGNED, ids=[row[0] for row in ALIGNED])
+def test_aligned_problems_waste_no_sector(
+    what: str, problem: ConvProblem, config: PackedGroupsConfig, arch: int
+) -> None:
+    tensors = make_tensors(problem)
+    (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
+    check_output(problem, tensors, what)
+    assert not stats.races
+    used, conflict = figures(stats)
+    print(f"{what} sm_{arch}: {used:.1%} of sector bytes used, bank-conflict factor {conflict:.2f}")
+    assert used >= 0.9
+    assert conflict <= CONFLICTS
+
+
+CONFLICTS = 1.2
+
+
+def figures(stats: Any) -> tuple[float, float]:
+    """(useful part of the sectors of input and output, shared wavefronts over the conflict-free number) in the loop.
+
+    The weights, read once per program by each thread as it needs them, are left out with the rest of the prologue.
+    """
+    sectors = useful = wavefronts = ideal = 0
+    for (line, _), counts in stats.gline.items():
+        if line and in_loop(stats, line):
+            sectors, useful = sectors + counts[1], useful + counts[2]
+    for (line, _), counts in stats.sline.items():
+        if line and in_loop(stats, line):
+            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
+    assert sectors and ideal, "the loop's accesses were not found"
+    return useful / (32 * sectors), wavefronts / ideal
+
+
+def in_loop(stats: Any, line: Any) -> bool:
+    """Is this source line in a step of the loop: a load of a row, a product, a store?"""
+    import inspect
+
+    from grouped_conv.kernels import jit_epilogue, jit_packed, jit_reduction
+
+    name = str(stats.files.get(line[0], ""))
+    for module, functions in (
+        (jit_packed, ("load_row", "add_row")),
+        (jit_epilogue, ("store_tile",)),
+        (jit_reduction, ("multiply_add",)),
+    ):
+        if name.endswith(module.__name__.rsplit(".", 1)[1] + ".py"):
+            for function in functions:
+                source, first = inspect.getsourcelines(getattr(module, function).fn)
+                if first <= line[1] < first + len(source):
+                    return True
+    return False
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("where", ["input", "weight"])
+def test_infinity_stays_in_its_group_as_compiled(where: str, arch: int) -> None:
+    """The cold branch runs: right, without a race, and the other groups equal in every bit."""
+    problem = thin(4, 4, 8, (5, 7), padding=1, epilogue=BIAS_RELU)
+    config = PackedGroupsConfig(pack=4, strip=4, block_m=32, tiles_per_program=2)
+    tensors = make_tensors(problem)
+    run_call(plan_call(problem, config), tensors, emulator(arch))
+    clean = tensors["output"].clone()
+    if where == "input":
+        tensors["input"][0, 9, 2, 3] = math.inf
+    else:
+        tensors["weight"][9, 1, 1, 1] = -math.inf
+    tensors["output"].fill_(math.nan)
+    (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
+    assert not stats.races, stats.races[:3]
+    others = [channel for channel in range(32) if channel // 4 != 2]
+    assert torch.equal(tensors["output"][:, others], clean[:, others])
+    check_output(problem, tensors, where)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+def test_compiles_well_by_default(arch: str) -> None:
+    """ResNeXt-50 and ShuffleNet layers at their defaults: no spills, 16-byte accesses, instructions per output."""
+    findings = list(packed_groups_gate.findings([arch]))
+    for finding in findings:
+        print(finding)
+    assert len(findings) >= 6
+    assert {finding.layer: finding.faults for finding in findings if finding.faults} == {}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("c", "k", "groups"), [(4, 4, 8), (3, 5, 7), (8, 2, 5)])
+def test_random_sizes_on_the_native_lane(c: int, k: int, groups: int, native: ModuleType) -> None:
+    run = runner(native)
+    for seed, size in enumerate([(5, 6), (9, 7), (1, 12), (14, 14)]):
+        problem = thin(c, k, groups, size, padding=1, batch=1 + seed, dtype="float32", precision="ieee")
+        tensors: dict[str, Tensor] = make_tensors(problem, seed)
+        run_call(plan_call(problem, one_warp(problem)), tensors, run)
+        check_output(problem, tensors, str(problem))
