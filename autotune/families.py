@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_conv.autotune import implicit_gemm_cost, implicit_gemm_defaults, implicit_gemm_search
+from grouped_conv.autotune import depthwise_model, implicit_gemm_cost, implicit_gemm_defaults, implicit_gemm_search
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 
@@ -38,6 +39,13 @@ MODELS: dict[str, Model] = {
         implicit_gemm_defaults.defaults,
         implicit_gemm_search.ranked,
         tile=lambda config: (config.block_m, config.block_n),
+    ),
+    DepthwiseConfig.family: Model(
+        depthwise_model.predict,
+        depthwise_model.defaults,
+        depthwise_model.ranked,
+        uses_tensor_cores=False,
+        tile=lambda config: (config.tile_h, config.tile_w, config.block_c),
     ),
 }
 """By the family's name; `kernels.families.FAMILIES` has the same names."""

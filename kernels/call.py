@@ -91,6 +91,8 @@ def plan_call(problem: ConvProblem, config: KernelConfig, operands: Mapping[str,
         packing.pack("weight", shape)
     if order == "rsk" and not _is_rsk(given["weight"], shape):
         packing.pack_rsk(shape)
+    if order == "taps":
+        packing.pack_taps(shape, problem.k_per_group)
     launches, temporaries = packing.launches, packing.temporaries
     launches.append(family.plan(problem, config, given))
     if isinstance(config, ImplicitGemmConfig) and config.split_k > 1:
@@ -119,10 +121,18 @@ class _Packing:
         as_image = replace(self.operands["weight"], strides=(0, stride_k, stride_r, stride_s))
         self._add("weight", as_image, (1, out_channels, kernel_h, kernel_w), rsk_strides(shape))
 
-    def _add(self, name: str, source: Operand, shape: Shape4, strides: Shape4) -> None:
+    def pack_taps(self, shape: Shape4, multiplier: int) -> None:
+        """Bring a weight (C * multiplier, 1, R, S) to [multiplier, R, S, C] in fp32."""
+        out_channels, _, kernel_h, kernel_w = shape
+        stride_k, _, stride_r, stride_s = self.operands["weight"].strides
+        as_images = replace(self.operands["weight"], strides=(stride_k, multiplier * stride_k, stride_r, stride_s))
+        images = (multiplier, out_channels // multiplier, kernel_h, kernel_w)
+        self._add("weight", as_images, images, channels_last_strides(images), "float32")
+
+    def _add(self, name: str, source: Operand, shape: Shape4, strides: Shape4, dtype: str = "") -> None:
         target = f"packed_{name}"
-        self.launches.append(plan_pack(source, target, shape, self.dtype))
-        self.temporaries.append(Temporary(target, (shape[0], shape[2], shape[3], shape[1]), self.dtype))
+        self.launches.append(plan_pack(source, target, shape, self.dtype, dtype))
+        self.temporaries.append(Temporary(target, (shape[0], shape[2], shape[3], shape[1]), dtype or self.dtype))
         self.operands[name] = Operand(strides, 16, target)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import implicit_gemm_rules
+from grouped_conv.kernels import depthwise_rules, implicit_gemm_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
+from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 
@@ -36,7 +37,7 @@ class Family:
             `weight_order` asks. The kernel is loaded at the first call.
         one_warp: problem to a small configuration of one warp, for places that compile for a CPU.
         weight_order: (problem, config) to how the kernel reads the weight: `krsc`, `rsk` (one channel per group,
-            output channels innermost), or `any`.
+            output channels innermost), `taps` (one channel per group: [multiplier, R, S, C] in fp32), or `any`.
     """
 
     config: type[KernelConfig]
@@ -53,6 +54,12 @@ def _plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operan
     return plan_implicit_gemm(problem, config, operands)
 
 
+def _plan_depthwise(problem: ConvProblem, config: DepthwiseConfig, operands: Mapping[str, Operand]) -> Launch:
+    from grouped_conv.kernels.depthwise import plan_depthwise
+
+    return plan_depthwise(problem, config, operands)
+
+
 FAMILIES: dict[str, Family] = {
     family.config.family: family
     for family in (
@@ -62,6 +69,14 @@ FAMILIES: dict[str, Family] = {
             implicit_gemm_rules.why_not_on,
             _plan_implicit_gemm,
             implicit_gemm_rules.one_warp,
+        ),
+        Family(
+            DepthwiseConfig,
+            depthwise_rules.why_invalid,
+            depthwise_rules.why_not_on,
+            _plan_depthwise,
+            depthwise_rules.one_warp,
+            depthwise_rules.weight_order,
         ),
     )
 }
