@@ -23,6 +23,7 @@ from grouped_conv.kernels.depthwise_rules import (
     halo_bytes,
     padding_efficiency,
     per_thread,
+    straight_columns,
     walk_of,
     why_invalid,
     why_not_on,
@@ -34,6 +35,10 @@ FIXED = 110
 """Instructions of a thread before its first step: program and lane indices, addresses of weights and bias."""
 STEP = 45
 """Instructions of a step besides its sums: the division that finds the image, addresses, bounds, the first zeros."""
+LOOP = 16
+"""Instructions of a loop trip besides its sums."""
+AMD = 1.25
+"""Instructions of gfx942 over those counted here, in compiled defaults of MobileNetV2 and ConvNeXt-T (1.1 to 1.4)."""
 UNEVEN = 4
 """Instructions of an input load besides, where the last block of channels is cut: a predicate and an address each."""
 STORE = 3
@@ -49,25 +54,35 @@ of sm_80 and four times as long to compile."""
 def thread_instructions(problem: ConvProblem, config: DepthwiseConfig, values: float) -> tuple[float, float]:
     """(instructions one thread issues, instructions of its code), `values` channels to a thread, all bounds checked."""
     across, along = axes_of(problem, config)
+    x, w = _load_costs(problem, config, values)
+    sums = config.tile_h * config.tile_w * config.multipliers
+    if config.row_loop:
+        chunk = straight_columns(problem, config)
+        rest = along.kernel % chunk
+        whole, last = (
+            LOOP + taps * sums * values + replace(along, kernel=taps).positions(config.tile_w) * config.tile_h * x
+            + taps * config.multipliers * w if taps else 0.0
+            for taps in (chunk, rest)
+        )  # fmt: skip
+        code, body = whole + last, across.kernel * (along.kernel // chunk * whole + last)
+    else:
+        columns = across.positions(config.tile_h) * along.positions(config.tile_w)
+        code = problem.taps * sums * values + columns * x
+        code += 0 if config.resident else problem.taps * config.multipliers * w
+        body = code
+    fixed = FIXED + (problem.taps * config.multipliers * w if config.resident else 0)
+    finish = STEP + sums * (_finish(problem, values) + STORE)
+    return fixed + config.steps * (finish + body), fixed + finish + code
+
+
+def _load_costs(problem: ConvProblem, config: DepthwiseConfig, values: float) -> tuple[float, float]:
+    """Instructions of one thread for one position of its input and for one tap of its weights, in fp32 afterwards."""
     half, width = problem.item_size == 2, values * problem.item_size
     loads = max(1.0, width / _access_bytes(problem))
     x = loads + (values if half else 0) + math.ceil(width / 8) + 1 + (0 if config.static_channels else 1)
     x += UNEVEN * loads if problem.in_channels % config.block_c else 0
     w = max(1.0, values / 4) if config.pack_weight else values * (2 if half else 1)
-    sums = config.tile_h * config.tile_w * config.multipliers
-    columns = along.positions(config.tile_w)
-    if config.row_loop:
-        body = along.kernel * sums * values + columns * config.tile_h * x + 16
-        body += along.kernel * config.multipliers * w
-        trips = across.kernel
-    else:
-        body = problem.taps * sums * values + across.positions(config.tile_h) * columns * x
-        body += 0 if config.resident else problem.taps * config.multipliers * w
-        trips = 1
-    resident = problem.taps * config.multipliers * w if config.resident else 0
-    finish = sums * (_finish(problem, values) + STORE)
-    code = FIXED + resident + STEP + finish + body
-    return FIXED + resident + config.steps * (STEP + finish + trips * body), code
+    return x, w
 
 
 def _access_bytes(problem: ConvProblem) -> int:
@@ -103,6 +118,8 @@ def predict(
     issued, code = thread_instructions(problem, config, values)
     if resources is not None and not config.interior:
         issued *= resources.total.instructions / code
+    elif device.backend == "hip":
+        issued *= AMD
     registers = resources.registers if resources else estimated_registers(problem, config, values)
     work = Work(
         programs=walk.programs,
@@ -153,6 +170,7 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConf
         return
     multipliers = _multipliers(problem)[0]
     for strip in _strips(problem):
+        chunk = _chunk(problem, device, strip)
         for tile_h, tile_w, row_loop in _tiles(problem, device, strip, multipliers):
             for block_c, block_h, block_w in _blocks(problem, device, strip, tile_h, tile_w):
                 for pack_weight in (False, True):
@@ -166,6 +184,7 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConf
                         strip=strip,
                         pack_weight=pack_weight,
                         row_loop=row_loop,
+                        chunk=chunk if row_loop else 0,
                     )
 
 
@@ -202,6 +221,12 @@ def candidates(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseCo
             )
 
 
+def _chunk(problem: ConvProblem, device: DeviceSpec, strip: str) -> int:
+    """Columns in straight-line code: all, or 8 of many (31: gfx942 spilled 2 kB per thread, sm_80 some bytes)."""
+    _, along = axes_of(problem, DepthwiseConfig(strip=strip))
+    return 8 if along.kernel > (9 if device.backend == "hip" else 16) else 0
+
+
 def _multipliers(problem: ConvProblem) -> list[int]:
     """Output channels per input channel that a program may compute, the preferred first: all of few, a part of many."""
     multiplier = problem.k_per_group
@@ -220,11 +245,11 @@ def _tiles(problem: ConvProblem, device: DeviceSpec, strip: str, multipliers: in
     across, along = axes_of(problem, DepthwiseConfig(strip=strip))
     unrolled = 9 if device.backend == "hip" else UNROLLED_TAPS
     most = 8 if _access_bytes(problem) >= 8 else 4  # an address for every channel of an input takes registers
-    if problem.taps <= unrolled or across.kernel == 1:
+    if problem.taps <= unrolled or (across.kernel == 1 and device.backend != "hip"):
         for tile_h, tile_w in ((2, 4), (1, 8), (1, 7), (2, 2), (1, 4), (1, 2), (1, 1)):
             if multipliers * tile_h * tile_w <= most and (tile_h == 1 or across.out > 1) and tile_w < 2 * along.out:
                 yield tile_h, tile_w, False
-    if problem.taps > 9 and across.kernel > 1:
+    if problem.taps > 9 and (across.kernel > 1 or device.backend == "hip"):
         for tile_w in (8, 7, 4, 2, 1):
             if multipliers * tile_w <= most and tile_w < 2 * along.out:
                 yield 1, tile_w, True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_epilogue import finish_rows, pixel_offsets
+from grouped_conv.kernels.jit_epilogue import finish, pixel_offsets
 from grouped_conv.kernels.jit_taps import load_vector
 
 
@@ -130,13 +130,15 @@ def finish_tile(
             total = acc[m * TILE_H * TILE_W + p]
             out = out + (total * scale[m] + bias[m] if HAS_SCALE else total,)
         if MULTIPLIERS == K_PER_GROUP and (MULTIPLIERS == 1 or MULTIPLIERS == 2 or MULTIPLIERS == 4):
-            finish_rows(
-                neighbours(out, MULTIPLIERS), residual_ptr, pre_ptr, y_ptr, r_rows, y_rows, k, pixel_ok, k < channels *
-                K_PER_GROUP, stride_rc, stride_yc, ACTIVATION, NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS,
+            finish(
+                neighbours(out, MULTIPLIERS), None, None, residual_ptr, pre_ptr, y_ptr, image, oh0, ow0, k, pixel_ok,
+                k < channels * K_PER_GROUP, stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh,
+                stride_rw, ACTIVATION, NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS, None, y_rows, r_rows,
             )  # fmt: skip
         else:
             for m in tl.static_range(MULTIPLIERS):
-                finish_rows(
-                    out[m], residual_ptr, pre_ptr, y_ptr, r_rows, y_rows, c * K_PER_GROUP + (first + m), pixel_ok, c <
-                    channels, stride_rc, stride_yc, ACTIVATION, NEGATIVE_SLOPE, 1, SHUFFLE, OUT_CHANNELS,
+                finish(
+                    out[m], None, None, residual_ptr, pre_ptr, y_ptr, image, oh0, ow0, c * K_PER_GROUP + (first + m),
+                    pixel_ok, c < channels, stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh,
+                    stride_rw, ACTIVATION, NEGATIVE_SLOPE, 1, SHUFFLE, OUT_CHANNELS, None, y_rows, r_rows,
                 )  # fmt: skip

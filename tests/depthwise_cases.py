@@ -73,6 +73,8 @@ SHAPES: tuple[tuple[str, int, tuple[int, int], tuple[int, int], dict[str, object
     ("9x9", 8, (5, 6), (9, 9), {}),
     ("1x31", 16, (1, 40), (1, 31), {}),
     ("31x1", 16, (33, 1), (31, 1), {}),
+    ("3x12, columns in three chunks", 16, (3, 9), (3, 12), {"padding": (1, 1, 6, 5)}),
+    ("1x13, stride 2, dilation 2", 16, (1, 21), (1, 13), {"stride": 2, "dilation": 2, "padding": (0, 0, 12, 11)}),
     ("31x31, mostly padding", 8, (4, 5), (31, 31), {}),
     ("short and wide", 16, (1, 65), (1, 4), {"padding": (0, 0, 3, 0)}),
     ("tall and narrow", 16, (65, 1), (4, 1), {"padding": (3, 0, 0, 0)}),
@@ -87,13 +89,15 @@ SHAPES: tuple[tuple[str, int, tuple[int, int], tuple[int, int], dict[str, object
 def _configs(problem: ConvProblem) -> Iterator[DepthwiseConfig]:
     """Every path through the kernel that can run the problem: unrolled, packed, looped, walked, turned."""
     multiplier = problem.k_per_group
-    wishes = (
+    wishes: tuple[DepthwiseConfig, ...] = (
         replace(SMALL, multipliers=multiplier, block_h=2),
         replace(SMALL, tile_h=1, tile_w=3, pack_weight=True, static_channels=False),
         replace(SMALL, tile_h=1, tile_w=4, row_loop=True, pack_weight=True, multipliers=multiplier),
         replace(SMALL, tile_h=2, tile_w=1, row_loop=True, strip="h", interior=True),
         replace(SMALL, tile_h=1, tile_w=2, steps=2, resident=True, interior=True, pack_weight=True),
     )
+    if max(problem.kernel_size) > 11:
+        wishes += (replace(SMALL, tile_h=1, tile_w=3, row_loop=True, chunk=4),)
     for config in wishes:
         if why_invalid(problem, config) is None:
             yield config

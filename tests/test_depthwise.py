@@ -127,6 +127,7 @@ def test_random_problems(data: st.DataObject) -> None:
         strip=draw(st.sampled_from(["w", "h"])),
         pack_weight=draw(st.booleans()),
         row_loop=row_loop,
+        chunk=draw(st.integers(0, 3)) if row_loop else 0,
         resident=not row_loop and draw(st.booleans()),
         interior=draw(st.booleans()),
         static_channels=draw(st.booleans()),
@@ -188,6 +189,9 @@ def test_configurations() -> None:
     assert str(config) == "2x2 1x4x16 w1 along-h row-loop dyn"
     for wrong in ({"block_c": 8}, {"block_w": 3}, {"tile_w": 0}, {"strip": "d"}, {"resident": True, "row_loop": True}):
         with pytest.raises(ValueError):
+            DepthwiseConfig(**wrong)
+    for wrong in ({"chunk": 4}, {"chunk": -1, "row_loop": True}):
+        with pytest.raises(ValueError, match="row_loop"):
             DepthwiseConfig(**wrong)
 
 
