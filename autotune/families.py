@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grouped_conv.autotune import (
+    depthwise_model,
     implicit_gemm_cost,
     implicit_gemm_defaults,
     implicit_gemm_search,
@@ -15,6 +16,7 @@ from grouped_conv.autotune import (
 )
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
 from grouped_conv.kernels.problem import ConvProblem
@@ -58,6 +60,13 @@ MODELS: dict[str, Model] = {
         packed_groups_model.defaults,
         packed_groups_model.ranked,
         tile=lambda config: (config.pack, config.strip),
+    ),
+    DepthwiseConfig.family: Model(
+        depthwise_model.predict,
+        depthwise_model.defaults,
+        depthwise_model.ranked,
+        uses_tensor_cores=False,
+        tile=lambda config: (config.tile_h, config.tile_w, config.block_c),
     ),
 }
 """By the family's name; `kernels.families.FAMILIES` has the same names."""

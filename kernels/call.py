@@ -98,7 +98,7 @@ def plan_call(problem: ConvProblem, config: KernelConfig, operands: Mapping[str,
         packing.pack("input", problem.input_shape)
     family = family_of(config)
     if problem.layout.is_uniform:
-        packing.pack_weight(problem.weight_shape, family.weight_order(problem, config))
+        packing.pack_weight(problem.weight_shape, family.weight_order(problem, config), problem.k_per_group)
     launches, temporaries = packing.launches, packing.temporaries
     launches.append(family.plan(problem, config, given))
     if isinstance(config, ImplicitGemmConfig) and config.split_k > 1:
@@ -120,31 +120,26 @@ class Packing:
         """Move the channels of operand `name`, of `shape` (N, C, H, W), innermost."""
         self._add(name, self.operands[name], shape, channels_last_strides(shape))
 
-    def pack_weight(self, shape: Shape4, order: str) -> None:
+    def pack_weight(self, shape: Shape4, order: str, k_per_group: int) -> None:
         """Bring the weight, of `shape` (K, C / groups, R, S), into the order that the kernel reads."""
         if order == "krsc" and not is_krsc(self.operands["weight"], shape):
             self.pack("weight", shape)
-        if order == "rsk" and not _is_rsk(self.operands["weight"], shape):
-            self.pack_rsk(shape)
+        if order == "taps":
+            self.pack_taps(shape, k_per_group)
 
-    def pack_rsk(self, shape: Shape4) -> None:
-        """Move the output channels of a weight (K, 1, R, S) innermost: [R, S, K] in memory."""
+    def pack_taps(self, shape: Shape4, multiplier: int) -> None:
+        """Bring a weight (C * multiplier, 1, R, S) to [multiplier, R, S, C] in fp32."""
         out_channels, _, kernel_h, kernel_w = shape
         stride_k, _, stride_r, stride_s = self.operands["weight"].strides
-        as_image = replace(self.operands["weight"], strides=(0, stride_k, stride_r, stride_s))
-        self._add("weight", as_image, (1, out_channels, kernel_h, kernel_w), rsk_strides(shape))
+        as_images = replace(self.operands["weight"], strides=(stride_k, multiplier * stride_k, stride_r, stride_s))
+        images = (multiplier, out_channels // multiplier, kernel_h, kernel_w)
+        self._add("weight", as_images, images, channels_last_strides(images), "float32")
 
-    def _add(self, name: str, source: Operand, shape: Shape4, strides: Shape4) -> None:
+    def _add(self, name: str, source: Operand, shape: Shape4, strides: Shape4, dtype: str = "") -> None:
         target = f"packed_{name}"
-        self.launches.append(plan_pack(source, target, shape, self.dtype))
-        self.temporaries.append(Temporary(target, (shape[0], shape[2], shape[3], shape[1]), self.dtype))
+        self.launches.append(plan_pack(source, target, shape, self.dtype, dtype))
+        self.temporaries.append(Temporary(target, (shape[0], shape[2], shape[3], shape[1]), dtype or self.dtype))
         self.operands[name] = Operand(strides, 16, target)
-
-
-def rsk_strides(shape: Shape4) -> Shape4:
-    """Strides of a weight (K, 1, R, S) that lies as [R, S, K]."""
-    out_channels, _, _, kernel_w = shape
-    return (1, 1, kernel_w * out_channels, out_channels)
 
 
 def channels_innermost(operand: Operand, shape: Shape4) -> bool:
@@ -155,10 +150,6 @@ def channels_innermost(operand: Operand, shape: Shape4) -> bool:
 def is_krsc(weight: Operand, shape: Shape4) -> bool:
     """Does the weight lie as [K, R, S, C / groups]? Strides of dimensions of size 1 say nothing."""
     return _lies_as(weight, shape, channels_last_strides(shape))
-
-
-def _is_rsk(weight: Operand, shape: Shape4) -> bool:
-    return _lies_as(weight, shape, rsk_strides(shape))
 
 
 def _lies_as(operand: Operand, shape: Shape4, wanted: Shape4) -> bool:

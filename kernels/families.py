@@ -12,8 +12,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import implicit_gemm_rules, packed_groups_rules, ragged_rules
+from grouped_conv.kernels import depthwise_rules, implicit_gemm_rules, packed_groups_rules, ragged_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
+from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
 from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
@@ -47,8 +48,8 @@ class Family:
         plan: (problem, config, operands) to the main launch; the input has its channels innermost, the weight lies as
             `weight_order` asks. The kernel is loaded at the first call.
         one_warp: problem to a small configuration of one warp, for places that compile for a CPU.
-        weight_order: (problem, config) to how the kernel reads the weight: `krsc`, `rsk` (one channel per group,
-            output channels innermost), or `any`. Unequal groups have their weights in one flat storage instead.
+        weight_order: (problem, config) to how the kernel reads the weight: `krsc`, `taps` (one channel per group:
+            [multiplier, R, S, C] in fp32), or `any`. Unequal groups have their weights in one flat storage instead.
         tables: (problem, config) to the integer arrays that the kernel reads besides the operands, by buffer name; they
             depend on the layout, the kernel size and the configuration alone.
     """
@@ -78,6 +79,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         _family(ImplicitGemmConfig, implicit_gemm_rules),
         _family(PackedGroupsConfig, packed_groups_rules),
+        _family(DepthwiseConfig, depthwise_rules, weight_order=depthwise_rules.weight_order),
         _family(RaggedConfig, ragged_rules, tables=ragged_rules.tables),
     )
 }

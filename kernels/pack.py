@@ -44,8 +44,14 @@ def pack_channels_last(
     tl.store(target, tile, mask=mask)
 
 
-def plan_pack(source: Operand, target: str, shape: tuple[int, int, int, int], dtype: str) -> Launch:
-    """The launch that writes the tensor of `shape` (N, C, H, W) from `source` to buffer `target` as channels_last."""
+def plan_pack(
+    source: Operand, target: str, shape: tuple[int, int, int, int], dtype: str, target_dtype: str = ""
+) -> Launch:
+    """The launch that writes the tensor of `shape` (N, C, H, W) from `source` to buffer `target` as channels_last.
+
+    Args:
+        target_dtype: what the values are converted to; by default they keep `dtype`.
+    """
     batch, channels, height, width = shape
     block_c = min(64, max(16, triton.next_power_of_2(channels)))
     config = PackConfig(block_p=64, block_c=block_c)
@@ -63,6 +69,9 @@ def plan_pack(source: Operand, target: str, shape: tuple[int, int, int, int], dt
             for axis, value in zip("nchw", source.strides, strict=True)
         ),
     )
-    buffers = (Buffer("source_ptr", source.buffer, dtype, source.alignment), Buffer("target_ptr", target, dtype))
+    buffers = (
+        Buffer("source_ptr", source.buffer, dtype, source.alignment),
+        Buffer("target_ptr", target, target_dtype or dtype),
+    )
     constants = {"PLANAR": planar, "BLOCK_P": config.block_p, "BLOCK_C": config.block_c}
     return Launch(pack_channels_last, config, (tiles_p * tiles_c * batch, 1, 1), buffers, integers, constants)

@@ -1,0 +1,279 @@
+"""The depthwise kernel's cost model, its defaults and its search space.
+
+Instructions are counted from the source's shape and agree with compiled code of sm_80 and sm_90 to a few per cent
+(tests); bytes are those of the walk, each program's halo included, re-reads inside a program being L1's business.
+`streaming` turns both into a predicted time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from grouped_conv.autotune.prediction import Prediction
+from grouped_conv.autotune.records import canonical
+from grouped_conv.autotune.resources import Resources
+from grouped_conv.autotune.streaming import Work, predict_stream
+from grouped_conv.kernels.depthwise_rules import (
+    DepthwiseConfig,
+    Walk,
+    axes_of,
+    halo_bytes,
+    padding_efficiency,
+    per_thread,
+    straight_columns,
+    walk_of,
+    why_invalid,
+    why_not_on,
+)
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+
+FIXED = 110
+"""Instructions of a thread before its first step: program and lane indices, addresses of weights and bias."""
+STEP = 45
+"""Instructions of a step besides its sums: the division that finds the image, addresses, bounds, the first zeros."""
+LOOP = 16
+"""Instructions of a loop trip besides its sums."""
+AMD = 1.25
+"""Instructions of gfx942 over those counted here, in compiled defaults of MobileNetV2 and ConvNeXt-T (1.1 to 1.4)."""
+UNEVEN = 4
+"""Instructions of an input load besides, where the last block of channels is cut: a predicate and an address each."""
+STORE = 3
+"""Instructions of a store's address and predicate."""
+ACTIVATION_COST = {"none": 0, "relu": 0, "relu6": 1, "leaky_relu": 2, "hardswish": 5}
+"""Instructions per output; a ReLU is part of the conversion to fp16. Others take an exponential."""
+SLOW_ACTIVATION = 14
+UNROLLED_TAPS = 25
+"""Taps up to which an unrolled kernel is a default: 7x7 unrolled is 8 % shorter than its loop, but takes all registers
+of sm_80 and four times as long to compile."""
+
+
+def thread_instructions(problem: ConvProblem, config: DepthwiseConfig, values: float) -> tuple[float, float]:
+    """(instructions one thread issues, instructions of its code), `values` channels to a thread, all bounds checked."""
+    across, along = axes_of(problem, config)
+    x, w = _load_costs(problem, config, values)
+    sums = config.tile_h * config.tile_w * config.multipliers
+    if config.row_loop:
+        chunk = straight_columns(problem, config)
+        rest = along.kernel % chunk
+        whole, last = (
+            LOOP + taps * sums * values + replace(along, kernel=taps).positions(config.tile_w) * config.tile_h * x
+            + taps * config.multipliers * w if taps else 0.0
+            for taps in (chunk, rest)
+        )  # fmt: skip
+        code, body = whole + last, across.kernel * (along.kernel // chunk * whole + last)
+    else:
+        columns = across.positions(config.tile_h) * along.positions(config.tile_w)
+        code = problem.taps * sums * values + columns * x
+        code += 0 if config.resident else problem.taps * config.multipliers * w
+        body = code
+    fixed = FIXED + (problem.taps * config.multipliers * w if config.resident else 0)
+    finish = STEP + sums * (_finish(problem, values) + STORE)
+    return fixed + config.steps * (finish + body), fixed + finish + code
+
+
+def _load_costs(problem: ConvProblem, config: DepthwiseConfig, values: float) -> tuple[float, float]:
+    """Instructions of one thread for one position of its input and for one tap of its weights, in fp32 afterwards."""
+    half, width = problem.item_size == 2, values * problem.item_size
+    loads = max(1.0, width / _access_bytes(problem))
+    x = loads + (values if half else 0) + math.ceil(width / 8) + 1 + (0 if config.static_channels else 1)
+    x += UNEVEN * loads if problem.in_channels % config.block_c else 0
+    w = max(1.0, values / 4) if config.pack_weight else values * (2 if half else 1)
+    return x, w
+
+
+def _access_bytes(problem: ConvProblem) -> int:
+    """Bytes of one load: what the channels of a pixel are divisible by, 16 at most."""
+    return math.gcd(16, problem.in_channels * problem.item_size)
+
+
+def _finish(problem: ConvProblem, values: float) -> float:
+    """Instructions of one output pixel of a thread after its sums."""
+    epilogue = problem.epilogue
+    activation = ACTIVATION_COST.get(epilogue.activation, SLOW_ACTIVATION)
+    if epilogue.activation == "relu" and problem.dtype != "float16":
+        activation = 1
+    each = activation + epilogue.scale + (2 if epilogue.residual else 0)
+    half = problem.item_size == 2
+    vector = problem.output_channels_last and epilogue.shuffle == 1 and problem.k_per_group in (1, 2, 4)
+    stores = values * problem.item_size / _access_bytes(problem) if vector else 2 * values
+    stored = 1 + epilogue.save_preactivation
+    return values * each + stored * (stores + (values / 2 if half else 0))
+
+
+def predict(
+    problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec, resources: Resources | None = None
+) -> Prediction:
+    """Predict the call of `problem` with `config` on `device`.
+
+    Args:
+        resources: figures of the compiled depthwise kernel; estimated when absent. Its code is compared with the
+            estimate's, and the instructions a thread issues are scaled by the same factor.
+    """
+    walk = walk_of(problem, config)
+    values = max(per_thread(config, device), 1.0)
+    issued, code = thread_instructions(problem, config, values)
+    if resources is not None and not config.interior:
+        issued *= resources.total.instructions / code
+    elif device.backend == "hip":
+        issued *= AMD
+    registers = resources.registers if resources else estimated_registers(problem, config, values)
+    work = Work(
+        programs=walk.programs,
+        num_warps=config.num_warps,
+        instructions=issued,
+        tensor_clocks=_multiply_clocks(problem, config, device),
+        l2_bytes=_l2_bytes(problem, config, walk),
+        dram_bytes=problem.min_bytes,
+        registers=registers,
+        padding_efficiency=padding_efficiency(problem, config),
+    )
+    return predict_stream(problem, device, work, _pack_pass(problem, config, device))
+
+
+def estimated_registers(problem: ConvProblem, config: DepthwiseConfig, values: float) -> int:
+    """Registers per thread: sums, the weights in use (all taps, or a window of one row in a loop), and 40 more."""
+    sums = config.tile_h * config.tile_w * config.multipliers * values
+    _, along = axes_of(problem, config)
+    taps = min(along.kernel, config.tile_w) if config.row_loop else problem.taps
+    return int(min(255, 40 + sums + taps * config.multipliers * values))
+
+
+def _multiply_clocks(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec) -> float:
+    """Clocks of one multiprocessor's fp32 pipe for the products of one program."""
+    pixels = config.tile_h * config.tile_w * config.block_h * config.block_w * config.steps
+    products = pixels * config.block_c * config.multipliers * problem.taps
+    return products / (device.fp32_flops / (2 * device.sm_count * device.clock_hz))
+
+
+def _l2_bytes(problem: ConvProblem, config: DepthwiseConfig, walk: Walk) -> float:
+    """Halos once per program, each program's weights once, everything else once."""
+    weights = problem.taps * config.block_c * config.multipliers * (4 if config.pack_weight else problem.item_size)
+    others = problem.min_bytes - math.prod(problem.input_shape) * problem.item_size
+    return halo_bytes(problem, config) + walk.programs * weights + others
+
+
+def _pack_pass(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec) -> tuple[float, int]:
+    """(microseconds, launches) of the pass that packs the weight, as if it ran at every call."""
+    if not config.pack_weight:
+        return 0.0, 0
+    moved = math.prod(problem.weight_shape) * (problem.item_size + 4)
+    return 1e6 * moved / device.dram_bytes_per_s, 1
+
+
+def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConfig]:
+    """The configurations that the heuristic compares: tiles and blocks that suit the image, weights packed or not."""
+    if not problem.layout.is_uniform or problem.c_per_group != 1 or not problem.batch:
+        return
+    multipliers = _multipliers(problem)[0]
+    for strip in _strips(problem):
+        chunk = _chunk(problem, device, strip)
+        for tile_h, tile_w, row_loop in _tiles(problem, device, strip, multipliers):
+            for block_c, block_h, block_w in _blocks(problem, device, strip, tile_h, tile_w):
+                for pack_weight in (False, True):
+                    yield DepthwiseConfig(
+                        block_c=block_c,
+                        tile_h=tile_h,
+                        tile_w=tile_w,
+                        block_h=block_h,
+                        block_w=block_w,
+                        multipliers=multipliers,
+                        strip=strip,
+                        pack_weight=pack_weight,
+                        row_loop=row_loop,
+                        chunk=chunk if row_loop else 0,
+                    )
+
+
+def ranked(problem: ConvProblem, device: DeviceSpec) -> list[DepthwiseConfig]:
+    """Valid configurations by weighed prediction, best first."""
+    usable = {
+        config
+        for config in candidates(problem, device)
+        if why_invalid(problem, config) is None and why_not_on(problem, config, device) is None
+    }
+    scored = [(predict(problem, config, device).weighed_us, canonical(config.to_json()), config) for config in usable]
+    return [config for _, _, config in sorted(scored, key=lambda entry: entry[:2])]
+
+
+def candidates(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConfig]:
+    """The tuner's space: the defaults with every other knob that changes their code or their walk."""
+    for base in defaults(problem, device):
+        for steps, warps, (resident, interior), mult in itertools.product(
+            (1, 2, 4), (2, 4, 8), ((False, False), (True, False), (False, True)), _multipliers(problem)
+        ):
+            if resident and (base.row_loop or steps == 1):
+                continue  # nothing to keep the weights for
+            scale = warps / base.num_warps
+            if base.block_h * scale < 1:
+                continue
+            yield replace(
+                base,
+                num_warps=warps,
+                block_h=int(base.block_h * scale),
+                steps=steps,
+                resident=resident,
+                interior=interior,
+                multipliers=mult,
+            )
+
+
+def _chunk(problem: ConvProblem, device: DeviceSpec, strip: str) -> int:
+    """Columns in straight-line code: all, or 8 of many (31: gfx942 spilled 2 kB per thread, sm_80 some bytes)."""
+    _, along = axes_of(problem, DepthwiseConfig(strip=strip))
+    return 8 if along.kernel > (9 if device.backend == "hip" else 16) else 0
+
+
+def _multipliers(problem: ConvProblem) -> list[int]:
+    """Output channels per input channel that a program may compute, the preferred first: all of few, a part of many."""
+    multiplier = problem.k_per_group
+    fitting = [part for part in (4, 2, 3, 1) if multiplier % part == 0 and part <= multiplier]
+    return fitting or [1]
+
+
+def _strips(problem: ConvProblem) -> tuple[str, ...]:
+    """Along the width, and along the height where the image or the kernel is taller than wide."""
+    taller = problem.out_size[0] > problem.out_size[1] or problem.kernel_size[0] > problem.kernel_size[1]
+    return ("w", "h") if taller else ("w",)
+
+
+def _tiles(problem: ConvProblem, device: DeviceSpec, strip: str, multipliers: int) -> Iterator[tuple[int, int, bool]]:
+    """(tile_h, tile_w, row_loop): large kernels loop over their rows; AMD's compiler spills 5x5 unrolled."""
+    across, along = axes_of(problem, DepthwiseConfig(strip=strip))
+    unrolled = 9 if device.backend == "hip" else UNROLLED_TAPS
+    most = 8 if _access_bytes(problem) >= 8 else 4  # an address for every channel of an input takes registers
+    if problem.taps <= unrolled or (across.kernel == 1 and device.backend != "hip"):
+        for tile_h, tile_w in ((2, 4), (1, 8), (1, 7), (2, 2), (1, 4), (1, 2), (1, 1)):
+            if multipliers * tile_h * tile_w <= most and (tile_h == 1 or across.out > 1) and tile_w < 2 * along.out:
+                yield tile_h, tile_w, False
+    if problem.taps > 9 and (across.kernel > 1 or device.backend == "hip"):
+        for tile_w in (8, 7, 4, 2, 1):
+            if multipliers * tile_w <= most and tile_w < 2 * along.out:
+                yield 1, tile_w, True
+
+
+def _blocks(
+    problem: ConvProblem, device: DeviceSpec, strip: str, tile_h: int, tile_w: int
+) -> Iterator[tuple[int, int, int]]:
+    """(block_c, block_h, block_w): 4 warps whose threads load 16 bytes each, their tiles in a square or in a row."""
+    _, along = axes_of(problem, DepthwiseConfig(strip=strip))
+    block_c = _channel_block(problem)
+    tiles = 4 * device.warp_size * 16 // problem.item_size // block_c
+    tiles_w = math.ceil(along.out / tile_w)
+    for block_w in _powers(1, tiles):
+        if block_w < 2 * tiles_w and (block_w * block_w >= tiles // 4 or block_w >= tiles_w / 2):
+            yield block_c, tiles // block_w, block_w
+
+
+def _channel_block(problem: ConvProblem) -> int:
+    """Channels per program: 64 (a cache line of 16-bit values), or less where that wastes an eighth more."""
+    sizes = (64, 32, 16)
+    padded = {size: math.ceil(problem.in_channels / size) * size for size in sizes}
+    return next(size for size in sizes if padded[size] <= 1.125 * min(padded.values()))
+
+
+def _powers(first: int, last: int) -> Iterable[int]:
+    return itertools.takewhile(lambda power: power <= last, (first << shift for shift in range(20)))

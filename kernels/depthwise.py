@@ -1,0 +1,246 @@
+"""Forward depthwise convolution (one input channel per group, any multiplier): the kernel and its launch planner.
+
+Direct, in fp32, no `tl.dot`. A thread owns a register tile of TILE_H x TILE_W outputs in each of its channels, so that
+an input it has loaded serves many of them. Tiles are numbered by rows of tiles across all images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from grouped_conv.kernels.depthwise_rules import DepthwiseConfig, axes_of, straight_columns, walk_of
+from grouped_conv.kernels.jit_depthwise import channel_vectors, decode_block, finish_tile, is_interior
+from grouped_conv.kernels.jit_epilogue import pixel_offsets
+from grouped_conv.kernels.jit_index import OUTSIDE
+from grouped_conv.kernels.jit_taps import load_all_taps, tile_sums
+from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.operands import Arguments, Operand, epilogue_arguments, shuffle_constants, store_vector
+from grouped_conv.kernels.problem import ConvProblem
+
+
+@triton.jit
+def depthwise(
+    x_ptr,
+    w_ptr,
+    scale_ptr,
+    bias_ptr,
+    residual_ptr,
+    pre_ptr,
+    y_ptr,
+    channels,
+    tiles_c,
+    IN_H,
+    IN_W,
+    OUT_H,
+    OUT_W,
+    rows,
+    rows_each,
+    blocks_w,
+    kernel_rows,
+    chunks,
+    stride_xn,
+    stride_xh,
+    stride_xw,
+    stride_wm,
+    stride_wr,
+    stride_ws,
+    stride_wc,
+    stride_yn,
+    stride_yc,
+    stride_yh,
+    stride_yw,
+    stride_rn,
+    stride_rc,
+    stride_rh,
+    stride_rw,
+    K_PER_GROUP: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    STEPS: tl.constexpr,
+    MULTIPLIERS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    ROW_LOOP: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    INTERIOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    SHUFFLE: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+):
+    pid_c, part, block_w, block_h = decode_block(tiles_c, blocks_w, K_PER_GROUP // MULTIPLIERS)
+    c = pid_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    lane = tl.arange(0, BLOCK_H * BLOCK_W)
+    ow0 = (block_w * BLOCK_W + lane % BLOCK_W) * TILE_W  # first output column of each register tile, [BLOCK_P]
+    iw0 = ow0 * STRIDE_W - PAD_W
+    # Channel vectors are [BLOCK_P, BLOCK_C] as the input is: each thread loads its own channels, as wide
+    c_ok = (c < channels)[None, :]
+    lanes = tl.zeros((BLOCK_H * BLOCK_W, 1), tl.int32)
+    first = part * MULTIPLIERS
+    k = pid_c * (BLOCK_C * K_PER_GROUP) + tl.arange(0, BLOCK_K)
+    k_first = (c * K_PER_GROUP + first)[None, :] + lanes
+    w_base = w_ptr + ((c.to(tl.int64) * stride_wc + first * stride_wm)[None, :] + lanes)
+    w = ()
+    if RESIDENT:
+        w = load_all_taps(w_base, c_ok, stride_wm, stride_wr, stride_ws, EVEN_C, MULTIPLIERS, KERNEL_H, KERNEL_W)
+    scale = channel_vectors(scale_ptr, k_first, c_ok, EVEN_C, MULTIPLIERS, 1.0)
+    bias = channel_vectors(bias_ptr, k_first, c_ok, EVEN_C, MULTIPLIERS, 0.0)
+
+    for step in tl.range(STEPS):
+        row0 = (block_h * STEPS + step) * BLOCK_H
+        row = row0 + lane // BLOCK_W  # row of tiles, over all images, [BLOCK_P]
+        row_ok = row < rows
+        image = row // rows_each
+        oh0 = row % rows_each * TILE_H
+        ih0 = oh0 * STRIDE_H - PAD_H
+        x_base = x_ptr + (pixel_offsets(image, ih0, iw0, stride_xn, stride_xh, stride_xw)[:, None] + c[None, :])
+        ih0 = tl.where(row_ok, ih0, OUTSIDE)
+        inner = is_interior(
+            row0, block_w, rows, rows_each, IN_H, IN_W, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W,
+            DILATION_H, DILATION_W, TILE_H, TILE_W, BLOCK_H, BLOCK_W, INTERIOR,
+        )  # fmt: skip
+        acc = tile_sums(
+            w, bias, x_base, w_base, ih0[:, None], iw0[:, None], c_ok, inner, IN_H, IN_W, kernel_rows, chunks,
+            stride_xh, stride_xw, stride_wm, stride_wr, stride_ws, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H,
+            DILATION_W, MULTIPLIERS, TILE_H, TILE_W, CHUNK, EVEN_C, ROW_LOOP, RESIDENT, INTERIOR, scale_ptr is None,
+        )  # fmt: skip
+        finish_tile(
+            acc, scale, bias, residual_ptr, pre_ptr, y_ptr, scale_ptr is not None, image, oh0, ow0, c, k, first,
+            channels, row_ok, OUT_H, OUT_W, stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh,
+            stride_rw, K_PER_GROUP, MULTIPLIERS, TILE_H, TILE_W, ACTIVATION, NEGATIVE_SLOPE, VECTOR, SHUFFLE,
+            OUT_CHANNELS,
+        )  # fmt: skip
+
+
+def plan_depthwise(problem: ConvProblem, config: DepthwiseConfig, operands: Mapping[str, Operand]) -> Launch:
+    """The launch for `problem`; `operands` has the input with channels innermost and the weight as `config` asks."""
+    x, weight, output = (_turned(operands[name], config) for name in ("input", "weight", "output"))
+    residual = _turned(operands["residual"], config) if problem.epilogue.residual else None
+    across, along = axes_of(problem, config)
+    walk = walk_of(problem, config)
+    finishing = epilogue_arguments(problem, operands)
+    parts = (
+        _sizes(problem, config),
+        _strides("x", x, config, reach=(across.window(config.tile_h), along.window(config.tile_w))),
+        _weight_strides(problem, weight, config),
+        _strides("y", output, config, reach=(config.tile_h, config.tile_w)),
+        _strides("r", residual, config, reach=(config.tile_h, config.tile_w)),
+    )
+    buffers = (
+        Buffer("x_ptr", x.buffer, problem.dtype, x.alignment),
+        Buffer("w_ptr", weight.buffer, "float32" if config.pack_weight else problem.dtype, weight.alignment),
+        *finishing.buffers,
+    )
+    constants: dict[str, Any] = {
+        "K_PER_GROUP": problem.k_per_group,
+        "KERNEL_H": across.kernel,
+        "KERNEL_W": along.kernel,
+        "STRIDE_H": across.stride,
+        "STRIDE_W": along.stride,
+        "PAD_H": across.pad,
+        "PAD_W": along.pad,
+        "DILATION_H": across.dilation,
+        "DILATION_W": along.dilation,
+        "TILE_H": config.tile_h,
+        "TILE_W": config.tile_w,
+        "BLOCK_H": config.block_h,
+        "BLOCK_W": config.block_w,
+        "BLOCK_C": config.block_c,
+        "STEPS": config.steps,
+        "MULTIPLIERS": config.multipliers,
+        "BLOCK_K": config.block_c * (config.multipliers if config.multipliers in (1, 2, 4) else 1),
+        "CHUNK": straight_columns(problem, config),
+        "EVEN_C": problem.in_channels % config.block_c == 0,
+        "ROW_LOOP": config.row_loop,
+        "RESIDENT": config.resident,
+        "INTERIOR": config.interior,
+        **finishing.constants,
+        "VECTOR": store_vector(problem, output),
+        **{name: value for name, value in shuffle_constants(problem).items() if name in ("SHUFFLE", "OUT_CHANNELS")},
+    }
+    for part in parts:
+        constants |= part.constants
+    integers = tuple(integer for part in parts for integer in part.integers)
+    return Launch(depthwise, config, (walk.programs, 1, 1), buffers, integers, constants, config.steps)
+
+
+def _turned(operand: Operand, config: DepthwiseConfig) -> Operand:
+    """The operand with its last two axes exchanged where strips lie along the height."""
+    n, c, h, w = operand.strides
+    return operand if config.strip == "w" else Operand((n, c, w, h), operand.alignment, operand.buffer)
+
+
+def _sizes(problem: ConvProblem, config: DepthwiseConfig) -> Arguments:
+    """Sizes of images and walk; the numbers of channels are constants where the configuration says so."""
+    across, along = axes_of(problem, config)
+    walk = walk_of(problem, config)
+    counts = {"channels": problem.in_channels, "tiles_c": walk.tiles_c}
+    integers = [
+        *(
+            ()
+            if config.static_channels
+            else (Integer.of(name, counts[name], stride=name == "channels") for name in counts)
+        ),
+        Integer.of("IN_H", across.read),
+        Integer.of("IN_W", along.read),
+        Integer.of("OUT_H", across.out),
+        Integer.of("OUT_W", along.out),
+        Integer.of("rows", walk.rows),
+        Integer.of("rows_each", walk.rows_each),
+        Integer.of("blocks_w", walk.blocks_w),
+        Integer.of("kernel_rows", across.kernel),  # unknown to the compiler, or AMD's unrolls 5 rows and spills
+        Integer.of("chunks", along.kernel // straight_columns(problem, config)),
+    ]
+    return Arguments(integers=tuple(integers), constants=counts if config.static_channels else {})
+
+
+def _strides(letter: str, operand: Operand | None, config: DepthwiseConfig, reach: tuple[int, int]) -> Arguments:
+    """`stride_{letter}n/c/h/w`; 64 bits wide where `reach` rows and columns of a tile span more than 32 hold."""
+    axes = "nhw" if letter == "x" else "nchw"
+    if operand is None:
+        return Arguments(constants={f"stride_{letter}{axis}": None for axis in axes})
+    values = dict(zip("nchw", operand.strides, strict=True))
+    wide = reach[0] * values["h"] + reach[1] * values["w"] > INT32_MAX
+    integers, constants = [], {}
+    for axis in axes:
+        name, value = f"stride_{letter}{axis}", values[axis]
+        if (axis == "c" and value == 1) or (axis == "w" and config.static_channels and not wide):
+            constants[name] = value
+        else:
+            integers.append(Integer.of(name, value, wide=wide or axis in "nc", stride=True))
+    return Arguments(integers=tuple(integers), constants=constants)
+
+
+def _weight_strides(problem: ConvProblem, weight: Operand, config: DepthwiseConfig) -> Arguments:
+    """Strides of the weight by multiplier, kernel row, kernel column and input channel."""
+    taps, channels, multiplier = problem.taps, problem.in_channels, problem.k_per_group
+    stride_k, _, stride_r, stride_s = weight.strides
+    values = {"m": stride_k, "r": stride_r, "s": stride_s, "c": multiplier * stride_k}
+    if config.pack_weight:  # [multiplier, KERNEL_H, KERNEL_W, channels], rows and columns of the image
+        rows = {"r": problem.kernel_size[1] * channels, "s": channels}
+        turned = {"r": rows["s"], "s": rows["r"]}
+        values = {"m": taps * channels, **(rows if config.strip == "w" else turned), "c": 1}
+    names = {f"stride_w{axis}": value for axis, value in values.items()}
+    if config.static_channels or not config.pack_weight:
+        return Arguments(constants=names)
+    constants = {"stride_wc": names.pop("stride_wc")}
+    wide = taps * channels * multiplier > INT32_MAX
+    integers = (Integer.of(name, value, wide=wide, stride=True) for name, value in names.items())
+    return Arguments(integers=tuple(integers), constants=constants)

@@ -1,0 +1,218 @@
+"""The depthwise kernel as compiled: executed for sm_80 and sm_90, and its code held to instruction counts."""
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from conv_oracle import check_output, make_tensors, run_call
+from depthwise_cases import BIAS_RELU, SMALL, DepthwiseCase, convnext_tiny, depthwise, mobilenet_v2, shape_cases
+from test_compiled_ptx import emulator
+
+from grouped_conv.autotune import depthwise_model, gcn, sass
+from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.instructions import Instruction
+from grouped_conv.autotune.offline import CompiledLaunch, gpu_target
+from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
+from grouped_conv.kernels.call import plan_call
+from grouped_conv.kernels.depthwise_rules import DepthwiseConfig, per_thread
+from grouped_conv.kernels.launch import compile_launch
+
+EVERY_THIRD = 4  # a step that has no divisor in common with the five paths of a shape
+ARCHS = ("sm_80", "sm_90", "gfx942")
+
+
+def emulated_cases() -> list[tuple[int, DepthwiseCase]]:
+    """A quarter of the odd shapes, architectures and warps in turn, small kernels only: they compile in seconds."""
+    turns = itertools.cycle(itertools.product((80, 90), (1, 2, 4)))
+    small = [case for case in shape_cases() if case.problem.taps <= 31]
+    return [
+        (arch, replace(case, config=replace(case.config, num_warps=warps)))
+        for case, (arch, warps) in zip(small[::EVERY_THIRD], turns, strict=False)
+    ]
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
+def test_compiled_code_is_right(arch: int, case: DepthwiseCase) -> None:
+    tensors = make_tensors(case.problem)
+    call = plan_call(case.problem, case.config)
+    stats = run_call(call, tensors, emulator(arch))
+    check_output(case.problem, tensors, case.id)
+    for launch, run in zip(call.launches, stats, strict=True):
+        assert not run.races, f"{launch.name}: {run.races[:3]}"
+        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+
+
+LOOPED = DepthwiseConfig(tile_h=1, tile_w=8, row_loop=True)
+ALIGNED = [
+    ("3x3", depthwise(64, (8, 16), (3, 3)), DepthwiseConfig(block_w=4, block_h=4)),
+    ("7x7 loop", depthwise(64, (4, 16), (7, 7)), replace(LOOPED, block_w=2, block_h=2, num_warps=1)),
+    ("stride 2", depthwise(64, (8, 16), (3, 3), stride=2), DepthwiseConfig(tile_h=1, block_w=2, block_h=8)),
+    ("short and wide", depthwise(64, (1, 128), (1, 4), padding=(0, 0, 3, 0)), DepthwiseConfig(tile_h=1, tile_w=8)),
+]
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("what", "problem", "config"), ALIGNED, ids=[row[0] for row in ALIGNED])
+def test_inputs_and_outputs_move_in_whole_sectors(
+    what: str, problem: ConvProblem, config: DepthwiseConfig, dtype: str
+) -> None:
+    """What is loaded with a mask is the input. A thread's weights are 32 bytes in fp32: two loads share each sector."""
+    arch = 80 if dtype == "float16" else 90
+    tensors = make_tensors(replace(problem, dtype=dtype))
+    stats = run_call(plan_call(replace(problem, dtype=dtype), config), tensors, emulator(arch))[-1]
+    check_output(replace(problem, dtype=dtype), tensors, what)
+    shares = {}
+    for (_, kind), (_, sectors, useful, _) in stats.gline.items():
+        before = shares.get(kind, (0.0, 0))
+        shares[kind] = (max(before[0], useful / (32 * sectors)), before[1] + sectors)
+    loads, stores = shares["ld.b128"], shares["st.b128"]
+    print(f"{what} {dtype}: useful part of sectors: input {loads[0]:.1%}, output {stores[0]:.1%}")
+    assert not stats.races
+    assert set(shares) == {"ld.b128", "st.b128"}
+    assert loads[0] >= 0.9
+    assert stores[0] >= 0.9
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Instructions per output that compiled code may issue, fp16 with bias and ReLU, 64 channels.
+
+    The prototypes' figures were 27, 61 and 111; 111 at 7x7 was without a loop.
+    """
+
+    kernel: int
+    config: DepthwiseConfig
+    limits: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.kernel}x{self.kernel}-{self.config}".replace(" ", "-")
+
+
+GATES = (
+    Gate(3, DepthwiseConfig(), {"sm_80": 17.0, "sm_90": 17.3, "gfx942": 20.0}),
+    Gate(3, DepthwiseConfig(pack_weight=False), {"sm_80": 19.3, "sm_90": 19.9, "gfx942": 22.0}),
+    Gate(5, DepthwiseConfig(), {"sm_80": 39.0, "sm_90": 39.5}),
+    Gate(5, LOOPED, {"sm_80": 44.0, "sm_90": 44.0, "gfx942": 50.0}),
+    Gate(7, LOOPED, {"sm_80": 76.5, "sm_90": 77.0, "gfx942": 90.0}),
+)
+
+
+def disassembled(compiled: CompiledLaunch) -> list[Instruction]:
+    if "cubin" in compiled.kernel.asm:
+        return sass.disassemble(compiled.kernel.asm["cubin"])
+    return gcn.parse(compiled.kernel.asm["amdgcn"])
+
+
+def issued(code: list[Instruction], trips: int) -> int:
+    """Instructions of one thread when the only loop makes `trips` trips, everything else run once."""
+    ends = [(i.target, i.address) for i in code if i.target is not None and i.target < i.address]
+    if not ends:
+        return len(code)
+    (start, end) = min(ends)
+    body = sum(start <= i.address <= end for i in code)
+    return len(code) + (trips - 1) * body
+
+
+def compiled_for(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec) -> CompiledLaunch:
+    launch = plan_call(problem, config).launches[-1]
+    return CompiledLaunch(launch, compile_launch(launch, gpu_target(device)))
+
+
+@pytest.mark.parametrize(
+    ("arch", "gate"),
+    [(arch, gate) for gate in GATES for arch in gate.limits],
+    ids=str,
+)
+def test_instructions_per_output(arch: str, gate: Gate) -> None:
+    device = DeviceSpec.get(arch)
+    config = replace(gate.config, block_w=gate.config.block_w * device.warp_size // 32)
+    problem = depthwise(64, (56, 56), (gate.kernel, gate.kernel), batch=8, epilogue=BIAS_RELU)
+    compiled = compiled_for(problem, config, device)
+    outputs = per_thread(config, device) * config.tile_h * config.tile_w
+    count = issued(disassembled(compiled), gate.kernel if config.row_loop else 1) / outputs
+    print(f"{arch} {gate.kernel}x{gate.kernel} {config}: {count:.1f} instructions per output")
+    assert compiled.resources.spill_bytes == 0
+    assert count <= gate.limits[arch]
+    if config.pack_weight:
+        assert set(compiled.resources.total.load_widths) == {16}
+    assert set(compiled.resources.total.store_widths) == {16}
+
+
+def test_the_count_follows_the_loop() -> None:
+    code = [Instruction(address, "OP", "other") for address in range(10)]
+    code[6] = Instruction(6, "BRA", "branch", target=3)
+    assert issued(code, 1) == 10
+    assert issued(code, 5) == 10 + 4 * 4
+    assert issued(code[:5], 5) == 5
+
+
+def layers() -> list[Any]:
+    """MobileNetV2's and ConvNeXt-T's depthwise layers; the sweep has those that differ in channels alone."""
+    first = ("32@112/1", "96@112/2", "960@7/1", "96@56", "768@7")
+    rows = []
+    for arch in ARCHS:
+        for name, problem in (mobilenet_v2(128) | convnext_tiny(128)).items():
+            marks = [] if name in first else [pytest.mark.sweep]
+            rows.append(pytest.param(arch, problem, id=f"{arch}-{name}", marks=marks))
+    return rows
+
+
+@pytest.mark.parametrize(("arch", "problem"), layers())
+def test_networks_compile_well_by_default(arch: str, problem: ConvProblem) -> None:
+    device = DeviceSpec.get(arch)
+    config = choose(problem, device)
+    assert isinstance(config, DepthwiseConfig)
+    resources = compiled_for(problem, config, device).resources
+    assert resources.spill_bytes == 0
+    assert resources.shared_bytes <= device.shared_per_block
+    assert set(resources.total.store_widths) == {16}
+    assert resources.total.load_widths[16] >= problem.kernel_size[1]
+    assert min(resources.total.load_widths) >= (16 if config.pack_weight else 2)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    ("problem", "config"),
+    [
+        (depthwise(64, (56, 56), (3, 3), epilogue=BIAS_RELU), DepthwiseConfig()),
+        (depthwise(64, (56, 56), (3, 3), epilogue=Epilogue(), stride=2), DepthwiseConfig(tile_h=1, pack_weight=False)),
+        (depthwise(64, (56, 56), (7, 7), epilogue=BIAS_RELU), DepthwiseConfig(tile_h=1, tile_w=7, row_loop=True)),
+    ],
+    ids=["3x3", "stride 2", "7x7"],
+)
+def test_the_model_counts_what_is_compiled(arch: str, problem: ConvProblem, config: DepthwiseConfig) -> None:
+    device = DeviceSpec.get(arch)
+    compiled = compiled_for(problem, config, device)
+    _, code = depthwise_model.thread_instructions(problem, config, per_thread(config, device))
+    assert compiled.resources.total.instructions == pytest.approx(code, rel=0.12)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_31x31_compiles_quickly_and_does_not_spill(arch: str) -> None:
+    problem = depthwise(128, (56, 56), (31, 31), batch=8)
+    device = DeviceSpec.get(arch)
+    compiled = compiled_for(problem, choose(problem, device), device)
+    assert compiled.resources.spill_bytes == 0
+    assert compiled.resources.total.instructions < 4000  # a loop over rows: 31 x 31 x 8 products would be 61,504
+
+
+def test_a_large_one_dimensional_problem_has_small_offsets_and_one_grid_axis() -> None:
+    """12288 channels of 16384 positions: the window fits 32 bits, images do not, and the grid is flat."""
+    problem = depthwise(12288, (1, 16384), (1, 4), batch=16, padding=(0, 0, 3, 0))
+    config = choose(problem, DeviceSpec.get("h100"))
+    launch = plan_call(problem, config).launches[-1]
+    types = {integer.parameter: integer.type for integer in launch.integers}
+    assert launch.grid[1:] == (1, 1)
+    assert types["stride_xn"] == "i64"
+    assert types["stride_xh"] == "i32"
+    assert config.tile_h == 1
+
+
+def test_small_offsets_grow_where_a_window_needs_it() -> None:
+    problem = depthwise(2**20, (3, 2**12), (3, 3))
+    launch = plan_call(problem, replace(SMALL, static_channels=True)).launches[-1]
+    types = {integer.parameter: integer.type for integer in launch.integers}
+    assert types["stride_xh"] == types["stride_xw"] == "i64"
