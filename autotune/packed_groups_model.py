@@ -73,6 +73,8 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[PackedGroupsC
     """For each width of 16 and 32 channels the strips that waste least, with programs to fill the device once."""
     if not problem.layout.is_uniform or max(problem.c_per_group, problem.k_per_group) > MOST_CHANNELS:
         return
+    if problem.c_per_group == 1:  # 1 product of 16 would be useful; the depthwise kernel issues no others
+        return
     narrow = min(WIDTHS[0], problem.groups * max(problem.c_per_group, problem.k_per_group))
     for pack in sorted({_pack(problem, width) for width in (max(narrow, 16), 32)}):
         for strip in STRIPS:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from grouped_conv.bench import implicit_gemm_gate, lrn_pool_gate, packed_groups_gate, ragged_gate
+from grouped_conv.bench import implicit_gemm_gate, lrn_pool_gate, packed_groups_gate, ragged_gate, separable_gate
 from grouped_conv.bench.findings import EVERY_RUN, SWEEP, Finding
 
 GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
@@ -19,6 +19,7 @@ GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
     "ragged": ragged_gate.findings,
     "lrn_pool": lrn_pool_gate.findings,
     "packed_groups": packed_groups_gate.findings,
+    "separable": separable_gate.findings,
 }
 """By family: architectures to findings."""
 

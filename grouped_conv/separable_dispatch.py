@@ -14,7 +14,7 @@ from grouped_conv.checks import check_operands
 from grouped_conv.executors import DriverExecutor, Executor, InterpreterExecutor
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, one_warp, why_invalid
+from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, one_warp, slices_of, why_invalid
 from grouped_conv.layouts import is_channels_last
 from grouped_conv.live_device import live_device
 from grouped_conv.plan import Steps, gathered_operands, placed_operands
@@ -168,7 +168,10 @@ def decide(problem: SeparableProblem, backend: str, executor: Executor | None, d
     if given is not None:
         return None, f"two calls: the configuration that was given is of {given.family}", ""
     if device < 0 and isinstance(executor, DriverExecutor) and executor.is_native:
-        return one_warp(problem), f"run by {executor.name}", "heuristic"
+        config = one_warp(problem)
+        if slices_of(problem, config).pack > 1:
+            return None, "two calls: packs of groups with their cold branch take minutes to compile for a CPU", ""
+        return config, f"run by {executor.name}", "heuristic"
     spec = _device_spec(executor, device)
     if spec is None:
         return None, "two calls: no device of this GPU's architecture is known (see grouped_conv.DeviceSpec.all())", ""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from grouped_conv.kernels.epilogue import ACTIVATIONS, Epilogue
     from grouped_conv.kernels.layout import Group, GroupLayout
     from grouped_conv.kernels.problem import ConvProblem
+    from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem
 
 ABI_VERSION = 1
 """Raised by hand whenever a kernel's results, arguments or speed change.
@@ -33,6 +34,8 @@ _HOMES = {
     "KernelConfig": "config",
     "PackConfig": "config",
     "ReduceConfig": "config",
+    "SeparableConfig": "separable_rules",
+    "SeparableProblem": "separable_rules",
 }
 
 __all__ = [
@@ -47,6 +50,8 @@ __all__ = [
     "KernelConfig",
     "PackConfig",
     "ReduceConfig",
+    "SeparableConfig",
+    "SeparableProblem",
 ]
 
 

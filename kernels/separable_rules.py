@@ -242,7 +242,12 @@ def slices_of(problem: SeparableProblem, config: SeparableConfig) -> Slices:
 
 
 def is_unrolled(problem: SeparableProblem, config: SeparableConfig) -> bool:
-    """Are the steps of one slice unrolled? Otherwise they run in a loop, of which `num_stages` copies are in flight."""
+    """Are the steps of one slice unrolled? Otherwise they run in a loop, of which `num_stages` copies are in flight.
+
+    Never on one warp, which is for a lane that compiles for the CPU: it takes minutes to build unrolled products.
+    """
+    if config.num_warps == 1:
+        return False
     cut = slices_of(problem, config)
     trips = cut.trips(problem)
     words = problem.item_size / 4

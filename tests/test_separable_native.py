@@ -19,9 +19,9 @@ SIZES_PER_VARIANT = 24
 
 VARIANTS = (
     block((1, 16, 9, 9), (16, 1, 3, 3), 16, RELU6, dtype="float32"),
-    block((1, 16, 9, 9), (16, 4, 3, 3), 24, RELU, RESIDUAL, dtype="float16"),
-    block((1, 12, 9, 9), (20, 3, 3, 3), 33, RELU, RELU, dtype="bfloat16", stride=2),
+    block((1, 20, 9, 9), (20, 1, 3, 3), 33, RELU, RESIDUAL, dtype="bfloat16", stride=2),
     block((1, 24, 9, 9), (40, 24, 3, 3), 20, RELU, RELU, dtype="float16"),
+    block((1, 21, 9, 9), (33, 7, 3, 3), 19, RELU, RELU, dtype="float32"),
 )
 
 
