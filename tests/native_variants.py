@@ -26,16 +26,20 @@ Draw = random.Random
 
 
 class Runner:
-    """Runs launches on the lane and compiles each once whatever its sizes: promises of divisibility are left out."""
+    """Runs launches on the lane and compiles each once whatever its sizes: promises of divisibility are left out.
 
-    def __init__(self, lane: ModuleType) -> None:
+    `without` has the constants that promise something about sizes, at the values that promise nothing.
+    """
+
+    def __init__(self, lane: ModuleType, without: Mapping[str, Any] | None = None) -> None:
         self.kernels: dict[Any, Any] = {}
+        self.without = {"X_ALIGN": 1} if without is None else without
         self.target = lane.driver.get_current_target()
 
     def __call__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
         integers = tuple(replace(integer, divisor=1) for integer in launch.integers)
-        constants = {**launch.constants, **({"X_ALIGN": 1} if "X_ALIGN" in launch.constants else {})}
-        launch = replace(launch, integers=integers, constants=constants)
+        known = {name: value for name, value in self.without.items() if name in launch.constants}
+        launch = replace(launch, integers=integers, constants={**launch.constants, **known})
         key = launch.source().hash(), str(launch.config)
         if key not in self.kernels:
             self.kernels[key] = compile_launch(launch, self.target)

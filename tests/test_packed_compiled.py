@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from conv_oracle import check_output, make_tensors, run_call
+from native_variants import Runner
 from packed_cases import BIAS_RELU, PackedCase, shape_cases, shuffle_cases, thin
 from test_compiled_ptx import emulator
-from test_native_lane import runner
 from torch import Tensor
 
 from grouped_conv.bench import packed_groups_gate
@@ -144,7 +144,7 @@ def test_compiles_well_by_default(arch: str) -> None:
 @pytest.mark.native
 @pytest.mark.parametrize(("c", "k", "groups"), [(4, 4, 8), (3, 5, 7), (8, 2, 5)])
 def test_random_sizes_on_the_native_lane(c: int, k: int, groups: int, native: ModuleType) -> None:
-    run = runner(native)
+    run = Runner(native)
     for seed, size in enumerate([(5, 6), (9, 7), (1, 12), (14, 14)]):
         problem = thin(c, k, groups, size, padding=1, batch=1 + seed, dtype="float32", precision="ieee")
         tensors: dict[str, Tensor] = make_tensors(problem, seed)

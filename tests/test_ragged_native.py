@@ -5,47 +5,28 @@ dtype, lists or ranges, epilogue) takes any layout, batch and image.
 """
 
 import random
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from conv_oracle import run_call
+from native_variants import Runner
 from ragged_cases import BIAS_RELU
 from ragged_oracle import check_ragged, make_ragged_tensors, ragged_problem
-from torch import Tensor
 
 import grouped_conv
 from grouped_conv import RaggedConv2d
 from grouped_conv.interpreting import through_driver
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, GroupLayout
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.launch import Launch, compile_launch
+from grouped_conv.kernels.launch import compile_launch
 from grouped_conv.kernels.ragged_rules import RaggedConfig, one_warp, traits
 
 pytestmark = pytest.mark.native
 LAYOUTS_PER_VARIANT = 48
 ANY_LAYOUT = {"IN_ALIGN": 1, "WIDTH_ALIGN": 1, "OUT_ALIGN": 1, "MASK_K": True, "CLAMP": True}
 """What promises nothing about a layout, so that one compiled kernel is right for all."""
-
-
-def runner(lane: ModuleType) -> Callable[[Launch, Mapping[str, Tensor]], None]:
-    """Compiles each launch once whatever its sizes: promises about divisibility are left out."""
-    kernels: dict[Any, Any] = {}
-    target = lane.driver.get_current_target()
-
-    def run(launch: Launch, tensors: Mapping[str, Tensor]) -> None:
-        integers = tuple(replace(integer, divisor=1) for integer in launch.integers)
-        known = {name: value for name, value in ANY_LAYOUT.items() if name in launch.constants}
-        launch = replace(launch, integers=integers, constants={**launch.constants, **known})
-        key = launch.source().hash(), str(launch.config)
-        if key not in kernels:
-            kernels[key] = compile_launch(launch, target)
-        kernels[key][launch.grid](*launch.positional(tensors))
-
-    return run
 
 
 def random_layout(draw: random.Random, gather: bool) -> GroupLayout:
@@ -93,7 +74,7 @@ def variants() -> list[tuple[str, ConvProblem, bool]]:
 
 @pytest.mark.parametrize(("name", "variant", "gather"), variants(), ids=[row[0] for row in variants()])
 def test_random_layouts(name: str, variant: ConvProblem, gather: bool, native: ModuleType) -> None:
-    run, draw = runner(native), random.Random(name)
+    run, draw = Runner(native, ANY_LAYOUT), random.Random(name)
     config = RaggedConfig(block_m=32, block_n=32, block_k=16, num_warps=1)
     for seed in range(LAYOUTS_PER_VARIANT):
         height, width = (least + draw.randint(0, 9) for least in variant.in_size)

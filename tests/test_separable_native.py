@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from native_variants import Runner
 from separable_cases import RELU, RELU6, RESIDUAL, Case, block, check_separable, run_separable, separable_tensors
-from test_native_lane import runner
 
 import grouped_conv
 from grouped_conv import SeparableConv2d
@@ -33,7 +33,7 @@ def resized(problem: SeparableProblem, draw: random.Random) -> SeparableProblem:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_random_sizes(variant: SeparableProblem, native: ModuleType) -> None:
-    run, draw = runner(native), random.Random(str(variant))
+    run, draw = Runner(native), random.Random(str(variant))
     for seed in range(SIZES_PER_VARIANT):
         problem = resized(variant, draw)
         tensors = separable_tensors(problem, seed)
