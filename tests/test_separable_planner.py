@@ -28,9 +28,9 @@ H100 = DeviceSpec.get("h100")
 @pytest.mark.parametrize(
     ("problem", "device", "fused"),
     [
-        (block((32, 96, 56, 56), (96, 1, 3, 3), 24, RELU), "h100", True),
+        (block((32, 192, 28, 28), (192, 1, 3, 3), 32, RELU), "h100", True),
         (block((32, 144, 56, 56), (144, 1, 3, 3), 32, RELU, stride=2), "a100", True),
-        (block((32, 64, 56, 56), (64, 4, 3, 3), 256, RELU, RELU), "h100", True),
+        (block((32, 576, 14, 14), (576, 1, 3, 3), 96, RELU), "h100", True),
         (block((32, 512, 7, 7), (512, 64, 3, 3), 2048, RELU, RELU), "h100", False),
         (block((32, 512, 7, 7), (512, 64, 3, 3), 2048, RELU, RELU), "a100", False),
         (block((32, 512, 14, 14), (512, 512, 3, 3), 2048, RELU, RELU), "h100", False),
