@@ -184,13 +184,13 @@ def _register_terms(problem: ConvProblem, config: PackedGroupsConfig, device: De
 
 def _fits_registers(problem: ConvProblem, config: PackedGroupsConfig, device: DeviceSpec) -> bool:
     """Is the code expected not to spill? By compiled layers: 56 sums and 120 loaded registers fit, 64 and 96 do,
-    112 and 144 do not; on gfx942 112 and 288 fit, 112 and 480 spill.
+    112 and 144 do not; on gfx942 112 and 144 fit, 112 and 240 spill.
     """
     sums, loaded = _register_terms(problem, config, device)
     if not _on_tensor_cores(problem, device):
         return sums <= 8 and loaded <= 32
     if device.backend == "hip":
-        return sums <= 128 and sums + loaded <= 400
+        return sums <= 128 and sums + loaded <= 340
     return sums <= 64 and sums + loaded <= 176
 
 
