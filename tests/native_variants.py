@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from conv_oracle import check_output, make_tensors, run_call
+from layer_cases import ragged_cases
 from native_rules import config_for
 from torch import Tensor
 
@@ -169,7 +170,33 @@ def one_warp(family: str) -> Callable[[ConvProblem, int], KernelConfig]:
     return lambda problem, index: FAMILIES[family].one_warp(problem)
 
 
-SOURCES: dict[str, Source] = {
+def _ragged_variants() -> list[Variant]:
+    """Every layout of `layer_cases.RAGGED`: tables are data, so layouts of the same alignments share a kernel."""
+    variants = []
+    for case in ragged_cases():
+        problem = replace(case.problem, precision="ieee", weight_channels_last=True)
+        variants.append(Variant(case.layer, problem, FAMILIES["ragged"].one_warp(problem)))
+    return variants
+
+
+def _ragged_tensors(problem: ConvProblem, config: KernelConfig, seed: int) -> dict[str, Tensor]:
+    from ragged_oracle import make_ragged_tensors
+
+    return make_ragged_tensors(problem, config, seed)
+
+
+def _check_ragged(problem: ConvProblem, tensors: dict[str, Tensor], what: str) -> object:
+    from ragged_oracle import check_ragged
+
+    return check_ragged(problem, tensors, what)
+
+
+def _other_image(problem: ConvProblem, draw: Draw) -> ConvProblem:
+    height, width = (least + draw.randint(0, 14) for least in problem.kernel_size)
+    return replace(problem, batch=draw.randint(1, 4), in_size=(height, width))
+
+
+_ALL: dict[str, Source] = {
     "implicit_gemm": equal_groups(
         shapes=[(1, 1), (1, 3), (3, 8), (4, 4), (5, 7), (8, 24), (16, 16), (24, 40), (32, 20), (48, 64), (16, 64)],
         kernels=[(1, 1), (3, 3), (5, 5), (1, 4), (3, 2), (7, 7), (17, 2)],
@@ -177,5 +204,23 @@ SOURCES: dict[str, Source] = {
         variants=14,
         sizes=72,
     ),
+    "packed_groups": equal_groups(
+        shapes=[(2, 2), (4, 4), (8, 8), (3, 5), (16, 16), (2, 4), (8, 4), (6, 10)],
+        kernels=[(3, 3), (1, 1), (5, 5), (2, 3), (3, 1)],
+        configure=one_warp("packed_groups"),
+        variants=12,
+        sizes=40,
+        groups=(1, 40),
+    ),
+    "depthwise": equal_groups(
+        shapes=[(1, 1), (1, 2), (1, 3)],
+        kernels=[(3, 3), (5, 5), (7, 7), (1, 5), (4, 1)],
+        configure=one_warp("depthwise"),
+        variants=12,
+        sizes=40,
+        groups=(1, 70),
+    ),
+    "ragged": Source(_ragged_variants, 40, _other_image, _ragged_tensors, _check_ragged),
 }
-"""By family."""
+SOURCES = {family: source for family, source in _ALL.items() if family in FAMILIES}
+"""By family, for those that are registered."""
