@@ -82,14 +82,18 @@ class Mix:
         return cls(data["instructions"], dict(data["kinds"]), *widths)
 
 
-def inner_loop(code: Sequence[Instruction]) -> list[Instruction] | None:
-    """The shortest loop that holds a tensor-core instruction: from a branch's earlier target to the last branch there.
-
-    `None` when no loop holds one (a kernel of one trip, or one whose loop was unrolled completely).
-    """
+def loops(code: Sequence[Instruction]) -> list[list[Instruction]]:
+    """Every loop, in the order of their starts: from a branch's earlier target to the last branch there."""
     ends: dict[int, int] = {}
     for instruction in code:
         if instruction.target is not None and instruction.target < instruction.address:
             ends[instruction.target] = max(ends.get(instruction.target, 0), instruction.address)
-    loops = [[i for i in code if start <= i.address <= end] for start, end in ends.items()]
-    return min((loop for loop in loops if any(i.kind == "mma" for i in loop)), key=len, default=None)
+    return [[i for i in code if start <= i.address <= ends[start]] for start in sorted(ends)]
+
+
+def inner_loop(code: Sequence[Instruction]) -> list[Instruction] | None:
+    """The shortest loop that holds a tensor-core instruction.
+
+    `None` when no loop holds one (a kernel of one trip, or one whose loop was unrolled completely).
+    """
+    return min((loop for loop in loops(code) if any(i.kind == "mma" for i in loop)), key=len, default=None)

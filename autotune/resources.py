@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grouped_conv.autotune import gcn, sass
-from grouped_conv.autotune.instructions import Mix, inner_loop
+from grouped_conv.autotune.instructions import Instruction, Mix, inner_loop
 
 if TYPE_CHECKING:
     from triton.compiler import CompiledKernel
@@ -53,21 +53,30 @@ class Resources:
         return cls(data["registers"], data["spill_bytes"], data["shared_bytes"], Mix.from_json(data["total"]), loop)
 
 
+def disassembled(kernel: CompiledKernel) -> list[Instruction]:
+    """The instructions of a kernel that `triton.compile` returned, for NVIDIA or AMD.
+
+    Raises:
+        RuntimeError: when the disassembler fails or its output is not understood.
+    """
+    if "cubin" in kernel.asm:
+        code = sass.disassemble(kernel.asm["cubin"])
+    elif "amdgcn" in kernel.asm:
+        code = gcn.parse(kernel.asm["amdgcn"])
+    else:
+        raise RuntimeError(f"a kernel with the stages {', '.join(kernel.asm)} is neither NVIDIA nor AMD code")
+    if not code:
+        raise RuntimeError("no instruction was recognised in the compiled code; the listing's format has changed")
+    return code
+
+
 def read_resources(kernel: CompiledKernel) -> Resources:
     """The figures of a kernel that `triton.compile` returned, for NVIDIA or AMD.
 
     Raises:
         RuntimeError: when the disassembler fails or its output is not understood.
     """
-    if "cubin" in kernel.asm:
-        registers, spilled = sass.usage(kernel.asm["cubin"])
-        code = sass.disassemble(kernel.asm["cubin"])
-    elif "amdgcn" in kernel.asm:
-        registers, spilled = gcn.usage(kernel.asm["amdgcn"])
-        code = gcn.parse(kernel.asm["amdgcn"])
-    else:
-        raise RuntimeError(f"a kernel with the stages {', '.join(kernel.asm)} is neither NVIDIA nor AMD code")
-    if not code:
-        raise RuntimeError("no instruction was recognised in the compiled code; the listing's format has changed")
+    code = disassembled(kernel)
+    registers, spilled = sass.usage(kernel.asm["cubin"]) if "cubin" in kernel.asm else gcn.usage(kernel.asm["amdgcn"])
     loop = inner_loop(code)
     return Resources(registers, spilled, int(kernel.metadata.shared), Mix.of(code), Mix.of(loop) if loop else None)

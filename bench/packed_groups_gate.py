@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from grouped_conv.autotune import gcn, packed_groups_model, sass
-from grouped_conv.autotune.instructions import Instruction, Mix
+from grouped_conv.autotune import packed_groups_model
+from grouped_conv.autotune.instructions import Instruction, Mix, loops
 from grouped_conv.autotune.offline import compile_offline
+from grouped_conv.autotune.resources import disassembled
 from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
@@ -87,16 +88,7 @@ def findings(archs: Sequence[str]) -> Iterator[Finding]:
 
 def steady_loop(kernel: Any) -> list[Instruction]:
     """The first loop in the code that both multiplies and stores: the one over tiles, before the cold branch."""
-    if "cubin" in kernel.asm:
-        code = sass.disassemble(kernel.asm["cubin"])
-    else:
-        code = gcn.parse(kernel.asm["amdgcn"])
-    ends: dict[int, int] = {}
-    for instruction in code:
-        if instruction.target is not None and instruction.target < instruction.address:
-            ends[instruction.target] = max(ends.get(instruction.target, 0), instruction.address)
-    for start in sorted(ends):
-        loop = [i for i in code if start <= i.address <= ends[start]]
+    for loop in loops(disassembled(kernel)):
         if {"mma", "global_store"} <= {i.kind for i in loop}:
             return loop
     return []

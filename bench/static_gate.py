@@ -11,15 +11,23 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from grouped_conv.bench import implicit_gemm_gate, lrn_pool_gate, packed_groups_gate, ragged_gate, separable_gate
+from grouped_conv.bench import (
+    depthwise_gate,
+    implicit_gemm_gate,
+    lrn_pool_gate,
+    packed_groups_gate,
+    ragged_gate,
+    separable_gate,
+)
 from grouped_conv.bench.findings import EVERY_RUN, SWEEP, Finding
 
 GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
     "implicit_gemm": implicit_gemm_gate.findings,
-    "ragged": ragged_gate.findings,
-    "lrn_pool": lrn_pool_gate.findings,
     "packed_groups": packed_groups_gate.findings,
+    "depthwise": depthwise_gate.findings,
+    "ragged": ragged_gate.findings,
     "separable": separable_gate.findings,
+    "lrn_pool": lrn_pool_gate.findings,
 }
 """By family: architectures to findings."""
 

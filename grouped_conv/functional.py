@@ -92,7 +92,7 @@ def grouped_conv2d(
     unbatched = input.dim() == 3
     if unbatched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    operands = _prepared(input, weight, bias, scale, residual)
+    operands = prepared(input, weight, bias, scale, residual)
     reason = why_not_ours(operands.input, operands.weight)
     output = _by_torch(operands, request, reason) if reason else convolve(operands, request)
     return output.squeeze(0) if unbatched else output
@@ -178,7 +178,7 @@ def _request(*attributes: Any) -> Request:
     return _make_request(*attributes)
 
 
-def _prepared(
+def prepared(
     input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | float | None, residual: Tensor | None
 ) -> Operands:
     """The operands as autocast wants them, the scale as a vector."""

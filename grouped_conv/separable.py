@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grouped_conv.functional import IntOrPair, _prepared, check_names, grouped_conv2d, why_not_ours
+from grouped_conv.functional import IntOrPair, check_names, grouped_conv2d, prepared, why_not_ours
 from grouped_conv.geometry import as_tuple, parse_geometry
 from grouped_conv.separable_ops import convolve
 from grouped_conv.separable_request import SeparableOperands, SeparableRequest
@@ -65,8 +65,8 @@ def separable_conv2d(
     unbatched = input.dim() == 3
     if unbatched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    first = _prepared(input, weight, bias, scale, None)
-    second = _prepared(first.input, pointwise_weight, pointwise_bias, pointwise_scale, residual)
+    first = prepared(input, weight, bias, scale, None)
+    second = prepared(first.input, pointwise_weight, pointwise_bias, pointwise_scale, residual)
     choices = (activation or "none", negative_slope, pointwise_activation or "none", pointwise_negative_slope)
     geometry = parse_geometry(_tuple(stride), as_tuple(padding), _tuple(dilation), (weight.shape[2], weight.shape[3]))
     request = SeparableRequest(geometry, *choices, precision or "default", backend or "auto")

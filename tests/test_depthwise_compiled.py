@@ -1,25 +1,25 @@
 """The depthwise kernel as compiled: executed for sm_80 and sm_90, and its code held to instruction counts."""
 
 import itertools
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from conv_oracle import check_output, make_tensors, run_call
-from depthwise_cases import BIAS_RELU, SMALL, DepthwiseCase, convnext_tiny, depthwise, mobilenet_v2, shape_cases
+from depthwise_cases import BIAS_RELU, SMALL, DepthwiseCase, depthwise, shape_cases
 from test_compiled_ptx import emulator
 
-from grouped_conv.autotune import depthwise_model, gcn, sass
+from grouped_conv.autotune import depthwise_model
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.instructions import Instruction
-from grouped_conv.autotune.offline import CompiledLaunch, gpu_target
+from grouped_conv.bench import depthwise_gate
+from grouped_conv.bench.depthwise_gate import compiled_for, issued
+from grouped_conv.bench.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.depthwise_rules import DepthwiseConfig, per_thread
-from grouped_conv.kernels.launch import compile_launch
 
 EVERY_THIRD = 4  # a step that has no divisor in common with the five paths of a shape
-ARCHS = ("sm_80", "sm_90", "gfx942")
+ARCHS = EVERY_RUN
 
 
 def emulated_cases() -> list[tuple[int, DepthwiseCase]]:
@@ -76,69 +76,11 @@ def test_inputs_and_outputs_move_in_whole_sectors(
     assert stores[0] >= 0.9
 
 
-@dataclass(frozen=True)
-class Gate:
-    """Instructions per output that compiled code may issue, fp16 with bias and ReLU, 64 channels.
-
-    The prototypes' figures were 27, 61 and 111; 111 at 7x7 was without a loop.
-    """
-
-    kernel: int
-    config: DepthwiseConfig
-    limits: dict[str, float]
-
-    def __str__(self) -> str:
-        return f"{self.kernel}x{self.kernel}-{self.config}".replace(" ", "-")
-
-
-GATES = (
-    Gate(3, DepthwiseConfig(), {"sm_80": 17.0, "sm_90": 17.3, "gfx942": 20.0}),
-    Gate(3, DepthwiseConfig(pack_weight=False), {"sm_80": 19.3, "sm_90": 19.9, "gfx942": 22.0}),
-    Gate(5, DepthwiseConfig(), {"sm_80": 39.0, "sm_90": 39.5}),
-    Gate(5, LOOPED, {"sm_80": 44.0, "sm_90": 44.0, "gfx942": 50.0}),
-    Gate(7, LOOPED, {"sm_80": 76.5, "sm_90": 77.0, "gfx942": 90.0}),
-)
-
-
-def disassembled(compiled: CompiledLaunch) -> list[Instruction]:
-    if "cubin" in compiled.kernel.asm:
-        return sass.disassemble(compiled.kernel.asm["cubin"])
-    return gcn.parse(compiled.kernel.asm["amdgcn"])
-
-
-def issued(code: list[Instruction], trips: int) -> int:
-    """Instructions of one thread when the only loop makes `trips` trips, everything else run once."""
-    ends = [(i.target, i.address) for i in code if i.target is not None and i.target < i.address]
-    if not ends:
-        return len(code)
-    (start, end) = min(ends)
-    body = sum(start <= i.address <= end for i in code)
-    return len(code) + (trips - 1) * body
-
-
-def compiled_for(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec) -> CompiledLaunch:
-    launch = plan_call(problem, config).launches[-1]
-    return CompiledLaunch(launch, compile_launch(launch, gpu_target(device)))
-
-
-@pytest.mark.parametrize(
-    ("arch", "gate"),
-    [(arch, gate) for gate in GATES for arch in gate.limits],
-    ids=str,
-)
-def test_instructions_per_output(arch: str, gate: Gate) -> None:
-    device = DeviceSpec.get(arch)
-    config = replace(gate.config, block_w=gate.config.block_w * device.warp_size // 32)
-    problem = depthwise(64, (56, 56), (gate.kernel, gate.kernel), batch=8, epilogue=BIAS_RELU)
-    compiled = compiled_for(problem, config, device)
-    outputs = per_thread(config, device) * config.tile_h * config.tile_w
-    count = issued(disassembled(compiled), gate.kernel if config.row_loop else 1) / outputs
-    print(f"{arch} {gate.kernel}x{gate.kernel} {config}: {count:.1f} instructions per output")
-    assert compiled.resources.spill_bytes == 0
-    assert count <= gate.limits[arch]
-    if config.pack_weight:
-        assert set(compiled.resources.total.load_widths) == {16}
-    assert set(compiled.resources.total.store_widths) == {16}
+@pytest.mark.parametrize("arch", [*EVERY_RUN, *(pytest.param(arch, marks=pytest.mark.sweep) for arch in SWEEP)])
+def test_compiles_well(arch: str) -> None:
+    findings = [*depthwise_gate.tile_findings(arch), *depthwise_gate.default_findings(arch)]
+    assert len(findings) > 8
+    assert {f"{finding.layer} {finding.config}": finding.faults for finding in findings if finding.faults} == {}
 
 
 def test_the_count_follows_the_loop() -> None:
@@ -147,30 +89,6 @@ def test_the_count_follows_the_loop() -> None:
     assert issued(code, 1) == 10
     assert issued(code, 5) == 10 + 4 * 4
     assert issued(code[:5], 5) == 5
-
-
-def layers() -> list[Any]:
-    """MobileNetV2's and ConvNeXt-T's depthwise layers; the sweep has those that differ in channels alone."""
-    first = ("32@112/1", "96@112/2", "960@7/1", "96@56", "768@7")
-    rows = []
-    for arch in ARCHS:
-        for name, problem in (mobilenet_v2(128) | convnext_tiny(128)).items():
-            marks = [] if name in first else [pytest.mark.sweep]
-            rows.append(pytest.param(arch, problem, id=f"{arch}-{name}", marks=marks))
-    return rows
-
-
-@pytest.mark.parametrize(("arch", "problem"), layers())
-def test_networks_compile_well_by_default(arch: str, problem: ConvProblem) -> None:
-    device = DeviceSpec.get(arch)
-    config = choose(problem, device)
-    assert isinstance(config, DepthwiseConfig)
-    resources = compiled_for(problem, config, device).resources
-    assert resources.spill_bytes == 0
-    assert resources.shared_bytes <= device.shared_per_block
-    assert set(resources.total.store_widths) == {16}
-    assert resources.total.load_widths[16] >= problem.kernel_size[1]
-    assert min(resources.total.load_widths) >= (16 if config.pack_weight else 2)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
