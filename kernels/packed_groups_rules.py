@@ -144,6 +144,9 @@ def why_not_on(problem: ConvProblem, config: PackedGroupsConfig, device: DeviceS
     most = MAX_ACCUMULATORS * (device.warp_size // 32)
     if sums > most:
         return f"{sums} accumulators per thread spill (at most {most})"
+    if device.arch == 90 and config.block_m >= 64 and config.num_warps % 4 == 0:
+        # found by executing the PTX: the unrolled chain writes sums after the fence that orders them
+        return f"block_m={config.block_m} on {config.num_warps} warps compiles to wgmma, which races with its sums"
     needed = shared_memory(problem, config)
     if device.backend == "cuda" and needed > device.shared_per_block:
         return f"{needed} bytes of shared memory, {device.key} has {device.shared_per_block}"
