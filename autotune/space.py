@@ -13,7 +13,7 @@ from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
 
-SPACE_VERSION = 1
+SPACE_VERSION = 2
 """Raised by hand whenever axes or pruning change; tells which space a stored search covered."""
 
 
