@@ -20,15 +20,17 @@ from grouped_conv.request import Operands, Request
 
 _TENSORS = "Tensor input, Tensor weight, Tensor? bias"
 _WINDOW = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
-_EPILOGUE = "str activation, float negative_slope, bool save_preactivation, int input_shuffle, int output_shuffle"
+_EPILOGUE = "str activation, float negative_slope, bool save_preactivation"
 _CHOICE = "str precision, str backend"
+_SHUFFLES = "int input_shuffle=1, int output_shuffle=1"
 # Real strides must reach the implementation, because the output's memory format follows from them.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 library = torch.library.Library("grouped_conv", "DEF")
 library.define(f"conv2d({_TENSORS}, {_WINDOW}, {_CHOICE}) -> Tensor", tags=_TAGS)
 library.define(
-    f"conv2d_fused({_TENSORS}, Tensor? scale, Tensor? residual, {_WINDOW}, {_EPILOGUE}, {_CHOICE})"
+    f"conv2d_fused({_TENSORS}, Tensor? scale, Tensor? residual, {_WINDOW}, {_EPILOGUE}, {_CHOICE}, "
+    f"{_SHUFFLES})"
     " -> (Tensor output, Tensor preactivation)",
     tags=_TAGS,
 )
@@ -51,10 +53,10 @@ def fused_request(
     activation: str,
     negative_slope: float,
     save_preactivation: bool,
-    input_shuffle: int,
-    output_shuffle: int,
     precision: str,
     backend: str,
+    input_shuffle: int = 1,
+    output_shuffle: int = 1,
 ) -> Request:
     """The attributes of a `conv2d_fused` call as one value."""
     geometry = _geometry(stride, padding, dilation)
@@ -86,10 +88,10 @@ def call(operands: Operands, request: Request) -> Tensor | tuple[Tensor, Tensor]
         request.activation,
         request.negative_slope,
         request.save_preactivation,
-        request.input_shuffle,
-        request.output_shuffle,
         request.precision,
         request.backend,
+        request.input_shuffle,
+        request.output_shuffle,
     )
     return (output, preactivation) if request.save_preactivation else output
 

@@ -104,7 +104,7 @@ def load_row(
     STRIP: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    """One input row of each strip's window: COLUMNS tiles [BLOCK_M, BLOCK_K], `None` where no tap reads."""
+    """One input row of each strip's window: COLUMNS tiles [BLOCK_M, BLOCK_K], a stand-in where no tap reads."""
     tiles = ()
     for column in tl.static_range(COLUMNS):
         if column_needed(column, STRIP, STRIDE_W, KERNEL_W, DILATION_W):
@@ -113,7 +113,7 @@ def load_row(
                 mask = mask & column_ok[None, :]
             tiles = tiles + (tl.load(x_row + column * STRIDE_XW, mask=mask, other=0.0),)
         else:
-            tiles = tiles + (None,)
+            tiles = tiles + (row_ok,)  # Triton 3.8 has no tuples that hold None
     return tiles
 
 

@@ -74,7 +74,7 @@ def test_a_converted_model_runs_the_kernels_and_trains() -> None:
     model = convert(block())
     with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
         output = model(image())
-    assert [call.path for call in calls] == ["implicit_gemm"] * 5
+    assert [call.path for call in calls] == ["implicit_gemm"] * 6
     torch.testing.assert_close(output, block()(image()), rtol=2e-2, atol=2e-2)
     plain = block()
     model(image()).square().sum().backward()

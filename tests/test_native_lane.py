@@ -15,8 +15,6 @@ from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.families import FAMILIES
 
 pytestmark = pytest.mark.native
-runner = Runner
-"""Under the name that other families' native tests import."""
 VARIANTS = [
     pytest.param(source, variant, id=f"{family}-{variant.name}")
     for family, source in SOURCES.items()

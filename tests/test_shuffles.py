@@ -76,7 +76,7 @@ def test_compiles_without_breaks_and_passes_opcheck():
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*given), plain(*given))
     x, w, b, r = given
-    attributes = ((1, 1), (1, 1, 1, 1), (1, 1), "silu", 0.01, True, 4, 6, "default", "auto")
+    attributes = ((1, 1), (1, 1, 1, 1), (1, 1), "silu", 0.01, True, "default", "auto", 4, 6)
     torch.library.opcheck(torch.ops.grouped_conv.conv2d_fused, (x, w, b, None, r, *attributes))
 
 
