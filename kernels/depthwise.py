@@ -103,6 +103,9 @@ def depthwise(
     scale = channel_vectors(scale_ptr, k_first, c_ok, EVEN_C, MULTIPLIERS, 1.0)
     bias = channel_vectors(bias_ptr, k_first, c_ok, EVEN_C, MULTIPLIERS, 0.0)
 
+    # A bias at the head of the chain saves an addition, but 49 fp32 roundings beside it were 1.2 times what is allowed.
+    FROM_BIAS: tl.constexpr = scale_ptr is None and x_ptr.dtype.element_ty != tl.float32
+
     for step in tl.range(STEPS):
         row0 = (block_h * STEPS + step) * BLOCK_H
         row = row0 + lane // BLOCK_W  # row of tiles, over all images, [BLOCK_P]
@@ -119,10 +122,10 @@ def depthwise(
         acc = tile_sums(
             w, bias, x_base, w_base, ih0[:, None], iw0[:, None], c_ok, inner, IN_H, IN_W, kernel_rows, chunks,
             stride_xh, stride_xw, stride_wm, stride_wr, stride_ws, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H,
-            DILATION_W, MULTIPLIERS, TILE_H, TILE_W, CHUNK, EVEN_C, ROW_LOOP, RESIDENT, INTERIOR, scale_ptr is None,
+            DILATION_W, MULTIPLIERS, TILE_H, TILE_W, CHUNK, EVEN_C, ROW_LOOP, RESIDENT, INTERIOR, FROM_BIAS,
         )  # fmt: skip
         finish_tile(
-            acc, scale, bias, residual_ptr, pre_ptr, y_ptr, scale_ptr is not None, image, oh0, ow0, c, k, first,
+            acc, scale, bias, residual_ptr, pre_ptr, y_ptr, FROM_BIAS, image, oh0, ow0, c, k, first,
             channels, row_ok, OUT_H, OUT_W, stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh,
             stride_rw, K_PER_GROUP, MULTIPLIERS, TILE_H, TILE_W, ACTIVATION, NEGATIVE_SLOPE, VECTOR, SHUFFLE,
             OUT_CHANNELS,

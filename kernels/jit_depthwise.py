@@ -85,7 +85,7 @@ def finish_tile(
     residual_ptr,
     pre_ptr,
     y_ptr,
-    HAS_SCALE: tl.constexpr,
+    FROM_BIAS: tl.constexpr,
     image,
     oh0,
     ow0,
@@ -128,7 +128,7 @@ def finish_tile(
         out = ()
         for m in tl.static_range(MULTIPLIERS):
             total = acc[m * TILE_H * TILE_W + p]
-            out = out + (total * scale[m] + bias[m] if HAS_SCALE else total,)
+            out = out + (total if FROM_BIAS else total * scale[m] + bias[m],)
         if MULTIPLIERS == K_PER_GROUP and (MULTIPLIERS == 1 or MULTIPLIERS == 2 or MULTIPLIERS == 4):
             finish(
                 neighbours(out, MULTIPLIERS), None, None, residual_ptr, pre_ptr, y_ptr, image, oh0, ow0, k, pixel_ok,
