@@ -266,11 +266,8 @@ def window_start(
 
 @triton.jit
 def per_channel(ptr, channel, channel_ok):
-    """A vector of the output channels in fp32, [BLOCK_N]; `None` when there is none."""
-    if ptr is None:
-        return None
-    else:
-        return tl.load(ptr + channel, mask=channel_ok, other=0.0).to(tl.float32)
+    """A vector of the output channels in fp32, [BLOCK_N]."""
+    return tl.load(ptr + channel, mask=channel_ok, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -105,8 +105,12 @@ def recompute(
     diagonal = (member_k[:, None] == member_n[None, :]) & column_ok[:, None] & channel_ok[None, :]
     w_offsets = (channel * (KERNEL_H * KERNEL_W * C_PER_GROUP))[None, :] + index[:, None]
     x_pack = x_ptr + memory[None, :]
-    scale = per_channel(scale_ptr, channel, channel_ok)
-    bias = per_channel(bias_ptr, channel, channel_ok)
+    scale = None
+    bias = None
+    if scale_ptr is not None:  # Triton 3.6 has no functions that return None: not decided inside
+        scale = per_channel(scale_ptr, channel, channel_ok)
+    if bias_ptr is not None:
+        bias = per_channel(bias_ptr, channel, channel_ok)
     start = first_sums(bias, scale, BLOCK_M, BLOCK_N)
     image, out_h, strip_w = first_strips(program, OUT_H, strips_w, tiles_each, BLOCK_M, WIDE_M, zero)
     for _ in tl.range(0, tiles_each, num_stages=1):
@@ -212,8 +216,12 @@ def packed_groups(
     weights = ()
     if RESIDENT:
         weights = resident_weights(w_ptr, w_offsets, diagonal, TAPS, C_PER_GROUP)
-    scale = per_channel(scale_ptr, channel, channel_ok)
-    bias = per_channel(bias_ptr, channel, channel_ok)
+    scale = None
+    bias = None
+    if scale_ptr is not None:  # Triton 3.6 has no functions that return None: not decided inside
+        scale = per_channel(scale_ptr, channel, channel_ok)
+    if bias_ptr is not None:
+        bias = per_channel(bias_ptr, channel, channel_ok)
     start = first_sums(bias, scale, BLOCK_M, BLOCK_N)
     image, out_h, strip_w = first_strips(program, OUT_H, strips_w, tiles_each, BLOCK_M, WIDE_M)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
