@@ -9,29 +9,34 @@ programs read besides others (halos); and what the whole call must move once. Th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
-import torch
 
-from grouped_conv import functional
+from grouped_conv.autotune import lrn_pool_model, separable_model
 from grouped_conv.autotune.cost import predict
 from grouped_conv.autotune.families import MODELS
-from grouped_conv.bench.compulsory import ConvNeeds, total
+from grouped_conv.bench.compulsory import Needs, total
+from grouped_conv.bench.sample_calls import Problem, sample_call
 from grouped_conv.interpreting import interpret
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.interpreter_counting import WRITE, LaunchTraffic, counting
+from grouped_conv.kernels.layout import GroupLayout
+from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
+from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem
 from grouped_conv.kernels.validity import why_invalid
 from grouped_conv.tracing import trace
 
 LIMIT = 1.15
 """Times the compulsory bytes of its tile walk that a memory-bound kernel may move."""
-MEMORY_BOUND = ("packed_groups", "depthwise")
+MEMORY_BOUND = ("packed_groups", "depthwise", LrnPoolConfig.family)
+FAMILIES = (*MODELS, SeparableConfig.family, LrnPoolConfig.family)
 DEVICE = "h100"
 
 
@@ -40,12 +45,22 @@ class Case:
     """A problem whose bytes are counted."""
 
     name: str
-    problem: ConvProblem
+    problem: Problem
 
 
 def _case(name: str, c: int, k: int, size: int, groups: int, image: int = 14, **keywords: Any) -> Case:
     values = {"padding": size // 2, "epilogue": Epilogue("relu", bias=True), **keywords}
     return Case(name, ConvProblem.of((1, c, image, image), (k, c // groups, size, size), groups=groups, **values))
+
+
+def _unequal(layout: GroupLayout) -> ConvProblem:
+    return ConvProblem(1, layout, (14, 14), (3, 3), padding=(1, 1, 1, 1), epilogue=Epilogue("relu", bias=True))
+
+
+def _block(channels: int, out_channels: int, groups: int) -> SeparableProblem:
+    first = _case("", channels, channels, 3, groups).problem
+    assert isinstance(first, ConvProblem)
+    return SeparableProblem(first, out_channels, Epilogue(bias=True))
 
 
 CASES = (
@@ -56,6 +71,13 @@ CASES = (
     _case("MobileNet 3x3 depthwise, stride 2", 96, 96, 3, 96, stride=2),
     _case("5x5 depthwise", 96, 96, 5, 96),
     _case("ConvNeXt 7x7 depthwise", 96, 96, 7, 96),
+    Case("log series, 3x3", _unequal(GroupLayout.sizes([64, 32, 16, 16], [64, 32, 16, 16]))),
+    Case("overlap of a half, 3x3", _unequal(GroupLayout.overlapping(64, 64, groups=4, width=32))),
+    Case("MobileNet block, 32 to 16", _block(32, 16, groups=32)),
+    Case("root module, 4 groups", _block(64, 64, groups=4)),
+    Case("AlexNet norm1+pool1, towers", LrnPoolProblem.of((1, 96, 55, 55), alpha=5e-4, k=2.0, groups=2)),
+    Case("AlexNet norm2+pool2", LrnPoolProblem.of((1, 256, 27, 27), alpha=5e-4, k=2.0)),
+    Case("pool1+norm1", LrnPoolProblem.of((1, 96, 55, 55), "pool-lrn")),
 )
 
 
@@ -96,7 +118,7 @@ class Moved:
         return {name: getattr(self, name) for name in self.__slots__} | {"ratio": self.ratio}
 
 
-def judge(traffic: LaunchTraffic, needs: ConvNeeds | None, family: str = "", case: str = "") -> Moved:
+def judge(traffic: LaunchTraffic, needs: Needs | None, family: str = "", case: str = "") -> Moved:
     """Compare a launch's traffic with what its stores need.
 
     Args:
@@ -125,66 +147,32 @@ def judge(traffic: LaunchTraffic, needs: ConvNeeds | None, family: str = "", cas
     )
 
 
-def count_call(problem: ConvProblem, config: KernelConfig, case: str = "") -> list[Moved]:
+def count_call(problem: Problem, config: KernelConfig, case: str = "") -> list[Moved]:
     """Every launch of one public call of `problem` with `config`, interpreted; values are zeros.
 
     Raises:
         ValueError: when the configuration cannot run the problem.
     """
-    tensors = zeros(problem)
+    call = sample_call(problem)
     with interpret(config), counting() as launches, trace() as calls:
-        convolve(problem, tensors)
+        call.run()
     rows = []
     for traffic in launches:
         stores = any(access.buffer == "output" for access in traffic.accesses(WRITE))
-        needs = ConvNeeds(problem, traffic.tensors["output"]) if stores else None
+        needs = call.needs(traffic.tensors["output"]) if stores else None
         rows.append(judge(traffic, needs, calls[0].path, case))
     return rows
 
 
-def zeros(problem: ConvProblem) -> dict[str, torch.Tensor]:
-    """Operands of a problem with equal groups, in its memory formats."""
-    dtype, epilogue = getattr(torch, problem.dtype), problem.epilogue
-
-    def four(shape: Sequence[int], channels_last: bool) -> torch.Tensor:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return torch.zeros(*shape, dtype=dtype).contiguous(memory_format=layout)
-
-    tensors = {
-        "input": four(problem.input_shape, problem.input_channels_last),
-        "weight": four(problem.weight_shape, problem.weight_channels_last),
-    }
-    tensors |= {
-        name: torch.zeros(problem.out_channels, dtype=dtype) for name in ("bias", "scale") if getattr(epilogue, name)
-    }
-    if epilogue.residual:
-        tensors["residual"] = four(problem.output_shape, problem.output_channels_last)
-    return tensors
-
-
-def convolve(problem: ConvProblem, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """A problem with equal groups as a call of the public function."""
-    epilogue = problem.epilogue
-    return functional.grouped_conv2d(
-        tensors["input"],
-        tensors["weight"],
-        tensors.get("bias"),
-        problem.stride,
-        problem.padding,
-        problem.dilation,
-        problem.groups,
-        activation=epilogue.activation,
-        negative_slope=epilogue.negative_slope,
-        scale=tensors.get("scale"),
-        residual=tensors.get("residual"),
-        precision=problem.precision if problem.dtype == "float32" else None,
-        input_shuffle=problem.input_shuffle,
-        output_shuffle=epilogue.shuffle,
-    )
-
-
-def best(family: str, problem: ConvProblem, device: DeviceSpec) -> KernelConfig | None:
+def best(family: str, problem: Problem, device: DeviceSpec) -> KernelConfig | None:
     """The family's default for a problem by the cost model, or None where it has none."""
+    if isinstance(problem, LrnPoolProblem):
+        return lrn_pool_model.choose(problem, device) if family == LrnPoolConfig.family else None
+    if isinstance(problem, SeparableProblem):
+        fused = separable_model.candidates(problem, device) if family == SeparableConfig.family else ()
+        return min(fused, key=lambda c: separable_model.predict(problem, c, device).weighed_us, default=None)
+    if family not in MODELS:
+        return None
     valid = [c for c in MODELS[family].defaults(problem, device) if why_invalid(problem, c, device) is None]
     return min(valid, key=lambda config: predict(problem, config, device).weighed_us, default=None)
 
@@ -204,10 +192,10 @@ def rows(families: Sequence[str], cases: Sequence[Case] = CASES) -> Iterator[Mov
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def main(families: tuple[str, ...], as_json: bool) -> None:
     """Count the bytes of every family on small problems; exit code 1 if a memory-bound kernel moves too many."""
-    unknown = set(families) - set(MODELS)
+    unknown = set(families) - set(FAMILIES)
     if unknown:
-        raise click.BadParameter(f"{', '.join(sorted(unknown))}; known: {', '.join(MODELS)}", param_hint="--family")
-    found = list(rows(families or tuple(MODELS)))
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}; known: {', '.join(FAMILIES)}", param_hint="--family")
+    found = list(rows(families or FAMILIES))
     too_many = [row for row in found if row.family in MEMORY_BOUND and row.ratio > LIMIT]
     if as_json:
         click.echo(json.dumps([row.to_json() for row in found], indent=2))

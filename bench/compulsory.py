@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,21 @@ import torch
 from torch import Tensor
 
 from grouped_conv.kernels.interpreter_counting import Offsets
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
+from grouped_conv.kernels.problem import ConvProblem, Pair
+from grouped_conv.kernels.separable_rules import SeparableProblem
 
 Table = npt.NDArray[np.int64]
+
+
+class Needs(Protocol):
+    """What outputs depend on."""
+
+    def __call__(self, stored: Offsets) -> dict[str, int]:
+        """Bytes of each operand that the outputs at these offsets need, the outputs' own included."""
+
+    def whole_call(self) -> dict[str, int]:
+        """The same for all outputs together."""
 
 
 def logical_index(tensor: Tensor) -> Table:
@@ -93,15 +106,82 @@ class ConvNeeds:
 
     def _under(self, pixels: Table) -> Table:
         """Distinct input pixels inside the image under the windows of distinct output pixels."""
+        top, _, left, _ = self.problem.padding
+        return np.unique(windows(self.problem, pixels, (top, left), self.problem.dilation)[1])
+
+
+def windows(problem: ConvProblem | LrnPoolProblem, pixels: Table, before: Pair, dilation: Pair) -> tuple[Table, Table]:
+    """(for each tap inside the image the position in `pixels`, its input pixel) of the windows of output pixels.
+
+    Args:
+        before: padding above and left.
+    """
+    (out_h, out_w), (in_h, in_w) = problem.out_size, problem.in_size
+    image, row, column = pixels // (out_h * out_w), pixels // out_w % out_h, pixels % out_w
+    (kernel_h, kernel_w), (stride_h, stride_w) = problem.kernel_size, problem.stride
+    rows = row[:, None] * stride_h - before[0] + np.arange(kernel_h) * dilation[0]
+    columns = column[:, None] * stride_w - before[1] + np.arange(kernel_w) * dilation[1]
+    inside = ((rows >= 0) & (rows < in_h))[:, :, None] & ((columns >= 0) & (columns < in_w))[:, None, :]
+    places = (image[:, None, None] * in_h + rows[:, :, None]) * in_w + columns[:, None, :]
+    return np.nonzero(inside)[0], places[inside]
+
+
+class LrnPoolNeeds:
+    """What outputs of local response normalisation and pooling depend on.
+
+    Args:
+        output: the tensor that programs store to, for its strides.
+    """
+
+    def __init__(self, problem: LrnPoolProblem, output: Tensor) -> None:
+        self.problem, self.index = problem, logical_index(output)
+
+    def __call__(self, stored: Offsets) -> dict[str, int]:
+        """Bytes of the input that the outputs at these offsets need, and the outputs'."""
         problem = self.problem
-        (out_h, out_w), (in_h, in_w) = problem.out_size, problem.in_size
-        image, row, column = pixels // (out_h * out_w), pixels // out_w % out_h, pixels % out_w
-        top, _, left, _ = problem.padding
-        rows = row[:, None] * problem.stride[0] - top + np.arange(problem.kernel_size[0]) * problem.dilation[0]
-        columns = column[:, None] * problem.stride[1] - left + np.arange(problem.kernel_size[1]) * problem.dilation[1]
-        inside = ((rows >= 0) & (rows < in_h))[:, :, None] & ((columns >= 0) & (columns < in_w))[:, None, :]
-        places = (image[:, None, None] * in_h + rows[:, :, None]) * in_w + columns[:, None, :]
-        return np.unique(places[inside])
+        area, tower = math.prod(problem.out_size), problem.channels // problem.groups
+        flat = self.index[stored]
+        pixel = flat // (problem.channels * area) * area + flat % area
+        which, place = windows(problem, pixel, problem.padding, (1, 1))
+        channel = (flat // area % problem.channels)[which]
+        down, up = problem.reach
+        reached = channel[:, None] + np.arange(-down, up + 1)
+        inside = (reached >= 0) & (reached // tower == (channel // tower)[:, None])
+        read = np.unique((place[:, None] * problem.channels + reached)[inside])
+        return {"input": len(read) * problem.item_size, "output": len(flat) * problem.item_size}
+
+    def whole_call(self) -> dict[str, int]:
+        """The same for all outputs together."""
+        return self(np.flatnonzero(self.index >= 0))
+
+
+class SeparableNeeds:
+    """What outputs of a grouped convolution with a 1x1 convolution behind it depend on.
+
+    Args:
+        output: the tensor that programs store to, for its strides.
+    """
+
+    def __init__(self, problem: SeparableProblem, output: Tensor) -> None:
+        self.problem, self.index = problem, logical_index(output)
+        self.second = ConvNeeds(problem.second, output)
+        hidden = torch.empty(problem.first.output_shape, device="meta")
+        self.first = ConvNeeds(problem.first, hidden)
+
+    def __call__(self, stored: Offsets) -> dict[str, int]:
+        """Bytes of each operand that the outputs at these offsets need; nothing for what lies between the two."""
+        hidden, area = self.problem.first.output_shape[1], math.prod(self.problem.first.out_size)
+        flat = self.index[stored]
+        pixel = np.unique(flat // (self.problem.out_channels * area) * area + flat % area)
+        image, place = np.divmod(pixel, area)
+        made = (image[:, None] * hidden + np.arange(hidden)) * area + place[:, None]
+        first, second = self.first(np.sort(made.reshape(-1))), self.second(stored)
+        del first["output"], second["input"]
+        return first | {name if name in ("output", "residual") else f"second {name}": n for name, n in second.items()}
+
+    def whole_call(self) -> dict[str, int]:
+        """The same for all outputs together."""
+        return self(np.flatnonzero(self.index >= 0))
 
 
 def total(parts: Mapping[str, int]) -> int:

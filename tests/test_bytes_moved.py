@@ -13,14 +13,18 @@ from click.testing import CliRunner
 from conv_oracle import make_tensors, run_call, shuffled
 
 from grouped_conv.bench import bytes_moved
-from grouped_conv.bench.bytes_moved import Case, count_call, judge
-from grouped_conv.bench.compulsory import ConvNeeds, logical_index
+from grouped_conv.bench.bytes_moved import Case, best, count_call, judge
+from grouped_conv.bench.compulsory import ConvNeeds, LrnPoolNeeds, SeparableNeeds, logical_index
 from grouped_conv.kernels import ConvProblem, Epilogue, GroupLayout, ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.interpreter import interpret_launch
 from grouped_conv.kernels.interpreter_counting import READ, SECTOR, WRITE, counting
 from grouped_conv.kernels.launch import Buffer, Integer, Launch
+from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
+from grouped_conv.kernels.ragged_rules import ROW
+from grouped_conv.kernels.separable_rules import SeparableProblem
 
 
 @triton.jit
@@ -168,6 +172,69 @@ def test_needs_are_the_gradients_support(layout, seed):
     assert needed["output"] == 2 * len(stored)
 
 
+@pytest.mark.parametrize("order", ["lrn-pool", "pool-lrn", "lrn", "pool"])
+@pytest.mark.parametrize("seed", range(2))
+def test_needs_of_lrn_and_pool(order, seed):
+    """One output at a time is changed by exactly the inputs under its windows, in reach of its channel."""
+    problem = LrnPoolProblem.of(
+        (2, 12, 6, 7), order, size=4, groups=2, kernel_size=(3, 2), stride=(2, 1), padding=(1, 0), ceil_mode=True
+    )
+    output = torch.empty(problem.output_shape).contiguous(memory_format=torch.channels_last)
+    generator = np.random.default_rng(seed)
+    stored = np.sort(generator.choice(output.numel(), generator.integers(1, 20), replace=False))
+
+    def average(x):
+        """Like the problem's steps, each output with a gradient for all that it depends on."""
+        down, up = problem.reach
+        for step in problem.steps:
+            if step == "lrn":
+                towers = x.view(2, 2, 6, *x.shape[2:])
+                sums = F.pad(towers, (0, 0, 0, 0, down, up)).unfold(2, problem.size, 1).sum(-1)
+                x = sums.view(x.shape)
+            else:
+                ones = torch.ones(12, 1, *problem.kernel_size, dtype=x.dtype)
+                rows = (problem.out_size[0] - 1) * 2 + 3 - 1 - x.shape[2]
+                x = F.conv2d(F.pad(x, (0, 0, 1, max(rows, 0))), ones, None, problem.stride, 0, 1, 12)
+        return x
+
+    x = torch.ones(problem.input_shape, dtype=torch.float64, requires_grad=True)
+    y = average(x)
+    assert y.shape == problem.output_shape
+    y.permute(0, 2, 3, 1).reshape(-1)[torch.from_numpy(stored)].sum().backward()
+    needed = LrnPoolNeeds(problem, output)(stored)
+    assert needed == {"input": 2 * int(x.grad.count_nonzero()), "output": 2 * len(stored)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_needs_of_a_separable_block(seed):
+    """A pixel's outputs depend on all channels of its window, whatever the first convolution's groups."""
+    first = ConvProblem.of(
+        (2, 6, 7, 6), (12, 3, 3, 2), stride=(2, 1), padding=1, groups=2, epilogue=Epilogue(bias=True)
+    )
+    problem = SeparableProblem(first, 5, Epilogue(bias=True, residual=True))
+    output = torch.empty(problem.output_shape).contiguous(memory_format=torch.channels_last)
+    generator = np.random.default_rng(seed)
+    stored = np.sort(generator.choice(output.numel(), generator.integers(1, 30), replace=False))
+    x = torch.ones(first.input_shape, requires_grad=True)
+    hidden = F.conv2d(x, torch.ones(first.weight_shape), None, first.stride, 1, 1, 2)
+    y = F.conv2d(hidden, torch.ones(problem.pointwise_shape))
+    y.permute(0, 2, 3, 1).reshape(-1)[torch.from_numpy(stored)].sum().backward()
+    rows = len(np.unique(stored % 5))
+    assert SeparableNeeds(problem, output)(stored) == {
+        "input": 2 * int(x.grad.count_nonzero()),
+        "weight": 2 * 12 * 3 * 6,
+        "bias": 2 * 12,
+        "scale": 0,
+        "residual": 2 * len(stored),
+        "preactivation": 0,
+        "second weight": 2 * rows * 12,
+        "second bias": 2 * rows,
+        "second scale": 0,
+        "second preactivation": 0,
+        "output": 2 * len(stored),
+    }
+
+
 def test_needs_know_a_shuffled_output():
     problem = ConvProblem.of((1, 12, 3, 3), (24, 3, 1, 1), groups=4, epilogue=Epilogue(shuffle=4))
     output = torch.empty(problem.output_shape).contiguous(memory_format=torch.channels_last)
@@ -202,6 +269,36 @@ def test_whole_public_call(last):
     assert rows[-1].compulsory == problem.min_bytes
     assert rows[-1].halo == 0
     assert json.loads(json.dumps(rows[-1].to_json()))["ratio"] == 1.0
+
+
+FULL = Epilogue("relu", bias=True, scale=True, residual=True)
+EVERY_FAMILY = {
+    "implicit_gemm": ConvProblem.of((1, 32, 6, 6), (32, 16, 3, 3), padding=1, groups=2, epilogue=FULL),
+    "packed_groups": ConvProblem.of((1, 32, 6, 6), (32, 4, 3, 3), padding=1, groups=8, epilogue=FULL),
+    "depthwise": ConvProblem.of((1, 16, 6, 6), (16, 1, 3, 3), padding=1, groups=16, epilogue=FULL),
+    "ragged": ConvProblem(1, GroupLayout.sizes([16, 8], [24, 8]), (6, 6), (3, 3), padding=(1, 1, 1, 1), epilogue=FULL),
+    "separable": SeparableProblem(ConvProblem.of((1, 16, 6, 6), (16, 1, 3, 3), groups=16), 24, FULL),
+    "lrn_pool": LrnPoolProblem.of((1, 16, 9, 9)),
+}
+
+
+@pytest.mark.parametrize("family", bytes_moved.FAMILIES)
+def test_every_family_reads_what_its_outputs_need(family):
+    """The compute launch comes last; unequal groups read their table besides, a row of int64 per program."""
+    problem = EVERY_FAMILY[family]
+    row = count_call(problem, best(family, problem, DeviceSpec.get("h100")))[-1]
+    assert row.family == row.launch == family
+    table = row.programs * 8 * ROW if family == "ragged" else 0
+    assert row.needed <= row.moved <= row.needed + table
+    assert row.compulsory == problem.min_bytes
+
+
+def test_each_family_has_cases_of_its_own_kind():
+    spec = DeviceSpec.get("h100")
+    for family in bytes_moved.FAMILIES:
+        assert any(best(family, case.problem, spec) for case in bytes_moved.CASES), family
+    assert best("separable", EVERY_FAMILY["lrn_pool"], spec) is None
+    assert best("lrn_pool", EVERY_FAMILY["depthwise"], spec) is None
 
 
 def test_waste_is_noticed():

@@ -1,22 +1,19 @@
 """The LRN + pool kernel in Triton's interpreter against float64, and the value that describes it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lrn_pool_cases import ORDERS, Case, all_cases
 from lrn_pool_oracle import check_output, make_tensors, reference, run_launch
 from torch import Tensor
-from triton.runtime.interpreter import InterpreterBuilder
 
 import grouped_conv
 from grouped_conv.autotune import lrn_pool_model
+from grouped_conv.bench.bytes_moved import judge
+from grouped_conv.bench.compulsory import LrnPoolNeeds
 from grouped_conv.kernels import DeviceSpec, KernelConfig
 from grouped_conv.kernels.interpreter import interpret_launch
+from grouped_conv.kernels.interpreter_counting import READ, counting
 from grouped_conv.kernels.lrn_pool import plan_lrn_pool
 from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, why_invalid, why_not_on
@@ -173,54 +170,15 @@ def test_gaps_between_pixels_are_stepped_over() -> None:
         check_output(problem, tensors)
 
 
-@dataclass
-class Traffic:
-    """Bytes that loads asked for, by the width of the load in bytes, and the different bytes among them by program."""
-
-    asked: dict[int, int] = field(default_factory=dict)
-    addresses: list[np.ndarray] = field(default_factory=list)
-
-
-@contextmanager
-def counted_loads() -> Iterator[Traffic]:
-    """Count what interpreted kernels load, from the real addresses."""
-    traffic, load = Traffic(), InterpreterBuilder.create_masked_load
-
-    def counting(self, pointers, mask, *rest):  # type: ignore[no-untyped-def]
-        item = pointers.dtype.element_ty.primitive_bitwidth // 8
-        wanted = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
-        width = pointers.data.shape[-1] * item
-        traffic.asked[width] = traffic.asked.get(width, 0) + wanted.size * item
-        traffic.addresses.append(wanted)
-        return load(self, pointers, mask, *rest)
-
-    InterpreterBuilder.create_masked_load = counting
-    try:
-        yield traffic
-    finally:
-        InterpreterBuilder.create_masked_load = load
-
-
-def test_each_pixel_of_a_walk_is_read_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """The main loads read the walks' pixels exactly once; halos between walks and between vectors are stated apart."""
+def test_each_pixel_of_a_walk_is_read_once() -> None:
+    """Besides, a vector of 8 channels asks for 2 neighbours on each side, but for those beyond its tower."""
     problem = LrnPoolProblem.of((1, 128, 55, 49), alpha=5e-4, k=2.0, groups=2)
-    config = LrnPoolConfig(block=128, strip=3, rows=9)
     tensors = make_tensors(problem)
-    launch = plan_lrn_pool(problem, config, {name: Operand(t.stride()) for name, t in tensors.items()})
-    fetched = 0
-    main = beside = 0
-    for program in range(launch.grid[0]):
-        with counted_loads() as traffic:
-            interpret_launch(launch, tensors, iter([(program, 0, 0)]))
-        fetched += 2 * np.unique(np.concatenate(traffic.addresses)).size
-        main, beside = main + traffic.asked[16], beside + traffic.asked[4]
+    with counting() as launches:
+        run_launch(problem, LrnPoolConfig(block=128, strip=3, rows=9), tensors, interpret_launch)
     check_output(problem, tensors)
-    compulsory = 2 * tensors["input"].numel()
-    walks = 8 * 16 * 3 * (2 * 9 + 1) * (2 * 3 + 1) * 16  # strips, vectors, chunks, rows, columns, bytes
-    assert main == walks
-    assert fetched <= 1.15 * compulsory
-    with capsys.disabled():
-        print(
-            f"\nLRN + pool, bytes read / bytes of the input: {fetched / compulsory:.3f} different in each program; "
-            f"asked of L1 {main / compulsory:.3f} (walks' halos) and {beside / compulsory:.3f} (neighbouring channels)"
-        )
+    (traffic,) = launches
+    walks = 8 * 3 * (2 * 9 + 1) * (2 * 3 + 1)  # strips, chunks, rows, columns
+    assert traffic.requested(READ) == walks * (128 + 16 * 4 - 2 * 4) * 2
+    assert traffic.moved(READ) <= 1.15 * 2 * tensors["input"].numel()
+    assert judge(traffic, LrnPoolNeeds(problem, tensors["output"])).ratio == 1.0

@@ -8,7 +8,6 @@ from conv_oracle import check_output, make_tensors, run_call
 from packed_cases import BIAS_RELU, PackedCase, all_cases, thin
 from test_interpreted import convolve
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 
 import grouped_conv
 from grouped_conv.autotune import packed_groups_model
@@ -17,7 +16,6 @@ from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.launch import compile_launch
 from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
 from grouped_conv.kernels.validity import why_invalid
 
@@ -142,15 +140,12 @@ def test_configurations_that_cannot_run_say_why() -> None:
 @pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_one_thin_layer_in_every_dtype(dtype: str) -> None:
-    """What every supported Triton must run, and compile."""
+    """What every supported Triton must run."""
     problem = replace(thin(4, 4, 8, (5, 6), padding=1), dtype=dtype, epilogue=BIAS_RELU)
     config = PackedGroupsConfig(pack=4, strip=4, block_m=16)
     tensors = make_tensors(problem)
     tensors["output"] = run(problem, config, tensors)
     check_output(problem, tensors)
-    target = GPUTarget("cuda", 80, 32)
-    for launch in plan_call(replace(problem, precision="tf32"), config).launches:
-        assert compile_launch(launch, target).asm["cubin"]
 
 
 def test_configuration_goes_to_json_and_back() -> None:
