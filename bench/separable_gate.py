@@ -21,7 +21,7 @@ from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.launch import compile_launch
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.separable import plan_separable_call
-from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, slices_of
+from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, slices_of, why_not_on
 
 
 def _block(
@@ -57,10 +57,11 @@ UNIT = "intermediate value"
 
 
 def wide_config(problem: SeparableProblem, device: DeviceSpec) -> SeparableConfig:
-    """128 pixels by 128 output channels, what the tile's width and depth fit the groups best."""
+    """128 pixels by 128 output channels, or 64 where those do not fit, in slices that fit the groups best."""
     width = 64 if problem.first.c_per_group >= 64 else 32 if 1 < problem.first.c_per_group <= 32 else 16
     warps = 4 if device.backend == "hip" else 8
-    return SeparableConfig(block_m=128, block_n=128, width=width, block_k=width, num_warps=warps, num_stages=2)
+    wide = SeparableConfig(block_m=128, block_n=128, width=width, block_k=width, num_warps=warps, num_stages=2)
+    return wide if why_not_on(problem, wide, device) is None else replace(wide, block_n=64)
 
 
 def findings(archs: Sequence[str], names: Sequence[str] = ()) -> Iterator[Finding]:

@@ -18,6 +18,8 @@ MAX_PRODUCTS = 512
 stays below the 20 s that a compilation may take."""
 MAX_SUMS = 96
 """fp32 sums per thread above which ptxas spilled (128 at 3x3: 24 bytes on sm_80 and sm_90)."""
+MAX_STRIDED_SUMS_SM_120 = 48
+"""The same on sm_120 at stride 2, where 56 spilled 8 bytes (Triton 3.8)."""
 MAX_HELD = 144
 """Sums and resident weights together: 64 and 72 took 230 registers on sm_80, and no spill."""
 STRIPS = ("w", "h")
@@ -279,8 +281,10 @@ def why_not_on(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec
     """Why a valid `config` cannot run on `device`; `None` when it can."""
     values = per_thread(config, device)
     sums = config.tile_h * config.tile_w * config.multipliers * values
-    if sums > MAX_SUMS:
-        return f"{sums:g} sums per thread spill (at most {MAX_SUMS})"
+    strided = device.arch == 120 and max(problem.stride) > 1
+    most = MAX_STRIDED_SUMS_SM_120 if strided else MAX_SUMS
+    if sums > most:
+        return f"{sums:g} sums per thread spill (at most {most})"
     if config.resident:
         held = sums + problem.taps * config.multipliers * values
         if held > MAX_HELD:

@@ -21,6 +21,8 @@ WIDTHS = (16, 32, 64)
 MAX_PROGRAMS = 2**31 - 1
 MAX_SUMS = 64
 """fp32 sums per thread of the 1x1 convolution above which ptxas spilled (sm_80 and sm_90, compiled, not timed)."""
+MAX_SUMS_SM_120 = 32
+"""The same on sm_120 beside unrolled steps of packed groups in slices of 32: 64 spilled 24 to 40 bytes (Triton 3.8)."""
 UNROLLED_STEPS = 9
 """Steps of the first convolution that may be unrolled; more run in a loop, or the code of a large kernel explodes."""
 UNROLLED_REGISTERS = 172
@@ -295,6 +297,8 @@ def why_not_on(problem: SeparableProblem, config: SeparableConfig, device: Devic
     sums = config.block_m * config.block_n // threads
     if sums > MAX_SUMS * (device.warp_size // 32):
         return f"{sums} sums per thread do not fit the registers beside a slice"
+    if device.arch == 120 and sums > MAX_SUMS_SM_120 and config.width >= 32 and slices_of(problem, config).pack > 1:
+        return f"{sums} sums per thread spill on sm_120 beside slices of {config.width}"
     needed = shared_memory(problem, config)
     if needed > device.shared_per_block:
         return f"{needed} bytes of tiles, {device.key} has {device.shared_per_block} of shared memory"
