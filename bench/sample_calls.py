@@ -152,12 +152,12 @@ def _four(problem: ConvProblem, shape: Sequence[int], weight: bool = False) -> T
     return torch.zeros(tuple(shape), dtype=getattr(torch, problem.dtype)).contiguous(memory_format=layout)
 
 
-def _epilogue_operands(
-    problem: ConvProblem, epilogue: Epilogue
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _epilogue_operands(problem: ConvProblem, epilogue: Epilogue) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(bias, scale, residual), each where the epilogue has it."""
     dtype = getattr(torch, problem.dtype)
-    bias, scale = (torch.zeros(problem.out_channels, dtype=dtype) if has else None for has in (epilogue.bias, epilogue.scale))
+    bias, scale = (
+        torch.zeros(problem.out_channels, dtype=dtype) if has else None for has in (epilogue.bias, epilogue.scale)
+    )
     if not epilogue.residual:
         return bias, scale, None
     layout = torch.channels_last if problem.output_channels_last else torch.contiguous_format

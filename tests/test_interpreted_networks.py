@@ -1,6 +1,7 @@
 """Networks' grouped layers at true channels and groups, by the public call in the interpreter, against float64."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,15 @@ from grouped_conv.plan import cudnn_precision
 CASES = [case for network in NETWORKS for case in layer_cases(network)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+LONG = 10**8
+"""Multiply-accumulates beyond which a layer takes the interpreter more than 20 s."""
+
+
+def _marked(case: LayerCase) -> Any:
+    return pytest.param(case, id=case.id, marks=[pytest.mark.sweep] if case.problem.macs > LONG else [])
+
+
+@pytest.mark.parametrize("case", map(_marked, CASES))
 def test_layer_agrees_with_float64(case: LayerCase) -> None:
     """By the family and configuration that the heuristic chooses."""
     tensors = make_tensors(case.problem)

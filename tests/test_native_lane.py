@@ -34,7 +34,7 @@ def test_there_are_enough_problems() -> None:
     assert sum(counts.values()) >= min(2000, 1000 + 400 * (len(counts) - 1))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.sweep), "float16"])
 def test_alexnet_at_full_size_batch_8(dtype: str, native: ModuleType) -> None:
     layers = alexnet_layers(8, dtype, precision="ieee")
     run = Runner(native)
