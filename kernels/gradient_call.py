@@ -1,0 +1,130 @@
+"""All launches that compute one gradient of a convolution, in order, with the temporary buffers between them.
+
+| gradient | launches                                                                                       |
+|----------|------------------------------------------------------------------------------------------------|
+| input    | pack weight (a KCRS weight only), the family's kernel                                           |
+| weight   | the family's kernel, which leaves one partial sum per split in a workspace, and `gradient_reduce` |
+| bias     | `channel_sums`, which may write the residual's gradient as well, and `gradient_reduce`          |
+
+The gradient of the scale comes out of `gradient_reduce` too: of `scale * conv(x, w)` it is `sum(w * d)` over each
+output channel, where `d` is the weight's gradient before it is multiplied by the scale. So no launch computes the
+convolution again. Each pass adds in a fixed order; no two programs write the same address.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from grouped_conv.kernels.call import Call, Packing, Temporary, channels_innermost
+from grouped_conv.kernels.channel_sums import plan_channel_sums, sum_splits
+from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.kernels.gradient_families import gradient_family_of
+from grouped_conv.kernels.gradient_reduce import plan_gradient_reduce
+from grouped_conv.kernels.operands import Operand, format_strides
+from grouped_conv.kernels.problem import ConvProblem
+
+WORKSPACE = "workspace"
+"""Partial sums in fp32: `[splits, K, R, S, C / groups]`, or one flat weight storage per split for unequal groups."""
+
+
+def gradient_problem(problem: ConvProblem, direction: str) -> ConvProblem:
+    """The gradient of a forward problem: of its epilogue remains what the gradient depends on."""
+    epilogue = problem.epilogue
+    kept = Epilogue(epilogue.activation, epilogue.negative_slope, scale=epilogue.scale, shuffle=epilogue.shuffle)
+    return replace(problem, direction=direction, epilogue=kept)
+
+
+def canonical_gradient_operands(problem: ConvProblem) -> dict[str, Operand]:
+    """Dense, aligned operands, activations with channels innermost, the weight in the problem's memory format."""
+    output = Operand(format_strides(problem.output_shape, True))
+    input = Operand(format_strides(problem.input_shape, True))
+    weight = Operand((1, 1, 1, 1))
+    if problem.layout.is_uniform:
+        weight = Operand(format_strides(problem.weight_shape, problem.weight_channels_last))
+    vector = Operand((1, 1, 1, 1))
+    return {
+        "grad_output": output,
+        "known": output,
+        "input": input,
+        "weight": weight,
+        "scale": vector,
+        "grad_input": input,
+        "grad_weight": weight,
+        "grad_scale": vector,
+    }
+
+
+def plan_gradient(
+    problem: ConvProblem,
+    config: KernelConfig,
+    operands: Mapping[str, Operand] | None = None,
+    *,
+    grad_scale: bool = False,
+) -> Call:
+    """The launches that compute `grad_input` or `grad_weight`, as the problem's direction says.
+
+    Args:
+        problem: from `gradient_problem`.
+        operands: `grad_output`, `known` (what the activation's derivative needs), `input`, `weight`, `scale`,
+            `grad_input`, `grad_weight`, `grad_scale` as they lie in memory, those that are read with channels
+            innermost; missing ones are dense and 16-byte aligned.
+        grad_scale: also write `grad_scale`; with a scale and the direction `weight_grad` only.
+
+    Raises:
+        ValueError: when the configuration or the memory layout cannot be run, with the reason.
+    """
+    family = gradient_family_of(config)
+    reason = family.why_invalid(problem, config)
+    if reason is not None:
+        raise ValueError(f"{config} cannot run {problem}: {reason}")
+    canonical = canonical_gradient_operands(problem)
+    given = {name: operand.named(name) for name, operand in (canonical | dict(operands or {})).items()}
+    for name, shape in (("grad_output", problem.output_shape), ("known", problem.output_shape)):
+        _require_channels_innermost(name, given[name], shape)
+    tables = family.tables(problem, config)
+    if problem.direction == "input_grad":
+        packing = Packing(problem.dtype, given)
+        if problem.layout.is_uniform:
+            packing.pack_weight(problem.weight_shape, family.weight_order(problem, config), problem.k_per_group)
+        launches = [*packing.launches, family.plan(problem, config, given)]
+        return Call(problem, config, tuple(launches), tuple(packing.temporaries), tables)
+    _require_channels_innermost("input", given["input"], problem.input_shape)
+    splits = family.splits(problem, config)
+    workspace = Temporary(WORKSPACE, family.workspace(problem, config), "float32")
+    launches = [family.plan(problem, config, given), plan_gradient_reduce(problem, splits, given, grad_scale)]
+    return Call(problem, config, tuple(launches), (workspace,), tables)
+
+
+def plan_bias_gradient(
+    problem: ConvProblem,
+    operands: Mapping[str, Operand] | None = None,
+    *,
+    grad_bias: bool = True,
+    grad_residual: bool = False,
+    sm_count: int = 108,
+) -> Call:
+    """The launches that sum the gradient behind the activation per channel, and may store it as it is.
+
+    Args:
+        operands: as of `plan_gradient`, with `grad_bias` and `grad_residual`.
+        sm_count: multiprocessors that the launch should fill.
+    """
+    output = Operand(format_strides(problem.output_shape, True))
+    canonical = canonical_gradient_operands(problem) | {"grad_bias": Operand((1, 1, 1, 1)), "grad_residual": output}
+    given = {name: operand.named(name) for name, operand in (canonical | dict(operands or {})).items()}
+    for name in ("grad_output", "known"):
+        _require_channels_innermost(name, given[name], problem.output_shape)
+    launch = plan_channel_sums(problem, given, grad_bias, grad_residual, sm_count)
+    if not grad_bias:
+        return Call(problem, launch.config, (launch,), ())
+    splits = launch.grid[0] // math.ceil(problem.out_channels / launch.constants["BLOCK_N"])
+    workspace = Temporary(WORKSPACE, (splits, problem.out_channels), "float32")
+    return Call(problem, launch.config, (launch, sum_splits(problem, splits, given["grad_bias"])), (workspace,))
+
+
+def _require_channels_innermost(name: str, operand: Operand, shape: tuple[int, int, int, int]) -> None:
+    if not channels_innermost(operand, shape):
+        raise ValueError(f"{name} must have its channels innermost in memory, but its strides are {operand.strides}")

@@ -1,0 +1,94 @@
+"""The kernel families that compute gradients, one row each, as `families.py` has them for the forward direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from grouped_conv.kernels import input_grad_rules, weight_grad_rules
+from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from grouped_conv.kernels.launch import Launch
+    from grouped_conv.kernels.operands import Operand
+
+
+def _krsc(problem: ConvProblem, config: Any) -> str:
+    return "krsc"
+
+
+def _no_tables(problem: ConvProblem, config: Any) -> dict[str, np.ndarray]:
+    return {}
+
+
+def _splits(problem: ConvProblem, config: Any) -> int:
+    return int(getattr(config, "splits", 1))
+
+
+def _uniform_workspace(problem: ConvProblem, config: Any) -> tuple[int, ...]:
+    return (_splits(problem, config), problem.out_channels, *problem.kernel_size, problem.c_per_group)
+
+
+@dataclass(frozen=True, slots=True)
+class GradientFamily:
+    """One way to compute one gradient.
+
+    Attributes:
+        direction: `input_grad` or `weight_grad`.
+        config: its configurations.
+        why_invalid, why_not_on, plan, one_warp, weight_order, tables: as of `families.Family`; the weight's order is
+            asked for by input gradients only.
+        splits: (problem, configuration) to the parts into which a weight gradient divides the output pixels.
+        workspace: (problem, configuration) to the shape of a weight gradient's partial sums.
+    """
+
+    direction: str
+    config: type[KernelConfig]
+    why_invalid: Callable[[ConvProblem, Any], str | None]
+    why_not_on: Callable[[ConvProblem, Any, DeviceSpec], str | None]
+    plan: Callable[[ConvProblem, Any, Mapping[str, Operand]], Launch]
+    one_warp: Callable[[ConvProblem], KernelConfig]
+    weight_order: Callable[[ConvProblem, Any], str] = _krsc
+    tables: Callable[[ConvProblem, Any], dict[str, np.ndarray]] = _no_tables
+    splits: Callable[[ConvProblem, Any], int] = _splits
+    workspace: Callable[[ConvProblem, Any], tuple[int, ...]] = _uniform_workspace
+
+
+def _family(direction: str, config: type[KernelConfig], rules: ModuleType, **more: Any) -> GradientFamily:
+    """The row of a family whose rules are in `rules`, and whose planner is `plan_<family>` in the module `<family>`."""
+
+    def plan(problem: ConvProblem, chosen: Any, operands: Mapping[str, Operand]) -> Launch:
+        kernel = import_module(f"grouped_conv.kernels.{config.family}")
+        launch: Launch = getattr(kernel, f"plan_{config.family}")(problem, chosen, operands)
+        return launch
+
+    return GradientFamily(direction, config, rules.why_invalid, rules.why_not_on, plan, rules.one_warp, **more)
+
+
+GRADIENT_FAMILIES: dict[str, GradientFamily] = {
+    family.config.family: family
+    for family in (
+        _family("input_grad", input_grad_rules.InputGradConfig, input_grad_rules),
+        _family("weight_grad", weight_grad_rules.WeightGradConfig, weight_grad_rules),
+    )
+}
+"""By name."""
+
+
+def gradient_family_of(config: KernelConfig) -> GradientFamily:
+    """The family whose configuration this is.
+
+    Raises:
+        ValueError: for a configuration that computes no gradient.
+    """
+    family = GRADIENT_FAMILIES.get(config.family)
+    if family is None:
+        raise ValueError(f"{config} computes no gradient; families: {', '.join(GRADIENT_FAMILIES)}")
+    return family

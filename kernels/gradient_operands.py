@@ -1,0 +1,46 @@
+"""The operands that gradients start from: the output's gradient, and what the activation's derivative is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from grouped_conv.kernels.epilogue import FROM_OUTPUT, Epilogue
+from grouped_conv.kernels.launch import Buffer, Integer
+from grouped_conv.kernels.operands import Arguments, Operand
+from grouped_conv.kernels.problem import ConvProblem
+
+
+def reads_preactivation(epilogue: Epilogue) -> bool:
+    """Does the activation's derivative need its argument? Otherwise its output will do, or nothing."""
+    falling = epilogue.activation == "leaky_relu" and epilogue.negative_slope < 0
+    return falling or epilogue.activation not in FROM_OUTPUT
+
+
+def gradient_arguments(problem: ConvProblem, operands: Mapping[str, Operand]) -> Arguments:
+    """What every kernel that loads the output's gradient takes: its pointers, strides, and the activation's constants.
+
+    The gradient lies in the output's channel order, and so does an output that the derivative is read from.
+    """
+    epilogue = problem.epilogue
+    from_output = not reads_preactivation(epilogue)
+    present = {"dy_ptr": operands["grad_output"]}
+    if epilogue.activation != "none":
+        present["known_ptr"] = operands["known"]
+    known = operands["known"] if epilogue.activation != "none" else operands["grad_output"]
+    integers = tuple(
+        Integer.of(f"stride_{letter}{axis}", operand.strides[index], wide=True, stride=True)
+        for letter, operand in (("g", operands["grad_output"]), ("k", known))
+        for index, axis in ((0, "n"), (2, "h"), (3, "w"))
+    )
+    constants = {
+        "ACTIVATION": epilogue.activation,
+        "NEGATIVE_SLOPE": epilogue.negative_slope,
+        "SHUFFLE": epilogue.shuffle,
+        "SHUFFLE_KNOWN": epilogue.shuffle if from_output else 1,
+        "OUT_CHANNELS": problem.out_channels if epilogue.shuffle > 1 else 1,
+        **({} if "known_ptr" in present else {"known_ptr": None}),
+    }
+    buffers = tuple(
+        Buffer(parameter, operand.buffer, problem.dtype, operand.alignment) for parameter, operand in present.items()
+    )
+    return Arguments(buffers, integers, constants)

@@ -1,0 +1,147 @@
+"""The input gradient's classes, tiles and valid configurations; no kernel is loaded here.
+
+An input row `ih` is reached by kernel row `r` when `ih + pad - dilation * r` is a multiple of the stride. Rows with the
+same remainder by the stride are reached by the same kernel rows: they are one class, and a program computes pixels of
+one class of rows and columns. So no product is with a zero that a stride inserted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from grouped_conv.kernels.config import KernelConfig, power_of_two
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem, Pair
+
+MAX_ACCUMULATORS = 128
+"""fp32 sums per thread above which ptxas spilled in the forward kernel, which has the same tiles."""
+MAX_PROGRAMS = 2**31 - 1
+MAX_PACKED_CHANNELS = 16
+"""Channels per group, in and out, up to which groups are packed."""
+LOOP_ORDERS = ("flat", "channels_inner")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputGradConfig(KernelConfig):
+    """Block sizes of the input gradient's kernel.
+
+    Attributes:
+        block_m: input pixels of one class per tile.
+        block_n: input channels of one group, or of one pack of groups, per tile.
+        block_k: depth of one step of the reduction over taps and output channels.
+        loop_order: `flat` walks (tap, output channel) as one index; `channels_inner` walks whole channel blocks of one
+            tap and needs the output channels of a group or pack to be divisible by `block_k`.
+        pack: neighbouring groups that one tile computes, as one block-diagonal product; for thin groups.
+        isolate: recompute a tile group by group when a sum is NaN, so that Inf and NaN never cross groups in a pack.
+    """
+
+    family: ClassVar[str] = "input_grad"
+
+    block_m: int = 128
+    block_n: int = 64
+    block_k: int = 64
+    loop_order: str = "flat"
+    pack: int = 1
+    isolate: bool = True
+
+    def __post_init__(self) -> None:
+        KernelConfig.__post_init__(self)
+        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
+        if min(self.block_m, self.block_n, self.block_k) < 16:
+            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        if self.loop_order not in LOOP_ORDERS or self.pack < 1:
+            raise ValueError(
+                f"loop_order {self.loop_order!r} must be one of {LOOP_ORDERS} and pack={self.pack} at least 1"
+            )
+
+    def __str__(self) -> str:
+        words = [f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages} {self.loop_order}"]
+        words += [f"pack{self.pack}"] if self.pack > 1 else []
+        return " ".join(words + ([] if self.isolate else ["leaky"]))
+
+
+def class_step(stride: int, dilation: int) -> int:
+    """From one kernel row of a class to the next."""
+    return stride // math.gcd(stride, dilation)
+
+
+def most_taps(problem: ConvProblem) -> Pair:
+    """Kernel rows and columns of the largest class."""
+    high, wide = (
+        math.ceil(kernel / class_step(stride, dilation))
+        for kernel, stride, dilation in zip(problem.kernel_size, problem.stride, problem.dilation, strict=True)
+    )
+    return high, wide
+
+
+def class_size(problem: ConvProblem) -> Pair:
+    """Rows and columns of the largest class of input pixels."""
+    high, wide = (math.ceil(size / stride) for size, stride in zip(problem.in_size, problem.stride, strict=True))
+    return high, wide
+
+
+def packed(problem: ConvProblem, config: InputGradConfig) -> tuple[int, int, int]:
+    """(packs, input channels of one, output channels of one)."""
+    packs = math.ceil(problem.groups / config.pack)
+    return packs, config.pack * problem.c_per_group, config.pack * problem.k_per_group
+
+
+def tiles(problem: ConvProblem, config: InputGradConfig) -> tuple[int, int, int]:
+    """(pixel tiles of one class, channel tiles of one pack, programs of the launch)."""
+    packs, columns, _ = packed(problem, config)
+    tiles_m = math.ceil(problem.batch * math.prod(class_size(problem)) / config.block_m)
+    tiles_n = math.ceil(columns / config.block_n)
+    return tiles_m, tiles_n, tiles_m * tiles_n * math.prod(problem.stride) * packs
+
+
+def trips(problem: ConvProblem, config: InputGradConfig) -> int:
+    """Steps of the reduction in the largest class."""
+    _, _, depth = packed(problem, config)
+    taps = math.prod(most_taps(problem))
+    if config.loop_order == "flat":
+        return math.ceil(taps * depth / config.block_k)
+    return taps * (depth // config.block_k)
+
+
+def why_invalid(problem: ConvProblem, config: InputGradConfig) -> str | None:
+    """Why `config` cannot run `problem` on any device; `None` when it can."""
+    if problem.direction != "input_grad":
+        return f"input_grad computes the input's gradient, not the direction {problem.direction}"
+    if not problem.layout.is_uniform:
+        return "input_grad needs equal, consecutive groups"
+    _, _, depth = packed(problem, config)
+    if config.loop_order != "flat" and depth % config.block_k:
+        return f"loop_order {config.loop_order} needs {depth} output channels divisible by block_k={config.block_k}"
+    if config.loop_order != "flat" and problem.epilogue.shuffle > 1:
+        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled output has not"
+    if config.pack > 1 and max(problem.c_per_group, problem.k_per_group) > MAX_PACKED_CHANNELS:
+        return (
+            f"groups of {problem.c_per_group} and {problem.k_per_group} channels are not packed "
+            f"(at most {MAX_PACKED_CHANNELS})"
+        )
+    _, _, programs = tiles(problem, config)
+    if programs > MAX_PROGRAMS:
+        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
+    return None
+
+
+def why_not_on(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec) -> str | None:
+    """Why a valid `config` cannot run on `device`; `None` when it can."""
+    threads = device.warp_size * config.num_warps
+    most = MAX_ACCUMULATORS * (device.warp_size // 32)
+    sums = config.block_m * config.block_n // threads
+    if sums > most and device.arch != 100:
+        return f"{sums} accumulators per thread spill (at most {most})"
+    needed = max(config.num_stages - 1, 1) * (config.block_m + config.block_n) * config.block_k * problem.item_size
+    if needed > device.shared_per_block:
+        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
+    if problem.precision == "tf32" and device.arch == "gfx90a":
+        return "gfx90a has no TF32"
+    return None
+
+
+def one_warp(problem: ConvProblem) -> InputGradConfig:
+    """The smallest tile, for one warp."""
+    return InputGradConfig(num_warps=1, num_stages=1, block_m=16, block_n=16, block_k=16)

@@ -1,0 +1,107 @@
+"""The weight gradient's tiles, splits and valid configurations; no kernel is loaded here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from grouped_conv.kernels.config import KernelConfig, power_of_two
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+
+MAX_ACCUMULATORS = 128
+"""fp32 sums per thread above which ptxas spilled in the forward kernel, which has the same tiles."""
+MAX_PROGRAMS = 2**31 - 1
+WORKSPACE_BYTES = 256 * 2**20
+"""How large the partial sums may be unless the caller says otherwise; fewer splits keep a call below it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightGradConfig(KernelConfig):
+    """Block sizes of the weight gradient's kernel.
+
+    Attributes:
+        block_m: output channels of one group per tile.
+        block_n: weights of one output channel per tile, in (kernel row, kernel column, channel) order.
+        block_k: output pixels that one step of the reduction takes.
+        splits: parts into which the output pixels are divided; a second kernel adds their sums in a fixed order.
+    """
+
+    family: ClassVar[str] = "weight_grad"
+
+    block_m: int = 64
+    block_n: int = 128
+    block_k: int = 32
+    splits: int = 1
+
+    def __post_init__(self) -> None:
+        KernelConfig.__post_init__(self)
+        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
+        if min(self.block_m, self.block_n, self.block_k) < 16:
+            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        if self.splits < 1:
+            raise ValueError(f"splits must be at least 1, but got {self.splits}")
+
+    def __str__(self) -> str:
+        return f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages}" + (
+            f" split{self.splits}" if self.splits > 1 else ""
+        )
+
+
+def pixels(problem: ConvProblem) -> int:
+    """Output pixels of all images: the depth of the reduction."""
+    return problem.batch * math.prod(problem.out_size)
+
+
+def tiles(problem: ConvProblem, config: WeightGradConfig) -> tuple[int, int, int]:
+    """(channel tiles of one group, weight tiles of a channel, programs of the launch)."""
+    tiles_m = math.ceil(problem.k_per_group / config.block_m)
+    tiles_n = math.ceil(problem.taps * problem.c_per_group / config.block_n)
+    return tiles_m, tiles_n, tiles_m * tiles_n * problem.groups * config.splits
+
+
+def pixels_per_split(problem: ConvProblem, config: WeightGradConfig) -> int:
+    """Output pixels of one part, whole steps."""
+    steps = math.ceil(pixels(problem) / config.block_k)
+    return math.ceil(steps / config.splits) * config.block_k
+
+
+def workspace_bytes(problem: ConvProblem, splits: int) -> int:
+    """Bytes of the partial sums of equal groups."""
+    return 4 * splits * math.prod(problem.weight_shape)
+
+
+def why_invalid(problem: ConvProblem, config: WeightGradConfig) -> str | None:
+    """Why `config` cannot run `problem` on any device; `None` when it can."""
+    if problem.direction != "weight_grad":
+        return f"weight_grad computes the weight's gradient, not the direction {problem.direction}"
+    if not problem.layout.is_uniform:
+        return "weight_grad needs equal, consecutive groups"
+    _, _, programs = tiles(problem, config)
+    if programs > MAX_PROGRAMS:
+        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
+    steps = math.ceil(pixels(problem) / config.block_k)
+    if config.splits > max(steps, 1):
+        return f"splits={config.splits} are more than the {steps} steps of {config.block_k} pixels"
+    return None
+
+
+def why_not_on(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec) -> str | None:
+    """Why a valid `config` cannot run on `device`; `None` when it can."""
+    threads = device.warp_size * config.num_warps
+    most = MAX_ACCUMULATORS * (device.warp_size // 32)
+    sums = config.block_m * config.block_n // threads
+    if sums > most and device.arch != 100:
+        return f"{sums} accumulators per thread spill (at most {most})"
+    needed = max(config.num_stages - 1, 1) * (config.block_m + config.block_n) * config.block_k * problem.item_size
+    if needed > device.shared_per_block:
+        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
+    if problem.precision == "tf32" and device.arch == "gfx90a":
+        return "gfx90a has no TF32"
+    return None
+
+
+def one_warp(problem: ConvProblem) -> WeightGradConfig:
+    """The smallest tile, for one warp."""
+    return WeightGradConfig(num_warps=1, num_stages=1, block_m=16, block_n=16, block_k=16)
