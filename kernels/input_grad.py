@@ -19,7 +19,6 @@ from grouped_conv.kernels.input_grad_rules import (
     class_size,
     class_step,
     most_taps,
-    packed,
     tiles,
     trips,
 )
