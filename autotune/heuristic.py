@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from grouped_conv.autotune.cost import predict
 from grouped_conv.autotune.families import MODELS
+from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -23,7 +24,7 @@ def choose(problem: ConvProblem, device: DeviceSpec) -> KernelConfig:
         ValueError: when no configuration of any family can run the problem, with each family's reason.
     """
     valid, reasons = [], []
-    for name, model in MODELS.items():
+    for name, model in (MODELS if problem.direction == "forward" else GRADIENT_MODELS).items():
         reason = "it has no configuration for such a problem"
         found = False
         for config in model.defaults(problem, device):

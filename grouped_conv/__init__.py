@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
     from grouped_conv.lrn_pool import LrnMaxPool2d, lrn_max_pool2d
     from grouped_conv.modules import ChannelShuffle, GroupedConv2d
+    from grouped_conv.overrides import using_config
     from grouped_conv.policies import get_policy, policy, set_policy
     from grouped_conv.ragged_functional import ragged_conv2d
     from grouped_conv.ragged_modules import RaggedConv2d
     from grouped_conv.separable import separable_conv2d
     from grouped_conv.separable_modules import RootModule, SeparableConv2d
     from grouped_conv.tracing import trace
+    from grouped_conv.workspace import max_workspace, set_max_workspace
 
 __version__ = "0.1.0"
 
@@ -52,13 +54,16 @@ __all__ = [
     "interpret",
     "kernels",
     "lrn_max_pool2d",
+    "max_workspace",
     "models",
     "policy",
     "ragged_conv2d",
     "separable_conv2d",
+    "set_max_workspace",
     "set_policy",
     "trace",
     "unconvert",
+    "using_config",
 ]
 
 # Where each public name is defined. The modules are not called like the functions they hold (`interpreting` has
@@ -84,12 +89,15 @@ _HOMES = {
     "grouped_conv2d": "grouped_conv.functional",
     "interpret": "grouped_conv.interpreting",
     "lrn_max_pool2d": "grouped_conv.lrn_pool",
+    "max_workspace": "grouped_conv.workspace",
     "policy": "grouped_conv.policies",
     "ragged_conv2d": "grouped_conv.ragged_functional",
     "separable_conv2d": "grouped_conv.separable",
+    "set_max_workspace": "grouped_conv.workspace",
     "set_policy": "grouped_conv.policies",
     "trace": "grouped_conv.tracing",
     "unconvert": "grouped_conv.conversion",
+    "using_config": "grouped_conv.overrides",
 }
 _SUBPACKAGES = frozenset({"autotune", "bench", "kernels", "models"})
 

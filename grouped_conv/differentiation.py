@@ -7,25 +7,23 @@ Under torch.func inside torch.compile, torch's own operations run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from grouped_conv import ops
+from grouped_conv import backward_ops, ops
 from grouped_conv.batching import fold_batch
 from grouped_conv.gradients import (
-    activation_gradient,
-    aten_convolution,
-    convolution_gradients,
+    Saved,
+    gradient_behind,
     needs_preactivation,
     per_channel,
     shuffle_channels,
-    sum_per_channel,
     torch_call,
-    unshuffle_channels,
+    vector_jacobian,
 )
 from grouped_conv.request import Operands, Request
 
@@ -63,55 +61,61 @@ def _for_backward(request: Request, wants_gradient: bool) -> Request:
     return request.saving_preactivation()
 
 
-def _save(ctx: Any, operands: Operands, request: Request, output: Tensor, preactivation: Tensor | None) -> None:
-    ctx.request = request
+def _save(
+    ctx: Any,
+    operands: Operands,
+    request: Request,
+    output: Tensor,
+    preactivation: Tensor | None,
+    *,
+    always: bool = False,
+    fused: bool = True,
+) -> None:
+    """Keep what the gradients need, `always` the input too: for tangents and second derivatives of torch.func."""
+    ctx.request, ctx.is_fused = request, fused
     ctx.set_materialize_grads(False)
     ctx.bias = operands.bias  # keeps autocast's cast of it alive for the next use, as saving keeps the weight's
-    known_output = None if request.activation == "none" else output
-    ctx.save_for_backward(operands.input, operands.weight, operands.scale, known_output, preactivation)
+    needs = _needs(ctx)
+    keeps_input = always or needs[1] or needs[3]
+    saved = Saved.of(operands, request, output, preactivation, keeps_input)
+    ctx.input_shape, ctx.input_channels_last = saved.input_shape, saved.input_channels_last
+    ctx.save_for_backward(*saved[:4])
 
 
-def vector_jacobian(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None = None) -> list[Tensor | None]:
-    """Gradients of the five operands, from those of the output and of the saved preactivation."""
-    input, weight, scale, output, preactivation = ctx.saved_tensors
-    request: Request = ctx.request
-    needs = ctx.needs_input_grad
-    input = shuffle_channels(input, request.input_shuffle)
-    if grad is not None:
-        grad = unshuffle_channels(grad, request.output_shuffle)
-        grad = _activation_gradient(request, grad, output, preactivation)
-    if grad_preactivation is not None and request.save_preactivation:
-        grad = grad_preactivation if grad is None else grad + grad_preactivation
-    if grad is None:
-        return [None] * 5
-    inner = grad if scale is None else grad * per_channel(scale)
-    with_bias = needs[2] and scale is None
-    grad_input, grad_weight, grad_bias = convolution_gradients(
-        inner, input, weight, request.geometry, (needs[0], needs[1], with_bias)
-    )
-    grad_scale = None
-    if scale is not None:
-        grad_bias = sum_per_channel(grad) if needs[2] else None
-        if needs[3]:
-            unscaled = aten_convolution(input, weight, None, request.geometry)
-            grad_scale = sum_per_channel(grad * unscaled)
-    if grad_input is not None:
-        grad_input = unshuffle_channels(grad_input, request.input_shuffle)
-    grad_residual = grad if len(needs) > 4 and needs[4] else None
-    return [grad_input, grad_weight, grad_bias, grad_scale, grad_residual]
+def _saved(ctx: Any) -> Saved:
+    input, weight, scale, known = ctx.saved_tensors
+    return Saved(input, weight, scale, known, ctx.input_shape, ctx.input_channels_last)
 
 
-def _activation_gradient(request: Request, grad: Tensor, output: Any, preactivation: Any) -> Tensor:
-    """`grad` through the activation; the saved output is shuffled, the gradient and the preactivation are not."""
-    if output is not None:
-        output = unshuffle_channels(output, request.output_shuffle)
-    return activation_gradient(request.activation, request.negative_slope, grad, output, preactivation)
+def _needs(ctx: Any) -> tuple[bool, ...]:
+    """Which of the five operands need a gradient; the plain operator has neither scale nor residual."""
+    needs = tuple(ctx.needs_input_grad)
+    return needs[:5] if ctx.is_fused else (*needs[:3], False, False)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None = None) -> list[Tensor | None]:
+    return gradients(_saved(ctx), ctx.request, grad, grad_preactivation, _needs(ctx))
+
+
+def gradients(
+    saved: Saved, request: Request, grad: Tensor | None, grad_preactivation: Tensor | None, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the five operands: by the operator that may run our kernels, unless they are differentiated again.
+
+    Args:
+        grad, grad_preactivation: of the output and of the activation's argument, where it was returned.
+        needs: which of input, weight, bias, scale and residual need a gradient.
+    """
+    again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    if again or grad is None or grad_preactivation is not None or not any(needs):
+        return vector_jacobian(saved, request, grad, grad_preactivation, needs)
+    return backward_ops.call(grad, saved, request, needs)
 
 
 def _jacobian_vector(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
     """Tangents of the output and of the activation's argument, from those of the five operands."""
-    input, weight, scale, output, preactivation = ctx.saved_tensors
-    request: Request = ctx.request
+    saved, request = _saved(ctx), ctx.request
+    input, weight, scale = saved.some_input(), saved.weight, saved.scale
     plain = request.convolution_only()
     along_input, along_weight, along_bias, along_scale, along_residual = tangents
     input = shuffle_channels(input, request.input_shuffle)
@@ -130,7 +134,7 @@ def _jacobian_vector(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Ten
     if along_residual is not None:
         parts.append(along_residual)
     inner = sum(parts[1:], parts[0])
-    along_output = _activation_gradient(request, inner, output, preactivation)
+    along_output = gradient_behind(request, inner, saved.known)
     return shuffle_channels(along_output, request.output_shuffle), inner
 
 
@@ -146,7 +150,7 @@ class _EagerConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return (*vector_jacobian(ctx, *grads), None)
+        return (*_gradients(ctx, *grads), None)
 
 
 class _TransformedConvolution(torch.autograd.Function):
@@ -158,13 +162,13 @@ class _TransformedConvolution(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         operands = Operands(*inputs[:5])
         value, preactivation = (output, None) if isinstance(output, Tensor) else output
-        _save(ctx, operands, inputs[5], value, preactivation)
-        ctx.save_for_forward(operands.input, operands.weight, operands.scale, value, preactivation)
+        _save(ctx, operands, inputs[5], value, preactivation, always=True)
+        ctx.save_for_forward(*ctx.to_save)
         ctx.output_shape = value.shape
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return (*vector_jacobian(ctx, *grads), None)
+        return (*_gradients(ctx, *grads), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -194,11 +198,11 @@ def _vmap(run: Run, info: Any, dims: Any, operands: Operands, request: Request) 
 
 def _plain_setup(ctx: Any, inputs: Any, output: Any) -> None:
     input, weight, bias, *attributes = inputs
-    _save(ctx, Operands(input, weight, bias), ops.plain_request(*attributes), output, None)
+    _save(ctx, Operands(input, weight, bias), ops.plain_request(*attributes), output, None, fused=False)
 
 
 def _plain_backward(ctx: Any, grad: Tensor | None) -> Any:
-    return (*vector_jacobian(ctx, grad)[:3], *[None] * 5)
+    return (*_gradients(ctx, grad)[:3], *[None] * 5)
 
 
 def _plain_vmap(info: Any, in_dims: Any, input: Any, weight: Any, bias: Any, *attributes: Any) -> Any:
@@ -212,7 +216,7 @@ def _fused_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _fused_backward(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None) -> Any:
-    return (*vector_jacobian(ctx, grad, grad_preactivation), *[None] * 10)
+    return (*_gradients(ctx, grad, grad_preactivation), *[None] * 10)
 
 
 def _fused_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:

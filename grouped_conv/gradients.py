@@ -1,13 +1,13 @@
-"""The derivatives, written once: registered autograd, the eager functions and torch.func all call these.
+"""The derivatives in torch's operations, written once; `backward.py` has them by our kernels.
 
 The convolution's own gradients are ATen's `convolution_backward`, which is itself differentiable, so that second
-derivatives need nothing more. Gradients follow torch's precision flags; `precision=` governs the forward pass.
+derivatives need nothing more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from grouped_conv.geometry import Geometry
 from grouped_conv.kernels.epilogue import FROM_OUTPUT
+from grouped_conv.layouts import is_channels_last
 from grouped_conv.request import Operands, Request
 
 aten = torch.ops.aten
@@ -34,6 +35,46 @@ class AfterConvolution(Protocol):
     @property
     def residual(self) -> Tensor | None:
         """The output's shape."""
+
+
+class Saved(NamedTuple):
+    """What a convolution keeps for its gradients, and no more.
+
+    Attributes:
+        input: kept where the weight or the scale need a gradient.
+        weight: a Parameter as a rule, which is alive anyway.
+        scale: `(K,)`.
+        known: what the activation's derivative is read from: its output for relu, relu6, leaky_relu, sigmoid and tanh,
+            its argument for silu, gelu, hardswish and a leaky_relu of negative slope, nothing without an activation.
+        input_shape: `(N, C, H, W)`.
+        input_channels_last: the input's memory format, which its gradient has too.
+    """
+
+    input: Tensor | None
+    weight: Tensor
+    scale: Tensor | None
+    known: Tensor | None
+    input_shape: tuple[int, ...]
+    input_channels_last: bool
+
+    @classmethod
+    def of(
+        cls, operands: Operands, request: Request, output: Tensor, preactivation: Tensor | None, keeps_input: bool
+    ) -> Saved:
+        """What to keep of a call and its results."""
+        known: Tensor | None = None
+        if request.activation != "none":
+            known = preactivation if needs_preactivation(request.activation, request.negative_slope) else output
+        input = operands.input
+        last = is_channels_last(input.shape, input.stride())
+        return cls(input if keeps_input else None, operands.weight, operands.scale, known, tuple(input.shape), last)
+
+    def some_input(self) -> Tensor:
+        """The input, or a tensor of its shape and format with any values where only its own gradient is wanted."""
+        if self.input is not None:
+            return self.input
+        layout = torch.channels_last if self.input_channels_last else torch.contiguous_format
+        return torch.empty(self.input_shape, dtype=self.weight.dtype, device=self.weight.device, memory_format=layout)
 
 
 def float32_flag() -> str:
@@ -183,6 +224,44 @@ def convolution_gradients(
     if wanted[0] and uneven:
         grad_input = grad_input[:, :, top : padded.shape[2] - bottom, left : padded.shape[3] - right]
     return grad_input, grad_weight, grad_bias
+
+
+def vector_jacobian(
+    saved: Saved, request: Request, grad: Tensor | None, grad_preactivation: Tensor | None, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the five operands in torch's operations, from those of the output and of the saved preactivation."""
+    weight, scale = saved.weight, saved.scale
+    if grad is not None:
+        grad = unshuffle_channels(grad, request.output_shuffle)
+        grad = gradient_behind(request, grad, saved.known)
+    if grad_preactivation is not None and request.save_preactivation:
+        grad = grad_preactivation if grad is None else grad + grad_preactivation
+    if grad is None:
+        return [None] * 5
+    inner = grad if scale is None else grad * per_channel(scale)
+    with_bias = needs[2] and scale is None
+    input = shuffle_channels(saved.some_input(), request.input_shuffle)
+    grad_input, grad_weight, grad_bias = convolution_gradients(
+        inner, input, weight, request.geometry, (needs[0], needs[1], with_bias)
+    )
+    grad_scale = None
+    if scale is not None:
+        grad_bias = sum_per_channel(grad) if needs[2] else None
+        if needs[3]:
+            unscaled = aten_convolution(input, weight, None, request.geometry)
+            grad_scale = sum_per_channel(grad * unscaled)
+    if grad_input is not None:
+        grad_input = unshuffle_channels(grad_input, request.input_shuffle)
+    return [grad_input, grad_weight, grad_bias, grad_scale, grad if needs[4] else None]
+
+
+def gradient_behind(request: Request, grad: Tensor, known: Tensor | None) -> Tensor:
+    """`grad` through the activation; a saved output is shuffled, the gradient and a saved argument are not."""
+    if known is None:
+        return grad
+    if not needs_preactivation(request.activation, request.negative_slope):
+        known = unshuffle_channels(known, request.output_shuffle)
+    return activation_gradient(request.activation, request.negative_slope, grad, known, known)
 
 
 def per_channel(vector: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def _make(input: Tensor, request: LrnPoolRequest, barred: str) -> _Plan:
         return _TorchPlan(request, CallRecord(known, "aten" if known is None else "empty", reason))
     device = input.get_device()
     executor = executors.gpu_executor() if device >= 0 else executors.executor_of_cpu_tensors()
-    conditions = Conditions(get_policy(), request.backend, executor, overrides.given_config(), barred)
+    conditions = Conditions(get_policy(), request.backend, executor, overrides.given_config("forward"), barred)
     decision = decide(known, conditions, device)
     if decision.config is None or executor is None:
         return _TorchPlan(request, CallRecord(known, "aten", decision.reason))

@@ -11,14 +11,15 @@ from grouped_conv.kernels.config import KernelConfig
 _given: ContextVar[KernelConfig | None] = ContextVar("grouped_conv_config", default=None)
 
 
-def given_config() -> KernelConfig | None:
-    """The configuration that the innermost `using_config` asks for, or None."""
-    return _given.get()
+def given_config(direction: str = "") -> KernelConfig | None:
+    """The configuration that the innermost `using_config` asks for, if it computes `direction` (any by default)."""
+    config = _given.get()
+    return config if config is None or direction in ("", config.direction) else None
 
 
 @contextmanager
 def using_config(config: KernelConfig | None) -> Iterator[None]:
-    """Run every kernel in the block with `config`, in this thread or task; None changes nothing.
+    """Run every kernel of its direction in the block with `config`, in this thread or task; None changes nothing.
 
     Raises:
         ValueError: at a call, when the configuration cannot run the problem.

@@ -189,7 +189,7 @@ def _make(operands: RaggedOperands, layout: GroupLayout, request: Request, barre
         return EmptyRaggedPlan(operands, layout, request, record)
     device = operands.input.get_device()
     executor = executors.gpu_executor() if device >= 0 else executors.executor_of_cpu_tensors()
-    conditions = Conditions(get_policy(), request.backend, executor, overrides.given_config(), barred)
+    conditions = Conditions(get_policy(), request.backend, executor, overrides.given_config("forward"), barred)
     decision = decisions.decide(problem, conditions, device)
     record = CallRecord(known, "aten", decision.reason, source=decision.source)
     if decision.config is None or known is None or executor is None:

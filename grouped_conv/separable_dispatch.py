@@ -159,7 +159,7 @@ def decide(problem: SeparableProblem, backend: str, executor: Executor | None, d
         return None, "two calls: backend='aten' was asked for", ""
     if executor is None:
         return None, "two calls: the tensors are on the CPU, outside grouped_conv.interpret()", ""
-    given = overrides.given_config()
+    given = overrides.given_config("forward")
     if isinstance(given, SeparableConfig):
         reason = why_invalid(problem, given)
         if reason is not None:

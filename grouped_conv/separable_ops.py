@@ -7,7 +7,6 @@ autocast. Its backward computes the tensor between the two convolutions again an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from grouped_conv import differentiation, layouts, separable_dispatch
 from grouped_conv.geometry import Geometry
-from grouped_conv.gradients import needs_preactivation
+from grouped_conv.gradients import Saved, needs_preactivation
 from grouped_conv.request import Operands, Request
 from grouped_conv.separable_request import SeparableOperands, SeparableRequest
 
@@ -172,10 +171,8 @@ def _one(
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of one convolution's five operands."""
-    saved = (operands.input, operands.weight, operands.scale, output, argument)
-    return differentiation.vector_jacobian(
-        SimpleNamespace(saved_tensors=saved, request=request, needs_input_grad=tuple(needs)), grad
-    )
+    saved = Saved.of(operands, request, output, argument, keeps_input=True)
+    return differentiation.gradients(saved, request, grad, None, needs)
 
 
 def _setup(ctx: Any, inputs: Any, output: Tensor) -> None:

@@ -14,11 +14,14 @@ class KernelConfig:
     """What all families share; `KernelConfig.from_json` gives back the right family by its tag.
 
     Attributes:
+        family: the kernel's name.
+        direction: what it computes: `forward`, `input_grad` or `weight_grad`.
         num_warps: warps per program (32 threads each on NVIDIA, 64 on AMD).
         num_stages: buffers of the software pipeline of the inner loop.
     """
 
     family: ClassVar[str] = ""
+    direction: ClassVar[str] = "forward"
 
     num_warps: int = 4
     num_stages: int = 1

@@ -16,11 +16,13 @@ from grouped_conv.kernels import depthwise_rules, implicit_gemm_rules, packed_gr
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
 from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
 from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.ragged_rules import RaggedConfig
 from grouped_conv.kernels.separable_rules import SeparableConfig
+from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,6 +93,8 @@ CONFIGS: dict[str, type[KernelConfig]] = {
     ReduceConfig.family: ReduceConfig,
     SeparableConfig.family: SeparableConfig,
     LrnPoolConfig.family: LrnPoolConfig,
+    InputGradConfig.family: InputGradConfig,
+    WeightGradConfig.family: WeightGradConfig,
 }
 """Every configuration that has a JSON form, those of passes around a convolution and of other kernels
 included."""

@@ -98,6 +98,16 @@ def plan_gradient(
     return Call(problem, config, tuple(launches), (workspace,), tables)
 
 
+def capped(problem: ConvProblem, config: KernelConfig, max_workspace: int) -> KernelConfig:
+    """The configuration with as many of its splits as `max_workspace` bytes hold, at least one."""
+    family = gradient_family_of(config)
+    splits = family.splits(problem, config)
+    if problem.direction != "weight_grad" or splits == 1:
+        return config
+    needed = 4 * math.prod(family.workspace(problem, config))
+    return replace(config, splits=max(1, splits * max_workspace // needed)) if needed > max_workspace else config  # type: ignore[call-arg]
+
+
 def plan_bias_gradient(
     problem: ConvProblem,
     operands: Mapping[str, Operand] | None = None,

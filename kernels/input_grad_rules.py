@@ -38,6 +38,7 @@ class InputGradConfig(KernelConfig):
     """
 
     family: ClassVar[str] = "input_grad"
+    direction: ClassVar[str] = "input_grad"
 
     block_m: int = 128
     block_n: int = 64

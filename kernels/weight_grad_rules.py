@@ -29,6 +29,7 @@ class WeightGradConfig(KernelConfig):
     """
 
     family: ClassVar[str] = "weight_grad"
+    direction: ClassVar[str] = "weight_grad"
 
     block_m: int = 64
     block_n: int = 128

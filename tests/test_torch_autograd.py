@@ -218,17 +218,20 @@ def test_per_sample_gradients_of_a_layer() -> None:
             torch.testing.assert_close(mine[index], true)
 
 
-@pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_backward_keeps_only_what_its_formula_reads(activation: str) -> None:
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("trains", ["input", "weight"])
+def test_backward_keeps_only_what_its_formula_reads(activation: str, trains: str) -> None:
+    """Relu's output, silu's argument, nothing of that size without either; the input only for the weight's gradient."""
     input, weight, bias, _, _ = operands()
+    (input if trains == "input" else weight).requires_grad_()
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        output = grouped_conv2d(
-            input, weight.requires_grad_(), bias, padding=PADDING, groups=GROUPS, activation=activation
-        )
+        output = grouped_conv2d(input, weight, bias, padding=PADDING, groups=GROUPS, activation=activation)
     of_output_shape = [t for t in saved if t.shape == output.shape]
-    assert any(t.data_ptr() == output.data_ptr() for t in of_output_shape)
-    assert len(of_output_shape) == (1 if activation == "relu" else 2)
+    assert len(of_output_shape) == (0 if activation == "none" else 1)
+    assert any(t.data_ptr() == output.data_ptr() for t in of_output_shape) == (activation == "relu")
+    assert any(t.data_ptr() == input.data_ptr() for t in saved) == (trains == "weight")
+    output.sum().backward()
 
 
 def test_graphs_are_freed() -> None:

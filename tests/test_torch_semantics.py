@@ -341,17 +341,25 @@ def test_meta_tensors() -> None:
 
 
 def test_the_flop_counter_agrees_with_conv2d() -> None:
-    input, weight, bias = operands((2, 4, 5, 6), (6, 2, 3, 3))
-    weight.requires_grad_()
+    """With groups torch counts the weight's gradient `groups` times (2.13): each connected weight counts once here."""
+    for groups in (1, 2):
+        input, weight, bias = operands((2, 4, 5, 6), (6, 4 // groups, 3, 3))
+        weight.requires_grad_()
 
-    def flops(function) -> int:
-        with FlopCounterMode(display=False) as counter:
-            function(input, weight, bias, padding=1, groups=2).sum().backward()
-        return counter.get_total_flops()
+        def flops(function, *leaves, groups=groups, tensors=(input, weight, bias)) -> int:
+            with FlopCounterMode(display=False) as counter:
+                output = function(*tensors, padding=1, groups=groups)
+                if leaves:
+                    torch.autograd.grad(output.sum(), leaves)
+            return counter.get_total_flops()
 
-    assert flops(F.conv2d) == flops(grouped_conv2d) > 0
-    fused = lambda *args, **kwargs: grouped_conv2d(*args, **kwargs, activation="silu")  # noqa: E731
-    assert flops(fused) == flops(grouped_conv2d)
+        forward = flops(F.conv2d)
+        assert flops(grouped_conv2d) == forward > 0
+        assert flops(grouped_conv2d, weight) == 2 * forward
+        if groups == 1:
+            assert flops(F.conv2d, weight) == 2 * forward
+        input.requires_grad_()
+        assert flops(grouped_conv2d, input, weight) == 3 * forward
 
 
 def test_inference_mode_gives_an_inference_tensor() -> None:

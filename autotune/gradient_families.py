@@ -1,0 +1,24 @@
+"""What tuning must know of each family that computes a gradient, one row each, as `families.py` has them."""
+
+from __future__ import annotations
+
+from grouped_conv.autotune import input_grad_model, weight_grad_model
+from grouped_conv.autotune.families import Model
+from grouped_conv.kernels.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+
+GRADIENT_MODELS: dict[str, Model] = {
+    InputGradConfig.family: Model(
+        input_grad_model.predict,
+        input_grad_model.defaults,
+        input_grad_model.ranked,
+        tile=lambda config: (config.block_m, config.block_n, config.pack),
+    ),
+    WeightGradConfig.family: Model(
+        weight_grad_model.predict,
+        weight_grad_model.defaults,
+        weight_grad_model.ranked,
+        tile=lambda config: (config.block_m, config.block_n),
+    ),
+}
+"""By the family's name; `kernels.gradient_families.GRADIENT_FAMILIES` has the same names."""

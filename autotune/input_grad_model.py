@@ -1,0 +1,103 @@
+"""The input gradient of equal groups as tuning sees it: defaults, candidates, a cost model. Nothing is timed here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from grouped_conv.autotune.gemm_gradient_terms import GemmWork, predict_gemm
+from grouped_conv.autotune.prediction import Prediction
+from grouped_conv.autotune.resources import Resources
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.input_grad_rules import (
+    MAX_PACKED_CHANNELS,
+    InputGradConfig,
+    class_size,
+    packed,
+    tiles,
+    trips,
+    why_invalid,
+    why_not_on,
+)
+from grouped_conv.kernels.problem import ConvProblem
+
+TILES = ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 16, 4), (32, 16, 4))
+"""(block_m, block_n, warps) worth comparing."""
+PACKED_COLUMNS = 32
+"""Channels that thin groups are packed to; 64 doubles the products with zeros."""
+LAST_RESORT = InputGradConfig(block_m=32, block_n=16, block_k=16, num_warps=4, num_stages=1)
+"""Runs every problem of the family on every device."""
+
+
+def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConfig]:
+    """The configurations that the heuristic compares, the last resort last."""
+    if problem.batch and problem.layout.is_uniform:
+        widest = max(problem.c_per_group, problem.k_per_group)
+        if problem.groups > 1 and widest <= MAX_PACKED_CHANNELS:
+            pack = min(problem.groups, PACKED_COLUMNS // widest)
+            yield InputGradConfig(block_m=128, block_n=32, block_k=32, pack=pack, num_warps=4, num_stages=2)
+        m = problem.batch * math.prod(class_size(problem))
+        for block_m, block_n, warps in TILES:
+            if (block_m > 32 and block_m >= 2 * m) or (block_n > 16 and block_n >= 2 * problem.c_per_group):
+                continue
+            for block_k in (64, 32):
+                if problem.dtype == "float32" and block_k == 64:
+                    continue
+                for order in _orders(problem, block_k):
+                    yield InputGradConfig(
+                        block_m=block_m,
+                        block_n=block_n,
+                        block_k=block_k,
+                        num_warps=warps,
+                        num_stages=3,
+                        loop_order=order,
+                    )
+    yield LAST_RESORT
+
+
+def _orders(problem: ConvProblem, block_k: int) -> tuple[str, ...]:
+    whole = problem.k_per_group % block_k == 0 and problem.epilogue.shuffle == 1
+    return ("channels_inner",) if whole else ("flat",)
+
+
+def ranked(problem: ConvProblem, device: DeviceSpec) -> list[InputGradConfig]:
+    """The valid configurations worth compiling, best first by the model."""
+    found: set[InputGradConfig] = set()
+    for config in defaults(problem, device):
+        for stages in (2, 3, 4):
+            for warps in {config.num_warps, 4, 8}:
+                other = replace(config, num_stages=stages, num_warps=warps)
+                if why_invalid(problem, other) is None and why_not_on(problem, other, device) is None:
+                    found.add(other)
+    return sorted(found, key=lambda config: (predict(problem, config, device).weighed_us, str(config)))
+
+
+def predict(
+    problem: ConvProblem, config: InputGradConfig, device: DeviceSpec, resources: Resources | None = None
+) -> Prediction:
+    """Predict the input gradient of `problem` with `config` on `device`."""
+    _, _, programs = tiles(problem, config)
+    packs, columns, depth = packed(problem, config)
+    classes = math.prod(problem.stride)
+    mean_trips = max(1.0, trips(problem, config) * _mean_share(problem))
+    issued = programs * config.block_m * config.block_n * config.block_k * mean_trips
+    m = problem.batch * math.prod(problem.in_size)
+    useful = m * packs * columns * depth * problem.taps / classes / (config.pack if config.pack > 1 else 1)
+    work = GemmWork(
+        programs=programs,
+        trips=mean_trips,
+        blocks=(config.block_m, config.block_n, config.block_k),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        padding_efficiency=min(1.0, useful / issued * (config.pack if config.pack > 1 else 1)),
+        scattered=config.loop_order == "flat",
+    )
+    return predict_gemm(problem, work, device, resources)
+
+
+def _mean_share(problem: ConvProblem) -> float:
+    """Taps of the mean class as a share of the largest class's."""
+    from grouped_conv.kernels.input_grad_rules import most_taps
+
+    return problem.taps / math.prod(problem.stride) / math.prod(most_taps(problem))

@@ -1,0 +1,93 @@
+"""The weight gradient of equal groups as tuning sees it: defaults, splits, a cost model. Predictions, not timings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from grouped_conv.autotune.gemm_gradient_terms import GemmWork, predict_gemm
+from grouped_conv.autotune.prediction import Prediction
+from grouped_conv.autotune.resources import Resources
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.weight_grad_rules import (
+    WORKSPACE_BYTES,
+    WeightGradConfig,
+    pixels,
+    pixels_per_split,
+    tiles,
+    why_invalid,
+    why_not_on,
+    workspace_bytes,
+)
+
+TILES = ((128, 128, 8), (64, 128, 8), (128, 64, 8), (64, 64, 4), (32, 64, 4), (64, 32, 4), (16, 64, 4), (16, 32, 4))
+"""(block_m, block_n, warps) worth comparing."""
+WAVES = 2
+"""Programs per multiprocessor that the split aims at: a tail of half a wave then costs a quarter."""
+LEAST_STEPS = 4
+"""Steps of the reduction that each part of a split must have."""
+LAST_RESORT = WeightGradConfig(block_m=16, block_n=32, block_k=16, num_warps=4, num_stages=1)
+"""Runs every problem of the family on every device."""
+
+
+def defaults(
+    problem: ConvProblem, device: DeviceSpec, max_workspace: int = WORKSPACE_BYTES
+) -> Iterator[WeightGradConfig]:
+    """The configurations that the heuristic compares, the last resort last.
+
+    Args:
+        max_workspace: bytes that the partial sums may take; fewer splits keep them below it.
+    """
+    if problem.batch and problem.layout.is_uniform:
+        depth = problem.taps * problem.c_per_group
+        for block_m, block_n, warps in TILES:
+            if (block_m > 16 and block_m >= 2 * problem.k_per_group) or (block_n > 32 and block_n >= 2 * depth):
+                continue
+            block_k = 32 if problem.dtype == "float32" else 64
+            config = WeightGradConfig(block_m=block_m, block_n=block_n, block_k=block_k, num_warps=warps, num_stages=3)
+            yield replace(config, splits=splits(problem, config, device, max_workspace))
+    yield replace(LAST_RESORT, splits=splits(problem, LAST_RESORT, device, max_workspace))
+
+
+def splits(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec, max_workspace: int) -> int:
+    """Parts that fill `WAVES` waves, no more than the workspace holds and than the pixels have whole steps for."""
+    _, _, programs = tiles(problem, replace(config, splits=1))
+    steps = math.ceil(pixels(problem) / config.block_k)
+    wanted = math.ceil(WAVES * device.sm_count / max(programs, 1))
+    most = max_workspace // max(workspace_bytes(problem, 1), 1)
+    return max(1, min(wanted, most, steps // LEAST_STEPS))
+
+
+def ranked(problem: ConvProblem, device: DeviceSpec) -> list[WeightGradConfig]:
+    """The valid configurations worth compiling, best first by the model."""
+    found: set[WeightGradConfig] = set()
+    for config in defaults(problem, device):
+        for stages in (2, 3, 4):
+            for more in (1, 2):
+                other = replace(config, num_stages=stages, splits=config.splits * more)
+                fits = workspace_bytes(problem, other.splits) <= WORKSPACE_BYTES or other.splits == 1
+                if fits and why_invalid(problem, other) is None and why_not_on(problem, other, device) is None:
+                    found.add(other)
+    return sorted(found, key=lambda config: (predict(problem, config, device).weighed_us, str(config)))
+
+
+def predict(
+    problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec, resources: Resources | None = None
+) -> Prediction:
+    """Predict the weight gradient of `problem` with `config` on `device`, the second pass included."""
+    _, _, programs = tiles(problem, config)
+    steps = pixels_per_split(problem, config) / config.block_k
+    issued = programs * config.block_m * config.block_n * config.block_k * steps
+    work = GemmWork(
+        programs=programs,
+        trips=steps,
+        blocks=(config.block_m, config.block_n, config.block_k),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        padding_efficiency=min(1.0, problem.macs / issued) if issued else 1.0,
+        scattered=True,
+        second_pass_bytes=2 * workspace_bytes(problem, config.splits),
+    )
+    return predict_gemm(problem, work, device, resources)

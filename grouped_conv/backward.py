@@ -1,0 +1,243 @@
+"""The implementation behind `conv2d_backward`: which gradients run by our kernels, their plan, and its run.
+
+Each gradient is decided on its own, as the forward pass is: by policy, records and what the caller insists on. What our
+kernels do not compute, ATen does. A trace shows one record per gradient of input and weight; the sums for bias and
+residual are launches of the weight's record, or of the input's where the weight needs no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from grouped_conv import decisions, executors, overrides, plan_cache, tracing, workspace
+from grouped_conv.decisions import Conditions
+from grouped_conv.executors import Executor
+from grouped_conv.gradients import Saved, vector_jacobian
+from grouped_conv.kernels.call import Call
+from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_bias_gradient, plan_gradient
+from grouped_conv.kernels.operands import Operand, channels_last_strides
+from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.layouts import is_channels_last
+from grouped_conv.plan import Steps, native_settings, operand_of
+from grouped_conv.plan_cache import placement
+from grouped_conv.policies import get_policy
+from grouped_conv.request import Operands, Request
+from grouped_conv.tracing import CallRecord
+
+NAMES = ("input", "weight", "bias", "scale", "residual")
+READ = ("grad_output", "known", "input")
+"""Operands that the kernels read with their channels innermost; others are copied so."""
+BUFFERS = (*READ, "weight", "scale", *(f"grad_{name}" for name in NAMES))
+
+Wanted = tuple[bool, ...]
+Gradients = list[Tensor | None]
+
+
+class BackwardOperands(NamedTuple):
+    """The tensors of one call: the output's gradient and what the forward pass kept."""
+
+    grad_output: Tensor
+    saved: Saved
+
+
+def run(
+    operands: BackwardOperands, attributes: tuple[Any, ...], as_request: Callable[..., Request], wanted: Wanted
+) -> Gradients:
+    """Compute the gradients of input, weight, bias, scale and residual that are wanted; None for the others.
+
+    Args:
+        attributes: the operator's arguments that are not tensors, hashable.
+        as_request: makes the `Request` of them, when a plan has to be made.
+    """
+    grad, saved = operands
+    key = (
+        "backward",
+        attributes,
+        wanted,
+        saved.input_shape,
+        saved.input_channels_last,
+        placement(grad),
+        *(None if tensor is None else placement(tensor) for tensor in saved[:4]),
+        workspace.max_workspace_bytes(),
+        *plan_cache.surroundings(grad),
+    )
+    plan = plan_cache.find(key)
+    if plan is None:
+        plan = plan_cache.find_or_make(key, lambda: _make(operands, as_request(*attributes), wanted))
+    return plan.run(operands)
+
+
+def empty_results(grad: Tensor, saved: Saved, wanted: Sequence[bool]) -> Gradients:
+    """Uninitialised gradients: those of input, weight and residual dense, in their operand's memory format."""
+    weight = saved.weight
+    last = saved.input_channels_last, is_channels_last(weight.shape, weight.stride())
+    formats = [torch.channels_last if one else torch.contiguous_format for one in (*last, any(last))]
+
+    def empty(shape: Sequence[int], layout: torch.memory_format) -> Tensor:
+        return torch.empty(tuple(shape), dtype=grad.dtype, device=grad.device, memory_format=layout)
+
+    shapes = (saved.input_shape, weight.shape, weight.shape[:1], weight.shape[:1], grad.shape)
+    plain = torch.contiguous_format
+    kinds = (formats[0], formats[1], plain, plain, formats[2])
+    return [empty(shape, layout) if want else None for shape, layout, want in zip(shapes, kinds, wanted, strict=True)]
+
+
+class BackwardPlan:
+    """Runs calls with one key: some gradients by kernels, the others by ATen."""
+
+    def __init__(self, request: Request, by_aten: Wanted, by_kernel: Wanted) -> None:
+        self.request, self.by_aten, self.by_kernel = request, by_aten, by_kernel
+        self.records: tuple[CallRecord, ...] = ()
+        self.copied: tuple[str, ...] = ()
+        self.parts: list[Steps] = []
+
+    def add(self, call: Call, executor: Executor, device: int) -> None:
+        """One more call of kernels, prepared on `device`."""
+        self.parts.append(Steps(call.launches, call.temporaries, BUFFERS, executor, device))
+
+    def run(self, operands: BackwardOperands) -> Gradients:
+        """Allocate and compute; operands have the shapes, strides and alignment that the plan was made for."""
+        for record in self.records:
+            tracing.record(record)
+        found: Gradients = [None] * len(NAMES)
+        if any(self.by_aten):
+            found = self._by_aten(operands)
+        if any(self.by_kernel):
+            made = self._by_kernels(operands)
+            found = [mine if mine is not None else theirs for mine, theirs in zip(made, found, strict=True)]
+        return found
+
+    def _by_aten(self, operands: BackwardOperands) -> Gradients:
+        grad, saved = operands
+        with native_settings(grad, self.request.precision):
+            values = vector_jacobian(saved, self.request, grad, None, self.by_aten)
+        made = empty_results(grad, saved, self.by_aten)
+        return [
+            value if target is None or value is None or _is_like(value, target, operands) else target.copy_(value)
+            for value, target in zip(values, made, strict=True)
+        ]
+
+    def _by_kernels(self, operands: BackwardOperands) -> Gradients:
+        grad, saved = operands
+        needs_weight = self.by_kernel[1] or self.by_kernel[3]  # the scale's gradient comes with the weight's
+        made = empty_results(grad, saved, (self.by_kernel[0], needs_weight, *self.by_kernel[2:]))
+        named: dict[str, Tensor | None] = {
+            "grad_output": grad,
+            "known": saved.known,
+            "input": saved.input,
+            "weight": saved.weight,
+            "scale": None if saved.scale is None else saved.scale.contiguous(),
+        }
+        for name in self.copied:
+            tensor = named[name]
+            assert tensor is not None
+            named[name] = tensor.contiguous(memory_format=torch.channels_last)
+        buffers = [*named.values(), *made]
+        for part in self.parts:
+            all_buffers = list(buffers)
+            part.add_temporaries(all_buffers, grad.device)
+            part.launch(all_buffers)
+        return [result if want else None for result, want in zip(made, self.by_kernel, strict=True)]
+
+
+def _is_like(value: Tensor, target: Tensor, operands: BackwardOperands) -> bool:
+    """May `value` be returned where `target` was meant? It must not be the operand itself."""
+    return value.stride() == target.stride() and value.data_ptr() != operands.grad_output.data_ptr()
+
+
+def _make(operands: BackwardOperands, request: Request, wanted: Wanted) -> tuple[BackwardPlan, bool]:
+    """The plan, and whether it may be kept."""
+    grad, saved = operands
+    device = grad.get_device()
+    forward = Operands(saved.some_input(), saved.weight, None, saved.scale)
+    described = decisions.describe(forward, decisions.with_settled_precision(request, grad.dtype))
+    barred = decisions.why_nothing_compiles() if device >= 0 else ""
+    executor = executors.gpu_executor() if device >= 0 else executors.executor_of_cpu_tensors()
+    records: dict[str, CallRecord] = {}
+    for direction, needed in (
+        ("input_grad", wanted[0]),
+        ("weight_grad", wanted[1] or wanted[3] or not wanted[0]),  # also the path of the sums alone
+    ):
+        if needed:
+            problem = described if isinstance(described, str) else gradient_problem(described, direction)
+            records[direction] = _decide(problem, direction, request, executor, barred, device, grad.numel() == 0)
+    chosen = {direction: record for direction, record in records.items() if record.config is not None}
+    by_weight, sums = "weight_grad" in chosen, bool(chosen)
+    kernels = ("input_grad" in chosen, by_weight, sums, by_weight, sums)
+    by_kernel = tuple(want and mine for want, mine in zip(wanted, kernels, strict=True))
+    by_aten = tuple(want and not mine for want, mine in zip(wanted, kernels, strict=True))
+    plan = BackwardPlan(request, by_aten, by_kernel)
+    if executor is not None:
+        for direction, launches in _add_kernels(plan, operands, chosen, executor).items():
+            records[direction] = replace(records[direction], launches=tuple(launches))
+    plan.records = tuple(records.values())
+    return plan, not barred
+
+
+def _decide(
+    problem: ConvProblem | str,
+    direction: str,
+    request: Request,
+    executor: Executor | None,
+    barred: str,
+    device: int,
+    empty: bool,
+) -> CallRecord:
+    """One gradient's path; a kernel's launches are filled in later."""
+    known = None if isinstance(problem, str) else problem
+    if empty:
+        return CallRecord(known, "aten", "the output has no elements")
+    conditions = Conditions(get_policy(), request.backend, executor, overrides.given_config(direction), barred)
+    if executor is None:  # also where the forward pass insisted on kernels, inside a block that has ended since
+        return CallRecord(known, "aten", "the tensors are on the CPU, outside grouped_conv.interpret()")
+    decision = decisions.decide(problem, conditions, device)
+    config = decision.config
+    if config is None or known is None:
+        return CallRecord(known, "aten", decision.reason, source=decision.source)
+    known = decisions.adapted(known, executor)
+    config = capped(known, config, workspace.max_workspace_bytes())
+    return CallRecord(known, config.family, decision.reason, (), config, decision.source)
+
+
+def _add_kernels(
+    plan: BackwardPlan, operands: BackwardOperands, chosen: Mapping[str, CallRecord], executor: Executor
+) -> dict[str, list[str]]:
+    """Plan the launches for the operands as they lie in memory; their names, by direction."""
+    grad, saved = operands
+    made = empty_results(grad, saved, (True,) * len(NAMES))
+    tensors = {"grad_output": grad, "known": saved.known, "input": saved.input, "weight": saved.weight}
+    tensors |= {f"grad_{name}": result for name, result in zip(NAMES, made, strict=True)}
+    placed = {name: operand_of(tensor) for name, tensor in tensors.items() if tensor is not None}
+    weighs = "weight_grad" in chosen and (plan.by_kernel[1] or plan.by_kernel[3])
+    calls: list[tuple[str, Call]] = []
+    plan.copied = tuple(
+        name
+        for name in READ
+        if name in placed and (name != "input" or weighs) and placed[name].strides[1] != 1 and any(plan.by_kernel)
+    )
+    for name in plan.copied:
+        placed[name] = Operand(channels_last_strides(tuple(tensors[name].shape)))  # type: ignore[union-attr]
+    for direction, record in chosen.items():
+        problem, config = record.problem, record.config
+        assert isinstance(problem, ConvProblem) and config is not None
+        if direction == "input_grad" or weighs:
+            grad_scale = direction == "weight_grad" and plan.by_kernel[3]
+            calls.append((direction, plan_gradient(problem, config, placed, grad_scale=grad_scale)))
+    if plan.by_kernel[2] or plan.by_kernel[4]:
+        direction = "weight_grad" if "weight_grad" in chosen else "input_grad"
+        problem = chosen[direction].problem
+        assert isinstance(problem, ConvProblem)
+        wanted = {"grad_bias": plan.by_kernel[2], "grad_residual": plan.by_kernel[4]}
+        calls.append((direction, plan_bias_gradient(problem, placed, **wanted)))
+    launches: dict[str, list[str]] = {}
+    for direction, call in calls:
+        plan.add(call, executor, grad.get_device())
+        launches.setdefault(direction, []).extend(launch.name for launch in call.launches)
+    if plan.copied and calls:
+        launches[calls[0][0]][:0] = [f"copy {name}" for name in plan.copied]
+    return launches

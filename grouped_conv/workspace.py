@@ -1,0 +1,52 @@
+"""How much memory the partial sums of a weight gradient may take: a process-wide default and a scoped override.
+
+The workspace comes from torch's allocator and lives as long as one call. A smaller limit is honoured by dividing the
+output pixels among fewer programs, at least one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from grouped_conv.kernels.weight_grad_rules import WORKSPACE_BYTES
+
+_process_default = WORKSPACE_BYTES
+_scoped: ContextVar[int | None] = ContextVar("grouped_conv_max_workspace", default=None)
+
+
+def max_workspace_bytes() -> int:
+    """The limit in force here, in bytes."""
+    scoped = _scoped.get()
+    return _process_default if scoped is None else scoped
+
+
+def set_max_workspace(size: int) -> None:
+    """Let weight gradients of this process take at most `size` bytes of workspace each.
+
+    Raises:
+        ValueError: for a negative size.
+    """
+    global _process_default
+    _process_default = _checked(size)
+
+
+@contextmanager
+def max_workspace(size: int) -> Iterator[None]:
+    """The same inside the block, in this thread or task only.
+
+    Raises:
+        ValueError: for a negative size.
+    """
+    token = _scoped.set(_checked(size))
+    try:
+        yield
+    finally:
+        _scoped.reset(token)
+
+
+def _checked(size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ValueError(f"max_workspace must be a number of bytes, at least 0, but got {size!r}")
+    return size
