@@ -22,7 +22,8 @@ from grouped_conv.kernels.input_grad_rules import (
 )
 from grouped_conv.kernels.problem import ConvProblem
 
-TILES = ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 16, 4), (32, 16, 4))
+TILES = ((128, 128, 8), (128, 64, 4), (128, 64, 8), (64, 128, 8), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 16, 4),
+         (32, 16, 4))  # fmt: skip
 """(block_m, block_n, warps) worth comparing."""
 PACKED_COLUMNS = 32
 """Channels that thin groups are packed to; 64 doubles the products with zeros."""

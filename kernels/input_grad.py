@@ -25,7 +25,7 @@ from grouped_conv.kernels.input_grad_rules import (
 from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.jit_gradient import load_gradient
 from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, shuffled, tap_bits, tap_mask
-from grouped_conv.kernels.jit_reduction import multiply_add
+from grouped_conv.kernels.jit_reduction import load_weight, multiply_add
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.operands import Operand, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
@@ -222,54 +222,63 @@ def gradient_sums(
 ):
     """The tile's sums, [BLOCK_M, BLOCK_N]; ALONE takes only the output channels of the pack's group `member`."""
     DEPTH: tl.constexpr = PACK * K_PER_GROUP
+    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
+    WHOLE: tl.constexpr = LOOP_ORDER != "flat"  # no step hangs over a tap's end: what changes with the step is scalar
     offs_k = tl.arange(0, BLOCK_K)
     depth = count_h * count_w * DEPTH
+    w_cols = w_ptr + (column % C_PER_GROUP)  # [BLOCK_N]
+    w_tile = w_cols[None, :] + ((pack.to(tl.int64) * DEPTH + offs_k) * (TAPS * C_PER_GROUP))[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k0 in tl.range(0, depth, BLOCK_K, num_stages=NUM_STAGES):
-        if LOOP_ORDER == "flat":
+        if WHOLE:
+            tap = k0 // DEPTH
+            k_first = tl.multiple_of(k0 % DEPTH, BLOCK_K)
+            k = k_first + offs_k
+        else:
             tap = (k0 + offs_k) // DEPTH  # [BLOCK_K]
             k = (k0 + offs_k) % DEPTH
-        else:
-            tap = k0 // DEPTH  # one tap: a scalar
-            k = k0 % DEPTH + offs_k
         tap_h = tap // tl.maximum(count_w, 1)  # a class without taps has no trips, but the pipeline looks ahead
         tap_w = tap % tl.maximum(count_w, 1)
+        back_g = tap_h * (BACK_H * stride_gh) + tap_w * (BACK_W * stride_gw)
+        back_k = back_g
+        if ACTIVATION != "none":
+            back_k = tap_h * (BACK_H * stride_kh) + tap_w * (BACK_W * stride_kw)
+        place = (first_h + STEP_H * tap_h) * KERNEL_W + (first_w + STEP_W * tap_w)
+        channel = pack * DEPTH + k
         k_ok = k0 + offs_k < depth
         if PACK > 1:
             k_ok = k_ok & (pack * PACK + k // K_PER_GROUP < groups)
         if ALONE:
             k_ok = k_ok & (k // K_PER_GROUP == member)
-        channel = pack * DEPTH + k
-        g_offset = shuffled(channel, SHUFFLE, OUT_CHANNELS) - (
-            tl.cast(tap_h, tl.int64) * (BACK_H * stride_gh) + tl.cast(tap_w, tl.int64) * (BACK_W * stride_gw)
-        )
-        known_ptrs = None
-        if ACTIVATION != "none":
-            k_offset = shuffled(channel, SHUFFLE_KNOWN, OUT_CHANNELS) - (
-                tl.cast(tap_h, tl.int64) * (BACK_H * stride_kh) + tl.cast(tap_w, tl.int64) * (BACK_W * stride_kw)
-            )
-            known_ptrs = known_ptr + (k_rows[:, None] + k_offset[None, :])
         scale = None
         if scale_ptr is not None:
             scale = tl.load(scale_ptr + channel, mask=k_ok, other=0.0).to(tl.float32)[None, :]
-        bit = tap_h * MOST_W + tap_w
-        if LOOP_ORDER == "flat":
+        known_ptrs = None
+        if WHOLE:
             mask = tap_mask(
-                bits, oh0, ow0, OUT_H, OUT_W, (bit & 31)[None, :], tap_h[None, :], tap_w[None, :], -BACK_H, -BACK_W,
-                TAP_MODE,
-            )  # fmt: skip
+                bits, oh0, ow0, OUT_H, OUT_W, (tap_h * MOST_W + tap_w) & 31, tap_h, tap_w, -BACK_H, -BACK_W, TAP_MODE
+            )
+            grad_ptrs = dy_ptr + (g_rows[:, None] + (pack * DEPTH + offs_k)[None, :]) + (k_first - back_g)
+            if ACTIVATION != "none":
+                known_ptrs = known_ptr + (k_rows[:, None] + (pack * DEPTH + offs_k)[None, :]) + (k_first - back_k)
+            w_ptrs = w_tile + tl.cast(k_first * TAPS + place, tl.int64) * C_PER_GROUP
         else:
-            mask = tap_mask(bits, oh0, ow0, OUT_H, OUT_W, bit & 31, tap_h, tap_w, -BACK_H, -BACK_W, TAP_MODE)
-        mask = mask & k_ok[None, :]
-        a = load_gradient(
-            dy_ptr + (g_rows[:, None] + g_offset[None, :]), known_ptrs, mask, scale, ACTIVATION, NEGATIVE_SLOPE
-        )  # [BLOCK_M, BLOCK_K]
-        place = (first_h + STEP_H * tap_h) * KERNEL_W + (first_w + STEP_W * tap_w)
-        w_rows = (channel.to(tl.int64) * (KERNEL_H * KERNEL_W) + place) * C_PER_GROUP  # [BLOCK_K]
-        w_mask = k_ok[:, None] & col_ok[None, :]
+            bit = ((tap_h * MOST_W + tap_w) & 31)[None, :]
+            mask = k_ok[None, :] & tap_mask(
+                bits, oh0, ow0, OUT_H, OUT_W, bit, tap_h[None, :], tap_w[None, :], -BACK_H, -BACK_W, TAP_MODE
+            )
+            grad_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
+            grad_ptrs = dy_ptr + (g_rows[:, None] + (grad_channel - back_g)[None, :])
+            if ACTIVATION != "none":
+                known_channel = shuffled(channel, SHUFFLE_KNOWN, OUT_CHANNELS)
+                known_ptrs = known_ptr + (k_rows[:, None] + (known_channel - back_k)[None, :])
+            w_ptrs = w_cols[None, :] + ((channel.to(tl.int64) * TAPS + place) * C_PER_GROUP)[:, None]
+        a = load_gradient(grad_ptrs, known_ptrs, mask, scale, ACTIVATION, NEGATIVE_SLOPE)  # [BLOCK_M, BLOCK_K]
         if PACK > 1:
-            w_mask = w_mask & ((k // K_PER_GROUP)[:, None] == (column // C_PER_GROUP)[None, :])
-        b = tl.load(w_ptr + (w_rows[:, None] + (column % C_PER_GROUP)[None, :]), mask=w_mask, other=0.0)
+            diagonal = (k // K_PER_GROUP)[:, None] == (column // C_PER_GROUP)[None, :]
+            b = tl.load(w_ptrs, mask=diagonal & k_ok[:, None] & col_ok[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
+        else:
+            b = load_weight(w_ptrs, col_ok, k_ok, C_PER_GROUP % BLOCK_N == 0, WHOLE)
         acc = multiply_add(a, b, acc, PRECISION)
     return acc
 

@@ -17,6 +17,9 @@ from grouped_conv.kernels.problem import ConvProblem, Pair
 
 MAX_ACCUMULATORS = 128
 """fp32 sums per thread above which ptxas spilled in the forward kernel, which has the same tiles."""
+MAX_BUSY_ACCUMULATORS = 63
+"""The same where a derivative or more than `MANY_TAPS` taps take registers too: 64 spilled 24 to 40 bytes."""
+MANY_TAPS = 9
 MAX_PROGRAMS = 2**31 - 1
 MAX_PACKED_CHANNELS = 16
 """Channels per group, in and out, up to which groups are packed."""
@@ -115,6 +118,8 @@ def why_invalid(problem: ConvProblem, config: InputGradConfig) -> str | None:
     _, _, depth = packed(problem, config)
     if config.loop_order != "flat" and depth % config.block_k:
         return f"loop_order {config.loop_order} needs {depth} output channels divisible by block_k={config.block_k}"
+    if config.loop_order != "flat" and config.pack > 1:
+        return f"loop_order {config.loop_order} computes one group per tile, not packs of {config.pack}"
     if config.loop_order != "flat" and problem.epilogue.shuffle > 1:
         return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled output has not"
     if config.pack > 1 and max(problem.c_per_group, problem.k_per_group) > MAX_PACKED_CHANNELS:
@@ -135,6 +140,9 @@ def why_not_on(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec
     sums = config.block_m * config.block_n // threads
     if sums > most and device.arch != 100:
         return f"{sums} accumulators per thread spill (at most {most})"
+    busy = problem.epilogue.activation != "none" or problem.taps > MANY_TAPS
+    if device.backend == "cuda" and device.arch != 100 and sums > MAX_BUSY_ACCUMULATORS and busy:
+        return f"{sums} accumulators per thread spill beside {problem.taps} taps or an activation"
     needed = max(config.num_stages - 1, 1) * (config.block_m + config.block_n) * config.block_k * problem.item_size
     if needed > device.shared_per_block:
         return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"

@@ -13,14 +13,14 @@ from grouped_conv.kernels.jit_epilogue import sigmoid
 
 @triton.jit
 def activation_gradient(grad, known, ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr):
-    """`grad` times the derivative of the activation, in fp32.
+    """`grad` times the derivative of the activation, in fp32; for relu and relu6 in any dtype.
 
     `known` is the activation's output, or its argument for silu, gelu, hardswish and a leaky_relu of negative slope.
     """
     if ACTIVATION == "relu":
-        grad = tl.where(known <= 0, 0.0, grad)
+        grad = tl.where(known <= 0, tl.zeros_like(grad), grad)
     elif ACTIVATION == "relu6":
-        grad = tl.where((known <= 0) | (known >= 6), 0.0, grad)
+        grad = tl.where((known <= 0) | (known >= 6), tl.zeros_like(grad), grad)
     elif ACTIVATION == "leaky_relu":
         grad = tl.where(known > 0, grad, grad * NEGATIVE_SLOPE)
     elif ACTIVATION == "sigmoid":
@@ -48,7 +48,10 @@ def load_gradient(grad_ptrs, known_ptrs, mask, scale, ACTIVATION: tl.constexpr, 
     product is taken in fp32 and rounded once. `scale` broadcasts against the tile.
     """
     grad = tl.load(grad_ptrs, mask=mask, other=0.0)
-    if ACTIVATION != "none" or scale is not None:
+    if (ACTIVATION == "relu" or ACTIVATION == "relu6") and scale is None:  # a choice, which needs no fp32
+        known = tl.load(known_ptrs, mask=mask, other=0.0)
+        grad = activation_gradient(grad, known, ACTIVATION, NEGATIVE_SLOPE)
+    elif ACTIVATION != "none" or scale is not None:
         value = grad.to(tl.float32)
         if ACTIVATION != "none":
             known = tl.load(known_ptrs, mask=mask, other=0.0).to(tl.float32)

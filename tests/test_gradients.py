@@ -1,0 +1,177 @@
+"""The gradient kernels of equal groups in Triton's interpreter against float64, by name, and bit for bit by order."""
+
+import itertools
+import random
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from gradient_cases import INPUT_CONFIGS, WEIGHT_CONFIGS, GradientCase, cases, conv, fitted, shuffled_cases
+from gradient_oracle import check_gradient, gradient_tensors, placed, run_bias_gradient, run_gradient
+from hypothesis import given, settings
+
+from grouped_conv.autotune import heuristic
+from grouped_conv.kernels import ACTIVATIONS, DeviceSpec, Epilogue, KernelConfig
+from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_bias_gradient, plan_gradient
+from grouped_conv.kernels.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.interpreter import interpret_launch
+from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+
+ALL = [*cases(), *shuffled_cases()]
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.id)
+def test_agrees_with_float64(case: GradientCase) -> None:
+    tensors = gradient_tensors(case.problem)
+    scaled = case.problem.epilogue.scale and case.config.direction == "weight_grad"
+    run_gradient(case.gradient, case.config, tensors, interpret_launch, grad_scale=scaled)
+    check_gradient(case.problem, tensors, case.config.direction.removesuffix("_grad"), case.id)
+    if scaled:
+        check_gradient(case.problem, tensors, "scale", case.id)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_bias_and_residual(activation: str, dtype: str) -> None:
+    for shape, weight in (((2, 8, 9, 7), (24, 4, 3, 3)), ((1, 3, 5, 1), (131, 3, 1, 1))):
+        shuffle = 3 if weight[0] == 24 else 1
+        epilogue = Epilogue(activation, bias=True, residual=True, shuffle=shuffle)
+        problem = conv(shape, weight, dtype=dtype, precision="ieee", epilogue=epilogue)
+        for wanted in ((True, False), (True, True), (False, True)):
+            tensors = gradient_tensors(problem)
+            names = dict(zip(("grad_bias", "grad_residual"), wanted, strict=True))
+            run_bias_gradient(problem, tensors, interpret_launch, **names)
+            for name, want in names.items():
+                if want:
+                    check_gradient(problem, tensors, name.removeprefix("grad_"))
+
+
+@pytest.mark.parametrize("case", ALL[::7], ids=lambda case: case.id)
+def test_the_order_of_programs_changes_no_bit(case: GradientCase) -> None:
+    """Every program writes places of its own, and sums are added in a fixed order."""
+    results = []
+    for seed in (None, 0, 1):
+        tensors = gradient_tensors(case.problem)
+
+        def run(launch, tensors, seed=seed) -> None:
+            programs = list(itertools.product(*(range(size) for size in launch.grid)))
+            if seed is not None:
+                random.Random(seed).shuffle(programs)
+            interpret_launch(launch, tensors, iter(programs))
+
+        run_gradient(case.gradient, case.config, tensors, run)
+        results.append(tensors[f"grad_{case.config.direction.removesuffix('_grad')}"])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_random_problems_and_the_adjoint_identity(data: st.DataObject) -> None:
+    """<conv(x, w), y> = <x, input_grad(y)> = <w, weight_grad(y)> for integers, exactly."""
+    draw = data.draw
+    groups, c, k = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    stride, dilation = draw(st.sampled_from([1, 2, 3, 4])), draw(st.integers(1, 3))
+    padding = draw(st.integers(0, 2))
+    size = [draw(st.integers(max(1, dilation * (n - 1) + 1 - 2 * padding), 12)) for n in kernel]
+    problem = conv(
+        (draw(st.integers(1, 2)), groups * c, *size), (groups * k, c, *kernel), stride=stride, padding=padding,
+        dilation=dilation, dtype="float32", precision="ieee",
+    )  # fmt: skip
+    tensors = gradient_tensors(problem, draw(st.integers(0, 9)))
+    for name in ("input", "weight", "grad_output"):
+        tensors[name] = (2 * tensors[name]).round().clamp(-3, 3)
+    for config in (INPUT_CONFIGS[0], WEIGHT_CONFIGS[0]):
+        direction = config.direction
+        run_gradient(gradient_problem(problem, direction), fitted(problem, config), tensors, interpret_launch)
+    double = {name: tensor.double() for name, tensor in tensors.items()}
+    y = torch.nn.functional.conv2d(double["input"], double["weight"], None, stride, padding, dilation, groups)
+    whole = (y * double["grad_output"]).sum()
+    assert (double["input"] * double["grad_input"]).sum() == whole
+    assert (double["weight"] * double["grad_weight"]).sum() == whole
+
+
+@given(st.sampled_from([case for case in ALL if case.problem.epilogue.activation == "none"]))
+@settings(max_examples=8)
+def test_gradients_are_linear(case: GradientCase) -> None:
+    """In the output's gradient, exactly: powers of two."""
+    name = f"grad_{case.config.direction.removesuffix('_grad')}"
+    results = []
+    for factor in (1.0, 4.0):
+        tensors = gradient_tensors(case.problem)
+        tensors["grad_output"] = tensors["grad_output"] * factor
+        run_gradient(case.gradient, case.config, tensors, interpret_launch)
+        results.append(tensors[name].float())
+    torch.testing.assert_close(4 * results[0], results[1], rtol=0, atol=2.0**-14)
+
+
+@pytest.mark.parametrize("memory", ["NCHW results", "KCRS weight", "wide strides"])
+def test_memory_layouts(memory: str) -> None:
+    """Results at any strides; a KCRS weight is packed, its gradient written as KCRS; pixels with gaps between them."""
+    problem = conv((2, 16, 6, 5), (32, 8, 3, 3), padding=1, weight_channels_last=memory != "KCRS weight")
+    tensors = gradient_tensors(problem)
+    if memory == "NCHW results":
+        tensors["grad_input"] = torch.full(problem.input_shape, float("nan"), dtype=torch.float16)
+    if memory == "wide strides":
+        for name in ("grad_output", "input"):
+            wide = torch.randn(2, 48, 6, 5).half().contiguous(memory_format=torch.channels_last)
+            tensors[name] = wide[:, 8 : 8 + tensors[name].shape[1]]
+    for config in (InputGradConfig(block_m=32, block_n=16, block_k=16), WEIGHT_CONFIGS[0]):
+        gradient = gradient_problem(problem, config.direction)
+        launches = plan_gradient(gradient, config, placed(tensors)).launches
+        assert (launches[0].name == "pack_channels_last") == (memory == "KCRS weight" and config.family == "input_grad")
+        run_gradient(gradient, config, tensors, interpret_launch)
+        check_gradient(problem, tensors, config.direction.removesuffix("_grad"), memory)
+
+
+def test_bad_requests_are_refused() -> None:
+    problem = conv((1, 16, 5, 5), (16, 16, 3, 3))
+    inputs, weights = gradient_problem(problem, "input_grad"), gradient_problem(problem, "weight_grad")
+    with pytest.raises(ValueError, match="not the direction weight_grad"):
+        plan_gradient(weights, InputGradConfig())
+    with pytest.raises(ValueError, match="not the direction input_grad"):
+        plan_gradient(inputs, WeightGradConfig())
+    with pytest.raises(ValueError, match="16 output channels divisible by block_k=64"):
+        plan_gradient(inputs, InputGradConfig(loop_order="channels_inner"))
+    with pytest.raises(ValueError, match=r"splits=9 are more than the 1 steps of 32 pixels"):
+        plan_gradient(weights, WeightGradConfig(splits=9))
+    with pytest.raises(ValueError, match="no scale whose gradient"):
+        plan_gradient(weights, WeightGradConfig(), grad_scale=True)
+    tensors = gradient_tensors(problem)
+    tensors["grad_output"] = tensors["grad_output"].contiguous()
+    with pytest.raises(ValueError, match="grad_output must have its channels innermost"):
+        plan_gradient(inputs, InputGradConfig(), placed(tensors))
+    with pytest.raises(ValueError, match="computes no gradient"):
+        plan_gradient(inputs, heuristic.choose(problem, DeviceSpec.get("a100")))
+
+
+def test_configurations_go_to_json_and_back() -> None:
+    for config in (*INPUT_CONFIGS, *WEIGHT_CONFIGS):
+        assert KernelConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("device", ["a100", "h100", "mi300x"])
+def test_there_is_always_a_default(device: str) -> None:
+    spec = DeviceSpec.get(device)
+    for case in ALL:
+        config = heuristic.choose(case.gradient, spec)
+        assert config.direction == case.config.direction
+
+
+def test_a_small_workspace_is_honoured() -> None:
+    problem = gradient_problem(conv((8, 64, 28, 28), (64, 32, 3, 3), padding=1), "weight_grad")
+    chosen = heuristic.choose(problem, DeviceSpec.get("h100"))
+    one = 4 * 64 * 32 * 9
+    assert chosen.splits > 4
+    for limit in (100 * one, 4 * one, 4 * one - 1, 0):
+        splits = capped(problem, chosen, limit).splits
+        assert splits == max(1, min(chosen.splits, limit // one))
+        call = plan_gradient(problem, capped(problem, chosen, limit))
+        assert call.temporaries[0].shape == (splits, 64, 3, 3, 32)
+
+
+def test_the_bias_pass_fills_the_device() -> None:
+    problem = gradient_problem(conv((128, 96, 55, 55), (96, 96, 1, 1)), "weight_grad")
+    launch = plan_bias_gradient(problem).launches[0]
+    assert launch.grid[0] >= 2 * 108
