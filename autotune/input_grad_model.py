@@ -22,8 +22,19 @@ from grouped_conv.kernels.input_grad_rules import (
 )
 from grouped_conv.kernels.problem import ConvProblem
 
-TILES = ((128, 128, 8), (128, 64, 4), (128, 64, 8), (64, 128, 8), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 16, 4),
-         (32, 16, 4))  # fmt: skip
+TILES = (
+    (128, 128, 8),
+    (128, 64, 4),
+    (128, 64, 8),
+    (64, 128, 8),
+    (64, 64, 4),
+    (32, 128, 4),
+    (32, 64, 4),
+    (128, 32, 4),
+    (64, 32, 4),
+    (128, 16, 4),
+    (32, 16, 4),
+)
 """(block_m, block_n, warps) worth comparing."""
 PACKED_COLUMNS = 32
 """Channels that thin groups are packed to; 64 doubles the products with zeros."""
@@ -34,6 +45,7 @@ LAST_RESORT = InputGradConfig(block_m=32, block_n=16, block_k=16, num_warps=4, n
 def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConfig]:
     """The configurations that the heuristic compares, the last resort last."""
     if problem.batch and problem.layout.is_uniform:
+        fused = problem.epilogue.activation != "none" or problem.epilogue.scale
         widest = max(problem.c_per_group, problem.k_per_group)
         if problem.groups > 1 and widest <= MAX_PACKED_CHANNELS:
             pack = min(problem.groups, PACKED_COLUMNS // widest)
@@ -45,21 +57,22 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConf
             for block_k in (64, 32):
                 if problem.dtype == "float32" and block_k == 64:
                     continue
-                for order in _orders(problem, block_k):
+                for swap in (False, True) if fused and device.arch == 90 else (False,):
                     yield InputGradConfig(
                         block_m=block_m,
                         block_n=block_n,
                         block_k=block_k,
                         num_warps=warps,
                         num_stages=3,
-                        loop_order=order,
+                        loop_order=_order(problem, block_k),
+                        swap=swap,
                     )
     yield LAST_RESORT
 
 
-def _orders(problem: ConvProblem, block_k: int) -> tuple[str, ...]:
+def _order(problem: ConvProblem, block_k: int) -> str:
     whole = problem.k_per_group % block_k == 0 and problem.epilogue.shuffle == 1
-    return ("channels_inner",) if whole else ("flat",)
+    return "channels_inner" if whole else "flat"
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[InputGradConfig]:

@@ -22,7 +22,17 @@ from grouped_conv.kernels.weight_grad_rules import (
     workspace_bytes,
 )
 
-TILES = ((128, 128, 8), (64, 128, 8), (128, 64, 8), (64, 64, 4), (32, 64, 4), (64, 32, 4), (16, 64, 4), (16, 32, 4))
+TILES = (
+    (128, 128, 8),
+    (64, 128, 8),
+    (128, 64, 8),
+    (64, 64, 4),
+    (32, 128, 4),
+    (32, 64, 4),
+    (64, 32, 4),
+    (16, 64, 4),
+    (16, 32, 4),
+)
 """(block_m, block_n, warps) worth comparing."""
 WAVES = 2
 """Programs per multiprocessor that the split aims at: a tail of half a wave then costs a quarter."""

@@ -17,8 +17,8 @@ from grouped_conv.kernels.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.operands import Operand
 from grouped_conv.kernels.problem import ConvProblem
 
-TILE = 1024
-"""Weights per step of a program: 8 of each of 128 threads."""
+TILE = 512
+"""Weights per step of a program: 4 of each of 128 threads, so that a warp's load of 16 bytes each leaves no gaps."""
 
 
 @triton.jit
@@ -59,7 +59,9 @@ def gradient_reduce(
     row = tl.program_id(0) % tiles_r * BLOCK_M + tl.arange(0, BLOCK_M)
     first = tl.program_id(0) // tiles_r * steps
     row_ok = row < rows
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    # Added up across the loop and summed over columns after it: the sum of a bare product is contracted into fused
+    # multiply-adds, in which the lanes that share a row round different terms, and which of them stores is undefined.
+    products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in tl.range(first, first + steps):
         column = step * BLOCK_N + tl.arange(0, BLOCK_N)
         mask = row_ok[:, None] & (column < DEPTH)[None, :]
@@ -69,7 +71,7 @@ def gradient_reduce(
             acc += tl.load(workspace_ptr + tl.cast(split, tl.int64) * part + linear, mask=mask, other=0.0)
         if dscale_ptr is not None:
             places = weight_offsets(row, column, stride_wk, stride_wc, stride_wr, stride_ws, CHANNELS, KERNEL_W)
-            total += tl.sum(acc * tl.load(w_ptr + places, mask=mask, other=0.0).to(tl.float32), axis=1)
+            products += acc * tl.load(w_ptr + places, mask=mask, other=0.0).to(tl.float32)
         if scale_ptr is not None:
             acc = acc * tl.load(scale_ptr + row, mask=row_ok, other=0.0).to(tl.float32)[:, None]
         if LINEAR:
@@ -78,6 +80,7 @@ def gradient_reduce(
             places = weight_offsets(row, column, stride_dk, stride_dc, stride_dr, stride_ds, CHANNELS, KERNEL_W)
         tl.store(dw_ptr + places, acc.to(dw_ptr.dtype.element_ty), mask=mask)
     if dscale_ptr is not None:
+        total = tl.sum(products, axis=1)
         tl.store(dscale_ptr + row, total.to(dscale_ptr.dtype.element_ty), mask=row_ok)
 
 

@@ -34,22 +34,26 @@ from grouped_conv.kernels.problem import ConvProblem
 @triton.jit
 def class_taps(
     residue,
+    rows,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PAD: tl.constexpr,
     DILATION: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """(first kernel row, number of rows, output row of the first less the class's row) of input rows of one class."""
+    """(first kernel row, number of rows, output row of the first less the class's row) of input rows of one class.
+
+    `rows` is KERNEL, unknown to the compiler: see `SHORT_LOOP`.
+    """
     if STRIDE == 1:
         return 0, KERNEL, PAD
     else:
-        first = KERNEL
+        first = rows
         for back in tl.static_range(min(STEP, KERNEL)):
             row = min(STEP, KERNEL) - 1 - back
             hit = (residue + (PAD - DILATION * row)) % STRIDE == 0
             first = tl.where(hit, row, first)
-        return first, (KERNEL - first + STEP - 1) // STEP, (residue + PAD - DILATION * first) // STRIDE
+        return first, (rows - first + STEP - 1) // STEP, (residue + PAD - DILATION * first) // STRIDE
 
 
 @triton.jit
@@ -68,6 +72,8 @@ def input_grad(
     CLASS_W,
     tiles_m,
     groups,
+    kernel_rows,
+    kernel_columns,
     stride_gn,
     stride_gh,
     stride_gw,
@@ -98,6 +104,7 @@ def input_grad(
     BLOCK_K: tl.constexpr,
     LOOP_ORDER: tl.constexpr,
     ISOLATE: tl.constexpr,
+    SWAP: tl.constexpr,
     WIDE_M: tl.constexpr,
     TAP_MODE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -120,8 +127,8 @@ def input_grad(
     pid_m = pid // (TILES_N * STRIDE_W * STRIDE_H) % tiles_m
     pack = pid // (TILES_N * STRIDE_W * STRIDE_H) // tiles_m
 
-    first_h, count_h, shift_h = class_taps(class_h, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H)
-    first_w, count_w, shift_w = class_taps(class_w, KERNEL_W, STRIDE_W, PAD_W, DILATION_W, STEP_W)
+    first_h, count_h, shift_h = class_taps(class_h, kernel_rows, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H)
+    first_w, count_w, shift_w = class_taps(class_w, kernel_columns, KERNEL_W, STRIDE_W, PAD_W, DILATION_W, STEP_W)
     BACK_H: tl.constexpr = DILATION_H * STEP_H // STRIDE_H  # output rows from one tap of a class to the next
     BACK_W: tl.constexpr = DILATION_W * STEP_W // STRIDE_W
 
@@ -142,11 +149,14 @@ def input_grad(
     col_ok = column < COLUMNS
     if PACK > 1:
         col_ok = col_ok & (pack * PACK + column // C_PER_GROUP < groups)
+    depth = count_h * count_w * (PACK * K_PER_GROUP)
+    if STRIDE_H == 1 and STRIDE_W == 1:  # the same, unknown to the compiler
+        depth = kernel_rows * kernel_columns * (PACK * K_PER_GROUP)
     acc = gradient_sums(
         dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, bits, oh0, ow0, OUT_H, OUT_W, stride_gh, stride_gw,
-        stride_kh, stride_kw, pack, column, col_ok, first_h, first_w, count_h, count_w, groups, 0, C_PER_GROUP,
+        stride_kh, stride_kw, pack, column, col_ok, first_h, first_w, count_w, groups, depth, 0, C_PER_GROUP,
         K_PER_GROUP, PACK, KERNEL_H, KERNEL_W, STEP_H, STEP_W, BACK_H, BACK_W, MOST_W, BLOCK_M, BLOCK_N, BLOCK_K,
-        LOOP_ORDER, False, TAP_MODE, PRECISION, ACTIVATION, NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
+        LOOP_ORDER, False, SWAP, TAP_MODE, PRECISION, ACTIVATION, NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
         NUM_STAGES,
     )  # fmt: skip
     if PACK > 1 and ISOLATE:
@@ -154,10 +164,10 @@ def input_grad(
             for member in tl.range(PACK):
                 alone = gradient_sums(
                     dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, bits, oh0, ow0, OUT_H, OUT_W, stride_gh,
-                    stride_gw, stride_kh, stride_kw, pack, column, col_ok, first_h, first_w, count_h, count_w, groups,
-                    member, C_PER_GROUP, K_PER_GROUP, PACK, KERNEL_H, KERNEL_W, STEP_H, STEP_W, BACK_H, BACK_W, MOST_W,
-                    BLOCK_M, BLOCK_N, BLOCK_K, LOOP_ORDER, True, TAP_MODE, PRECISION, ACTIVATION, NEGATIVE_SLOPE,
-                    SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS, 1,
+                    stride_gw, stride_kh, stride_kw, pack, column, col_ok, first_h, first_w, count_w, groups,
+                    depth, member, C_PER_GROUP, K_PER_GROUP, PACK, KERNEL_H, KERNEL_W, STEP_H, STEP_W, BACK_H, BACK_W,
+                    MOST_W, BLOCK_M, BLOCK_N, BLOCK_K, LOOP_ORDER, True, SWAP, TAP_MODE, PRECISION, ACTIVATION,
+                    NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS, 1,
                 )  # fmt: skip
                 acc = tl.where((column // C_PER_GROUP == member)[None, :], alone, acc)
 
@@ -192,9 +202,9 @@ def gradient_sums(
     col_ok,
     first_h,
     first_w,
-    count_h,
     count_w,
     groups,
+    depth,
     member,
     C_PER_GROUP: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
@@ -211,6 +221,7 @@ def gradient_sums(
     BLOCK_K: tl.constexpr,
     LOOP_ORDER: tl.constexpr,
     ALONE: tl.constexpr,
+    SWAP: tl.constexpr,
     TAP_MODE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -225,10 +236,9 @@ def gradient_sums(
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     WHOLE: tl.constexpr = LOOP_ORDER != "flat"  # no step hangs over a tap's end: what changes with the step is scalar
     offs_k = tl.arange(0, BLOCK_K)
-    depth = count_h * count_w * DEPTH
     w_cols = w_ptr + (column % C_PER_GROUP)  # [BLOCK_N]
     w_tile = w_cols[None, :] + ((pack.to(tl.int64) * DEPTH + offs_k) * (TAPS * C_PER_GROUP))[:, None]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
     for k0 in tl.range(0, depth, BLOCK_K, num_stages=NUM_STAGES):
         if WHOLE:
             tap = k0 // DEPTH
@@ -279,7 +289,12 @@ def gradient_sums(
             b = tl.load(w_ptrs, mask=diagonal & k_ok[:, None] & col_ok[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
         else:
             b = load_weight(w_ptrs, col_ok, k_ok, C_PER_GROUP % BLOCK_N == 0, WHOLE)
-        acc = multiply_add(a, b, acc, PRECISION)
+        if SWAP:
+            acc = multiply_add(tl.trans(b), tl.trans(a), acc, PRECISION)
+        else:
+            acc = multiply_add(a, b, acc, PRECISION)
+    if SWAP:
+        acc = tl.trans(acc)
     return acc
 
 
@@ -301,6 +316,8 @@ def plan_input_grad(problem: ConvProblem, config: InputGradConfig, operands: Map
         Integer.of("CLASS_W", class_w),
         Integer.of("tiles_m", tiles_m),
         Integer.of("groups", problem.groups),
+        Integer.of("kernel_rows", problem.kernel_size[0]),
+        Integer.of("kernel_columns", problem.kernel_size[1]),
         *loading.integers,
         *strides.integers,
     )
@@ -321,6 +338,7 @@ def plan_input_grad(problem: ConvProblem, config: InputGradConfig, operands: Map
         "BLOCK_K": config.block_k,
         "LOOP_ORDER": config.loop_order,
         "ISOLATE": config.isolate,
+        "SWAP": config.swap,
         "WIDE_M": m > INT32_MAX - config.block_m,
         "TAP_MODE": "word" if math.prod(most) <= 31 else "direct",
         "PRECISION": problem.precision,

@@ -37,6 +37,9 @@ class InputGradConfig(KernelConfig):
         loop_order: `flat` walks (tap, output channel) as one index; `channels_inner` walks whole channel blocks of one
             tap and needs the output channels of a group or pack to be divisible by `block_k`.
         pack: neighbouring groups that one tile computes, as one block-diagonal product; for thin groups.
+        swap: multiply weights by gradients, not gradients by weights. A gradient that passed an activation or a scale
+            comes out of registers; on sm_90 wgmma may take it from there only as it was before `wgmma.fence`, which the
+            compiler does not ensure (found by executing the PTX), while its second operand is always in shared memory.
         isolate: recompute a tile group by group when a sum is NaN, so that Inf and NaN never cross groups in a pack.
     """
 
@@ -48,6 +51,7 @@ class InputGradConfig(KernelConfig):
     block_k: int = 64
     loop_order: str = "flat"
     pack: int = 1
+    swap: bool = False
     isolate: bool = True
 
     def __post_init__(self) -> None:
@@ -63,6 +67,7 @@ class InputGradConfig(KernelConfig):
     def __str__(self) -> str:
         words = [f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages} {self.loop_order}"]
         words += [f"pack{self.pack}"] if self.pack > 1 else []
+        words += ["swap"] if self.swap else []
         return " ".join(words + ([] if self.isolate else ["leaky"]))
 
 
@@ -140,6 +145,11 @@ def why_not_on(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec
     sums = config.block_m * config.block_n // threads
     if sums > most and device.arch != 100:
         return f"{sums} accumulators per thread spill (at most {most})"
+    wide = device.arch == 90 and (config.block_n if config.swap else config.block_m) >= 64 and config.num_warps % 4 == 0
+    if wide and problem.precision == "tf32":
+        return "wgmma wants TF32 operands that a gradient's are not: it would copy them 4 bytes at a time"
+    if wide and not config.swap and (problem.epilogue.activation != "none" or problem.epilogue.scale):
+        return "wgmma would read gradients from registers that were written after its fence; swap the operands"
     busy = problem.epilogue.activation != "none" or problem.taps > MANY_TAPS
     if device.backend == "cuda" and device.arch != 100 and sums > MAX_BUSY_ACCUMULATORS and busy:
         return f"{sums} accumulators per thread spill beside {problem.taps} taps or an activation"

@@ -1,0 +1,146 @@
+"""The gradient kernels as compiled for sm_80 and sm_90, executed instruction by instruction: right, in bounds, no race.
+
+Determinism by construction: no atomic instruction is compiled in, and no address is written twice.
+"""
+
+import itertools
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from gradient_cases import SHAPES, GradientCase, conv, fitted
+from gradient_oracle import check_gradient, gradient_tensors, run_bias_gradient, run_gradient
+from test_compiled_ptx import emulator
+
+from grouped_conv.autotune.offline import gpu_target
+from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
+from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
+from grouped_conv.kernels.gradient_families import gradient_family_of
+from grouped_conv.kernels.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.launch import compile_launch
+from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+
+DEVICES = {80: DeviceSpec.get("a100"), 90: DeviceSpec.get("h100")}
+pytestmark = pytest.mark.ptxemu
+EPILOGUES = (Epilogue(), Epilogue("relu", scale=True), Epilogue("silu"), Epilogue("gelu", scale=True, shuffle=1))
+
+
+def emulated_input_config(problem: ConvProblem, arch: int, stages: int, warps: int) -> InputGradConfig:
+    """Where wgmma must not take the gradient from registers it is the second operand."""
+    fused = problem.epilogue.activation != "none" or problem.epilogue.scale
+    blocks = (64 if arch == 90 and not fused else 32, 64 if arch == 90 and fused else 32)
+    if arch == 90 and problem.precision == "tf32":
+        blocks = (32, 32)
+    return InputGradConfig(
+        block_m=blocks[0], block_n=blocks[1], block_k=32, num_stages=stages, num_warps=warps, swap=fused
+    )
+
+
+def emulated_cases() -> list[tuple[int, GradientCase]]:
+    """Every shape in both directions, architectures, dtypes, stages and warps in turn; tiles for wgmma on sm_90."""
+    variants = itertools.cycle(itertools.product((1, 2, 3), (4, 8)))
+    dtypes = itertools.cycle((("float16", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee")))
+    epilogues = itertools.cycle(EPILOGUES)
+    found: list[tuple[int, GradientCase]] = []
+    for (reason, problem), (stages, warps) in zip(SHAPES, variants, strict=False):
+        for direction, arch in itertools.product("iw", (80, 90)):
+            dtype, precision = next(dtypes)
+            varied = replace(problem, dtype=dtype, precision=precision, epilogue=next(epilogues))
+            block_m = 64 if arch == 90 and precision == "ieee" else 32
+            config: KernelConfig = (
+                emulated_input_config(varied, arch, stages, warps)
+                if direction == "i"
+                else WeightGradConfig(
+                    block_m=block_m, block_n=32, block_k=32, splits=2, num_stages=stages, num_warps=warps
+                )
+            )
+            case = GradientCase(reason, varied, fitted(varied, config))
+            assert gradient_family_of(case.config).why_not_on(case.gradient, case.config, DEVICES[arch]) is None
+            found.append((arch, case))
+        next(epilogues)
+    return found
+
+
+@pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
+def test_compiled_code_is_right(arch: int, case: GradientCase) -> None:
+    tensors = gradient_tensors(case.problem)
+    scaled = case.problem.epilogue.scale and case.config.direction == "weight_grad"
+    runs = run_gradient(case.gradient, case.config, tensors, emulator(arch), grad_scale=scaled)
+    check_gradient(case.problem, tensors, case.config.direction.removesuffix("_grad"), case.id)
+    if scaled:
+        check_gradient(case.problem, tensors, "scale", case.id)
+    for run in runs:
+        assert not run.races
+        assert not any(buffer["rewritten"] for buffer in run.buffers.values())
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("activation", ["none", "relu", "tanh"])
+def test_bias_and_residual(arch: int, activation: str) -> None:
+    problem = conv((2, 40, 9, 7), (72, 40, 1, 1), epilogue=Epilogue(activation, bias=True, residual=True))
+    tensors = gradient_tensors(problem)
+    runs = run_bias_gradient(problem, tensors, emulator(arch), grad_residual=True)
+    check_gradient(problem, tensors, "bias")
+    check_gradient(problem, tensors, "residual")
+    assert not any(run.races or any(b["rewritten"] for b in run.buffers.values()) for run in runs)
+
+
+ALIGNED = {
+    "stride 1": conv((1, 128, 9, 9), (128, 64, 3, 3), padding=1),
+    "stride 2": conv((1, 128, 13, 13), (128, 64, 3, 3), stride=2, padding=1),
+    "conv2-like": conv((1, 96, 9, 9), (128, 48, 5, 5), padding=2),
+}
+
+
+LOOPS = ("input_grad.py", "weight_grad.py", "jit_gradient.py", "jit_reduction.py", "gradient_reduce.py")
+
+
+def figures(stats: Any) -> tuple[float, float]:
+    """(useful part of the sectors of the loops, shared-memory wavefronts over the conflict-free number)."""
+    files = {index for index, name in stats.files.items() if name.endswith(LOOPS)}
+    reads = [c for (line, _), c in stats.gline.items() if line and line[0] in files]
+    shared = [c for (line, _), c in stats.sline.items() if line and line[0] in files]
+    sectors, useful = sum(c[1] for c in reads), sum(c[2] for c in reads)
+    wavefronts, ideal = sum(c[1] for c in shared), sum(c[2] for c in shared)
+    return useful / (32 * sectors), wavefronts / ideal if ideal else 1.0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("name", ALIGNED)
+@pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
+def test_aligned_problems(direction: str, name: str, arch: int, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    problem: ConvProblem = replace(ALIGNED[name], dtype=dtype, precision="tf32")
+    block_k, block_m = (32, 32) if dtype == "float32" else (64, 64)
+    config: KernelConfig = WeightGradConfig(block_m=block_m, block_n=64, block_k=block_k, num_stages=3)
+    if direction == "input_grad":
+        config = InputGradConfig(
+            block_m=block_m, block_n=64, block_k=block_k, num_stages=3, loop_order="channels_inner"
+        )
+    tensors = gradient_tensors(problem)
+    runs = run_gradient(gradient_problem(problem, direction), config, tensors, emulator(arch))
+    check_gradient(problem, tensors, direction.removesuffix("_grad"), name)
+    for run in runs:
+        useful, conflict = figures(run)
+        with capsys.disabled():
+            print(f"\n{name} {direction} sm_{arch} {dtype}: useful {useful:.3f}, conflicts {conflict:.2f}", end="")
+        assert not run.races
+        assert useful >= 0.9
+        assert conflict <= 1.2
+
+
+@pytest.mark.parametrize("device", ["a100", "h100"])
+def test_nothing_atomic_is_compiled(device: str) -> None:
+    spec = DeviceSpec.get(device)
+    problem = conv((8, 64, 14, 14), (64, 32, 3, 3), padding=1, epilogue=Epilogue("relu", scale=True))
+    calls = [
+        plan_gradient(gradient_problem(problem, "input_grad"), InputGradConfig()),
+        plan_gradient(gradient_problem(problem, "weight_grad"), WeightGradConfig(splits=4), grad_scale=True),
+        plan_bias_gradient(gradient_problem(problem, "weight_grad"), grad_residual=True),
+    ]
+    for call in calls:
+        for launch in call.launches:
+            ptx = compile_launch(launch, gpu_target(spec)).asm["ptx"]
+            assert not re.search(r"\b(atom|red)\.", ptx), launch.name
