@@ -2,7 +2,7 @@
 
 Rows are output channels of one group, columns its weights in (kernel row, kernel column, channel) order, the reduction
 runs over output pixels. A program sums one part of the pixels and stores it in a workspace; `gradient_reduce` adds the
-parts. Pixels advance by additions and carries: a division per step would double the loop.
+parts. Rows and images of pixels are found by multiplication: a division per step would double the loop.
 """
 
 from __future__ import annotations
@@ -14,42 +14,29 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.gradient_operands import gradient_arguments, is_wide
-from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
+from grouped_conv.kernels.jit_epilogue import store_tile
 from grouped_conv.kernels.jit_gradient import load_gradient
 from grouped_conv.kernels.jit_index import inside, shuffled
 from grouped_conv.kernels.jit_reduction import multiply_add
-from grouped_conv.kernels.launch import Buffer, Integer, Launch, power_of_two_divisor
+from grouped_conv.kernels.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.operands import FLOAT32_VECTOR, Operand, is_dense
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.weight_grad_rules import WeightGradConfig, pixels, pixels_per_split, tiles
 
 
 @triton.jit
-def next_pixels(row, column, over_h, over_w, OUT_H, OUT_W):
-    """(row, column, was a row's end passed, was an image's end passed) a step of less than an image further on."""
-    column += over_w
-    row_ends = column >= OUT_W
-    column = tl.where(row_ends, column - OUT_W, column)
-    row += tl.where(row_ends, over_h + 1, over_h)
-    image_ends = row >= OUT_H
-    return tl.where(image_ends, row - OUT_H, row), column, row_ends, image_ends
-
-
-@triton.jit
-def advanced(offset, row_ends, image_ends, over_n, over_h, over_w, OUT_H, OUT_W, stride_n, stride_h, stride_w):
-    """The offsets of pixels a step further on, by additions."""
-    step = over_n * stride_n + over_h * stride_h + over_w * stride_w
-    offset += tl.where(row_ends, step + (stride_h - OUT_W * stride_w), step)
-    return offset + tl.where(image_ends, stride_n - OUT_H * stride_h, tl.zeros_like(stride_n))
-
-
-@triton.jit
-def places(image, row, column, stride_n, stride_h, stride_w, WIDE: tl.constexpr):
-    """Offset of each pixel's first channel, in int64 where 32 bits do not hold the tensor: they double the loop."""
+def quotient(n, divisor, magic, shift, WIDE: tl.constexpr):
+    """n // divisor for n below 2^31 by a multiplication (`magic_division`), otherwise by division."""
     if WIDE:
-        return pixel_offsets(image, row, column, stride_n, stride_h, stride_w)
+        return n // divisor
     else:
-        return image * stride_n + row * stride_h + column * stride_w
+        return (tl.umulhi((2 * n).to(tl.uint32), magic.to(tl.uint32)) >> shift.to(tl.uint32)).to(tl.int32)
+
+
+@triton.jit
+def places(m, row, image, OUT_H, OUT_W, stride_n, stride_h, stride_w):
+    """Offset of each output pixel's first channel: three products, none of them waits for a remainder."""
+    return m * stride_w + row * (stride_h - OUT_W * stride_w) + image * (stride_n - OUT_H * stride_h)
 
 
 @triton.jit
@@ -66,6 +53,10 @@ def weight_grad(
     OUT_W,
     splits,
     out_channels,
+    magic_h,
+    shift_h,
+    magic_w,
+    shift_w,
     stride_gn,
     stride_gh,
     stride_gw,
@@ -101,9 +92,6 @@ def weight_grad(
     DENSE_G: tl.constexpr,
     DENSE_K: tl.constexpr,
     WIDE: tl.constexpr,
-    X_ALIGN: tl.constexpr,
-    G_ALIGN: tl.constexpr,
-    K_ALIGN: tl.constexpr,
 ):
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
     TILES_M: tl.constexpr = (K_PER_GROUP + BLOCK_M - 1) // BLOCK_M
@@ -128,72 +116,37 @@ def weight_grad(
     in_channel = group * C_PER_GROUP + column % C_PER_GROUP
     if INPUT_SHUFFLE > 1:  # a shuffle in C / s groups undoes one in s
         in_channel = shuffled(in_channel, IN_CHANNELS // INPUT_SHUFFLE, IN_CHANNELS)
-    x_cols = places(0 * down, down, right, stride_xn, stride_xh, stride_xw, WIDE) + in_channel
+    x_cols = down * stride_xh + right * stride_xw + in_channel
 
     begin = split.to(tl.int64) * part if WIDE else split * part
     end = tl.minimum(begin + part, M)
-    pixel = begin + tl.arange(0, BLOCK_K)
-    image, out_h, out_w = pixel // (OUT_H * OUT_W), (pixel // OUT_W % OUT_H).to(tl.int32), (pixel % OUT_W).to(tl.int32)
-    over_n = BLOCK_K // (OUT_H * OUT_W)
-    over_h = BLOCK_K // OUT_W % OUT_H
-    over_w = BLOCK_K % OUT_W
-    # Offsets are carried in units of their alignment: what a loop carries loses its divisibility, a product has it.
-    x_units = places(
-        image,
-        out_h,
-        out_w,
-        stride_xn // X_ALIGN,
-        STRIDE_H * stride_xh // X_ALIGN,
-        STRIDE_W * stride_xw // X_ALIGN,
-        WIDE,
-    )
-    g_units = x_units
-    if not DENSE_G:
-        g_units = places(image, out_h, out_w, stride_gn // G_ALIGN, stride_gh // G_ALIGN, stride_gw // G_ALIGN, WIDE)
-    k_units = x_units
-    if ACTIVATION != "none" and not DENSE_K:
-        k_units = places(image, out_h, out_w, stride_kn // K_ALIGN, stride_kh // K_ALIGN, stride_kw // K_ALIGN, WIDE)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in tl.range(begin, end, BLOCK_K, num_stages=NUM_STAGES):
         m = first + tl.arange(0, BLOCK_K)
         ok = m < end
-        if DENSE_G:
-            g_rows = m * stride_gw
-        else:
-            g_rows = g_units * G_ALIGN
+        row_of = quotient(m, OUT_W, magic_w, shift_w, WIDE)  # output rows, counted through all images
+        image = quotient(row_of, OUT_H, magic_h, shift_h, WIDE)
         known_ptrs = None
         if ACTIVATION != "none":
-            if DENSE_K:
-                k_rows = m * stride_kw
-            else:
-                k_rows = k_units * K_ALIGN
+            k_rows = m * stride_kw
+            if not DENSE_K:
+                k_rows = places(m, row_of, image, OUT_H, OUT_W, stride_kn, stride_kh, stride_kw)
             known_ptrs = known_ptr + (k_rows[None, :] + known_channel[:, None])
+        g_rows = m * stride_gw
+        if not DENSE_G:
+            g_rows = places(m, row_of, image, OUT_H, OUT_W, stride_gn, stride_gh, stride_gw)
         # [BLOCK_M, BLOCK_K] through transposed pointers: transposing a loaded tile costs the asynchronous copy
         a = load_gradient(
             dy_ptr + (g_rows[None, :] + grad_channel[:, None]), known_ptrs, ok[None, :] & row_ok[:, None], None,
             ACTIVATION, NEGATIVE_SLOPE,
         )  # fmt: skip
-        inside_h = inside((out_h * STRIDE_H)[:, None] + down[None, :], IN_H)
-        mask = inside_h & inside((out_w * STRIDE_W)[:, None] + right[None, :], IN_W) & ok[:, None] & col_ok[None, :]
-        b = tl.load(
-            x_ptr + ((x_units * X_ALIGN)[:, None] + x_cols[None, :]), mask=mask, other=0.0
-        )  # [BLOCK_K, BLOCK_N]
+        in_h = ((row_of - image * OUT_H) * STRIDE_H).to(tl.int32)
+        in_w = ((m - row_of * OUT_W) * STRIDE_W).to(tl.int32)
+        x_rows = places(m, row_of, image, OUT_H, OUT_W, stride_xn, STRIDE_H * stride_xh, STRIDE_W * stride_xw)
+        inside_h = inside(in_h[:, None] + down[None, :], IN_H)
+        mask = inside_h & inside(in_w[:, None] + right[None, :], IN_W) & ok[:, None] & col_ok[None, :]
+        b = tl.load(x_ptr + (x_rows[:, None] + x_cols[None, :]), mask=mask, other=0.0)  # [BLOCK_K, BLOCK_N]
         acc = multiply_add(a, b, acc, PRECISION)
-        out_h, out_w, row_ends, image_ends = next_pixels(out_h, out_w, over_h, over_w, OUT_H, OUT_W)
-        x_units = advanced(
-            x_units, row_ends, image_ends, over_n, over_h, over_w, OUT_H, OUT_W, stride_xn // X_ALIGN,
-            STRIDE_H * stride_xh // X_ALIGN, STRIDE_W * stride_xw // X_ALIGN,
-        )  # fmt: skip
-        if not DENSE_G:
-            g_units = advanced(
-                g_units, row_ends, image_ends, over_n, over_h, over_w, OUT_H, OUT_W, stride_gn // G_ALIGN,
-                stride_gh // G_ALIGN, stride_gw // G_ALIGN,
-            )  # fmt: skip
-        if ACTIVATION != "none" and not DENSE_K:
-            k_units = advanced(
-                k_units, row_ends, image_ends, over_n, over_h, over_w, OUT_H, OUT_W, stride_kn // K_ALIGN,
-                stride_kh // K_ALIGN, stride_kw // K_ALIGN,
-            )  # fmt: skip
 
     target = workspace_ptr + split.to(tl.int64) * out_channels * DEPTH
     store_tile(target, acc, channel.to(tl.int64) * DEPTH, column, 1, row_ok, col_ok, VECTOR)
@@ -213,6 +166,11 @@ def plan_weight_grad(problem: ConvProblem, config: WeightGradConfig, operands: M
         *(Integer.of(f"OUT_{axis}", size) for axis, size in zip("HW", problem.out_size, strict=True)),
         Integer.of("splits", config.splits),
         Integer.of("out_channels", problem.out_channels, stride=True),
+        *(
+            integer
+            for axis, size in zip("hw", problem.out_size, strict=True)
+            for integer in _division_integers(axis, size)
+        ),
         *loading.integers,
         *(
             Integer.of(f"stride_x{axis}", x.strides[index], wide=wide, stride=True)
@@ -240,10 +198,6 @@ def plan_weight_grad(problem: ConvProblem, config: WeightGradConfig, operands: M
         "DENSE_G": is_dense(problem, operands["grad_output"]),
         "DENSE_K": problem.epilogue.activation != "none" and is_dense(problem, operands["known"]),
         "WIDE": wide,
-        **{
-            f"{letter}_ALIGN": min(power_of_two_divisor(operand.strides[axis]) for axis in (0, 2, 3))
-            for letter, operand in (("X", x), ("G", operands["grad_output"]), ("K", operands["known"]))
-        },
         **loading.constants,
     }
     buffers = (
@@ -252,3 +206,18 @@ def plan_weight_grad(problem: ConvProblem, config: WeightGradConfig, operands: M
         Buffer("workspace_ptr", "workspace", "float32"),
     )
     return Launch(weight_grad, config, (programs, 1, 1), buffers, integers, constants, math.ceil(part / config.block_k))
+
+
+def magic_division(divisor: int) -> tuple[int, int]:
+    """(magic, shift) with `n // divisor == (2 * n * magic >> 32) >> shift` for 0 <= n < 2^31.
+
+    Granlund and Montgomery, "Division by invariant integers using multiplication" (PLDI 1994), for 31-bit numerators,
+    whose multiplier fits 32 bits.
+    """
+    shift = (divisor - 1).bit_length()
+    return -(-(1 << (31 + shift)) // divisor), shift
+
+
+def _division_integers(axis: str, size: int) -> tuple[Integer, Integer]:
+    magic, shift = magic_division(size)
+    return Integer.of(f"magic_{axis}", magic, wide=True), Integer.of(f"shift_{axis}", shift)
