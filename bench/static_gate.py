@@ -13,6 +13,7 @@ import click
 
 from grouped_conv.bench import (
     depthwise_gate,
+    gemm_gradient_gate,
     implicit_gemm_gate,
     lrn_pool_gate,
     packed_groups_gate,
@@ -28,6 +29,7 @@ GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
     "ragged": ragged_gate.findings,
     "separable": separable_gate.findings,
     "lrn_pool": lrn_pool_gate.findings,
+    "gemm_gradients": gemm_gradient_gate.findings,
 }
 """By family: architectures to findings."""
 

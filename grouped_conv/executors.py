@@ -20,6 +20,7 @@ from grouped_conv.kernels import lrn_pool_rules
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.families import family_of
+from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
 from grouped_conv.kernels.interpreter import interpret_launch
 from grouped_conv.kernels.launch import Launch, compile_launch, compile_options
 from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
@@ -177,7 +178,8 @@ def native_config(problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
     """
     if isinstance(problem, LrnPoolProblem):
         return lrn_pool_rules.one_warp(problem)
-    return family_of(_heuristic(problem, DeviceSpec.get("h100"))).one_warp(problem)
+    chosen = _heuristic(problem, DeviceSpec.get("h100"))
+    return (GRADIENT_FAMILIES.get(chosen.family) or family_of(chosen)).one_warp(problem)
 
 
 def _heuristic(problem: ConvProblem | LrnPoolProblem, device: DeviceSpec) -> KernelConfig:

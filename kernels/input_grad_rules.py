@@ -153,7 +153,8 @@ def why_not_on(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec
     busy = problem.epilogue.activation != "none" or problem.taps > MANY_TAPS
     if device.backend == "cuda" and device.arch != 100 and sums > MAX_BUSY_ACCUMULATORS and busy:
         return f"{sums} accumulators per thread spill beside {problem.taps} taps or an activation"
-    needed = max(config.num_stages - 1, 1) * (config.block_m + config.block_n) * config.block_k * problem.item_size
+    rows = config.block_m * (1 if problem.epilogue.activation == "none" else 2) + config.block_n  # with what is known
+    needed = max(config.num_stages - 1, 1) * rows * config.block_k * problem.item_size
     if needed > device.shared_per_block:
         return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
     if problem.precision == "tf32" and device.arch == "gfx90a":

@@ -97,7 +97,8 @@ def why_not_on(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpe
         return f"{sums} accumulators per thread spill (at most {most})"
     if problem.precision == "tf32" and device.arch == 90 and config.block_m >= 64 and config.num_warps % 4 == 0:
         return "wgmma wants TF32 operands that a gradient's are not: it would copy them 4 bytes at a time"
-    needed = max(config.num_stages - 1, 1) * (config.block_m + config.block_n) * config.block_k * problem.item_size
+    rows = config.block_m * (1 if problem.epilogue.activation == "none" else 2) + config.block_n  # with what is known
+    needed = max(config.num_stages - 1, 1) * rows * config.block_k * problem.item_size
     if needed > device.shared_per_block:
         return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
     if problem.precision == "tf32" and device.arch == "gfx90a":

@@ -1,0 +1,84 @@
+"""The gate of the dot-product gradients: AlexNet's and a ResNeXt's layers as their gradients compile by default.
+
+No spills, shared memory within the device, tensor-core instructions in the loop, 16-byte loads there and 16-byte stores
+everywhere, and no more instructions per tensor-core instruction than the code that was first found to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.offline import gpu_target
+from grouped_conv.autotune.resources import read_resources
+from grouped_conv.autotune.workloads import workload
+from grouped_conv.bench.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
+from grouped_conv.kernels.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.launch import compile_launch
+from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+
+UNIT = "MMA"
+PLAIN, RELU = Epilogue(), Epilogue("relu")
+DTYPES = ("float16", "bfloat16")
+DIRECTIONS = ("input_grad", "weight_grad")
+_INPUT = InputGradConfig(block_m=128, block_n=64, block_k=64, num_warps=4, num_stages=3, loop_order="channels_inner")
+_WEIGHT = WeightGradConfig(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3, splits=8)
+LIMITS: dict[str, dict[InputGradConfig | WeightGradConfig, float]] = {
+    "sm_80": {_INPUT: 246 / 64, _WEIGHT: 300 / 64},
+    "sm_90": {_INPUT: 165 / 8, _WEIGHT: 220 / 4},
+}
+"""Instructions per tensor-core instruction of tiles with plain gradients. The input's are the prototype's at strides 1
+and 2 (233 to 246 and 144 to 165, counted offline with Triton 3.9); the weight's prototype read a table of pixels and
+had 222 and 153: what this kernel needs besides finds pixels without a table and its pass."""
+
+
+def layers(dtype: str) -> dict[str, ConvProblem]:
+    """AlexNet's grouped layers at batch 128, and ResNeXt-50's wide groups with stride 1 and 2."""
+    found = {name: problem for name, problem in workload("alexnet", epilogue=PLAIN).items() if name != "conv1"}
+    found["rx50 stage 4"] = ConvProblem.of((128, 1024, 7, 7), (1024, 32, 3, 3), padding=1, groups=32)
+    found["fat stride 2"] = ConvProblem.of((128, 256, 28, 28), (256, 64, 3, 3), stride=2, padding=1, groups=4)
+    return {name: replace(problem, dtype=dtype) for name, problem in found.items()}
+
+
+def findings(archs: Sequence[str]) -> Iterator[Finding]:
+    """Defaults for every layer, plain and behind a ReLU, and the tiles of `LIMITS`."""
+    for arch in archs:
+        device = DeviceSpec.get(arch)
+        for dtype in DTYPES:
+            for layer, problem in layers(dtype).items():
+                for direction in DIRECTIONS:
+                    for epilogue in (PLAIN, RELU) if dtype == "float16" else (PLAIN,):
+                        gradient = gradient_problem(replace(problem, epilogue=epilogue), direction)
+                        config = choose(gradient, device)
+                        assert isinstance(config, InputGradConfig | WeightGradConfig), config
+                        yield judge(arch, f"{layer} {dtype} {epilogue}", gradient, config)
+        for config in LIMITS.get(arch, {}):
+            for layer in ("conv4", "conv2", "fat stride 2"):
+                gradient = gradient_problem(layers("float16")[layer], config.direction)
+                yield judge(arch, f"{layer} tile", gradient, config)
+
+
+def judge(arch: str, layer: str, problem: ConvProblem, config: InputGradConfig | WeightGradConfig) -> Finding:
+    """Compile the main launch of one gradient and look at its code."""
+    device = DeviceSpec.get(arch)
+    launch = next(one for one in plan_gradient(problem, config).launches if one.name == config.family)
+    resources = read_resources(compile_launch(launch, gpu_target(device)))
+    limit = LIMITS.get(arch, {}).get(config) if problem.epilogue.is_identity else None
+    threads = (
+        config.num_warps * device.warp_size
+    )  # a tile of fewer than 16 bytes per thread is loaded in smaller pieces
+    smallest = min(config.block_m, config.block_n) * config.block_k * problem.item_size
+    least = min(VECTOR_BYTES, smallest // threads)
+    figure = resources.loop.per_mma if resources.loop else None
+    faults = [
+        *resource_faults(resources, device),
+        *width_fault("loads in the inner loop", resources.loop.load_widths if resources.loop else {}, least),
+        *width_fault("stores", resources.total.store_widths),
+        *(["no loop with a tensor-core instruction"] if figure is None else figure_fault(figure, limit, UNIT)),
+    ]
+    return Finding(arch, config.family, layer, str(config), resources, figure, limit, UNIT, tuple(faults))

@@ -1,0 +1,25 @@
+"""Gradients of AlexNet and ResNeXt layers compile well by default; the gate can fail."""
+
+from dataclasses import replace
+
+import pytest
+
+from grouped_conv.bench import gemm_gradient_gate
+from grouped_conv.bench.gemm_gradient_gate import LIMITS, judge, layers
+from grouped_conv.kernels.gradient_call import gradient_problem
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942", pytest.param("sm_100", marks=pytest.mark.sweep)])
+def test_compiles_well(arch: str) -> None:
+    faults = [str(finding) for finding in gemm_gradient_gate.findings([arch]) if finding.faults]
+    assert not faults, "\n".join(faults)
+
+
+def test_the_gate_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    (config, limit), *_ = LIMITS["sm_80"].items()
+    problem = gradient_problem(layers("float16")["conv4"], config.direction)
+    assert not judge("sm_80", "conv4", problem, config).faults
+    monkeypatch.setitem(LIMITS["sm_80"], config, 0.5 * limit)
+    assert "at most" in judge("sm_80", "conv4", problem, config).faults[0]
+    narrow = replace(problem, layout=replace(problem.layout, in_channels=384, out_channels=382))
+    assert any("loads" in fault for fault in judge("sm_80", "odd", narrow, replace(config, loop_order="flat")).faults)

@@ -1,0 +1,186 @@
+"""Whole training steps by our kernels: loss and every gradient equal to plain torch's, the path of each layer known."""
+
+import copy
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from conv_oracle import relative_error
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import grouped_conv
+from grouped_conv import GroupedConv2d, LrnMaxPool2d
+from grouped_conv.tracing import CallRecord
+
+
+class SmallAlexNet(nn.Module):
+    """AlexNet's kinds of layers, narrow: 11x11 at stride 4, LRN and pooling, groups of two, 5x5 and 3x3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            GroupedConv2d(3, 16, 11, stride=4, padding=2, activation="relu"),
+            LrnMaxPool2d(5, 5e-4, 0.75, 2.0),
+            GroupedConv2d(16, 32, 5, padding=2, groups=2, activation="relu"),
+            nn.MaxPool2d(3, 2),
+            GroupedConv2d(32, 48, 3, padding=1, activation="relu"),
+            GroupedConv2d(48, 48, 3, padding=1, groups=2, activation="relu"),
+        )
+        self.classify = nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x).mean((2, 3)))
+
+
+class ResNeXtBlock(nn.Module):
+    """1x1, thin groups at stride 2, 1x1, a shortcut: batch-normalised as in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(32, 32, 1, bias=False)
+        self.grouped = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=8, bias=False)
+        self.expand = nn.Conv2d(32, 64, 1, bias=False)
+        self.shortcut = nn.Conv2d(32, 64, 1, stride=2, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(32), nn.BatchNorm2d(32), nn.BatchNorm2d(64)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norms[0](self.reduce(x)))
+        y = F.relu(self.norms[1](self.grouped(y)))
+        return F.relu(self.norms[2](self.expand(y)) + self.shortcut(x)).mean((2, 3))
+
+
+class MobileNetBlock(nn.Module):
+    """1x1, depthwise at stride 2, 1x1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(16, 32, 1, bias=False)
+        self.depthwise = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=32, bias=False)
+        self.project = nn.Conv2d(32, 24, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(32), nn.BatchNorm2d(32), nn.BatchNorm2d(24)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.norms[0](self.expand(x)))
+        y = F.relu6(self.norms[1](self.depthwise(y)))
+        return self.norms[2](self.project(y)).mean((2, 3))
+
+
+NETWORKS = {"AlexNet": (SmallAlexNet, (2, 3, 63, 63), 4), "ResNeXt": (ResNeXtBlock, (2, 32, 10, 9), 4)}
+NETWORKS["MobileNet"] = (MobileNetBlock, (2, 16, 10, 9), 3)
+
+
+def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of one training step's forward and backward pass."""
+    model.zero_grad()
+    loss = F.cross_entropy(model(x), torch.arange(len(x)))
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def conv_paths(calls: list[CallRecord]) -> Counter:
+    """How many convolutions and gradients each path ran, by direction."""
+    return Counter((c.problem.direction, c.path == "aten") for c in calls if hasattr(c.problem, "direction"))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_step_entirely_by_interpreted_kernels(name: str) -> None:
+    make, shape, layers = NETWORKS[name]
+    torch.manual_seed(0)
+    plain = make().to(memory_format=torch.channels_last)
+    ours = copy.deepcopy(plain)
+    grouped_conv.convert(ours)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    theirs = step(copy.deepcopy(plain), x.detach())[1]  # torch in the same precision
+    wanted_loss, wanted = step(plain.double(), x.detach().double())
+    with grouped_conv.interpret(), grouped_conv.trace() as calls, torch.backends.mkldnn.flags(enabled=False):
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        try:
+            loss, found = step(ours, x)
+        finally:
+            torch.backends.cudnn.conv.fp32_precision = "tf32"
+    counts = conv_paths(calls)
+    assert counts == {(direction, False): layers for direction in ("forward", "input_grad", "weight_grad")}
+    torch.testing.assert_close(loss.double(), wanted_loss, rtol=1e-5, atol=1e-6)
+    for parameter, true in wanted.items():
+        error, allowed = relative_error(found[parameter], true), 2 * relative_error(theirs[parameter], true)
+        assert error <= allowed + 2e-5, f"{parameter}: {error:.3g} is more than {allowed:.3g}"
+
+
+def _worker(rank: int, store: str, results: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = DistributedDataParallel(nn.Sequential(GroupedConv2d(8, 16, 3, padding=1, groups=2, activation="relu")))
+    torch.manual_seed(1)
+    x = torch.randn(4, 8, 6, 5)[2 * rank : 2 * rank + 2]
+    with grouped_conv.interpret(), grouped_conv.trace() as calls:
+        model(x).square().mean().backward()
+    paths = [call.path for call in calls]
+    torch.save(([p.grad for p in model.parameters()], paths), f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_average_their_gradients(tmp_path: Path) -> None:
+    mp.spawn(_worker, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    torch.manual_seed(0)
+    model = GroupedConv2d(8, 16, 3, padding=1, groups=2, activation="relu")
+    torch.manual_seed(1)
+    model(torch.randn(4, 8, 6, 5)).square().mean().backward()
+    for gradients, paths in results:
+        assert len(paths) == 2
+        assert "aten" not in paths
+        for mine, true in zip(gradients, model.parameters(), strict=True):
+            torch.testing.assert_close(mine, true.grad, rtol=2e-3, atol=2e-3)  # TF32
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the C++ compiler of Inductor")
+def test_a_compiled_step_has_the_operator_in_its_backward() -> None:
+    torch._dynamo.reset()
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    from torch._dynamo.backends.common import aot_autograd
+
+    layer = GroupedConv2d(8, 16, 3, padding=1, groups=2, activation="silu")
+    x = torch.randn(2, 8, 6, 5, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend=aot_autograd(fw_compiler=backend, bw_compiler=backend))
+    found = torch.autograd.grad(compiled(x).square().sum(), [x, *layer.parameters()])
+    wanted = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    assert sum("conv2d_backward" in target for target in seen) == 1
+    for mine, true in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-5)
+
+
+def test_selective_checkpointing_keeps_the_convolution() -> None:
+    """What a policy says must be saved is not computed again."""
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+    layer = GroupedConv2d(8, 16, 3, padding=1, groups=2, activation="relu")
+    x = torch.randn(2, 8, 6, 5, requires_grad=True)
+
+    def policy(context: object, operator: object, *_: object, **__: object) -> CheckpointPolicy:
+        name = str(operator)
+        return CheckpointPolicy.MUST_SAVE if "grouped_conv" in name else CheckpointPolicy.PREFER_RECOMPUTE
+
+    counts = []
+    for saves in (True, False):
+        with grouped_conv.trace() as calls:
+            output = checkpoint(
+                lambda t: layer(t).square(),
+                x,
+                use_reentrant=False,
+                context_fn=lambda: create_selective_checkpoint_contexts(policy),
+            ) if saves else checkpoint(lambda t: layer(t).square(), x, use_reentrant=False)  # fmt: skip
+            torch.autograd.grad(output.sum(), [x])
+        counts.append(sum(call.problem.direction == "forward" for call in calls))
+    assert counts == [1, 2]
