@@ -7,7 +7,10 @@ Under torch.func inside torch.compile, torch's own operations run.
 
 from __future__ import annotations
 
+import contextvars
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,12 +77,18 @@ def _save(
     """Keep what the gradients need, `always` the input too: for tangents and second derivatives of torch.func."""
     ctx.request, ctx.is_fused = request, fused
     ctx.set_materialize_grads(False)
+    ctx.thread, ctx.context = threading.get_ident(), contextvars.copy_context() if _has_thread(operands.input) else None
     ctx.bias = operands.bias  # keeps autocast's cast of it alive for the next use, as saving keeps the weight's
     needs = _needs(ctx)
     keeps_input = always or needs[1] or needs[3]
     saved = Saved.of(operands, request, output, preactivation, keeps_input)
     ctx.input_shape, ctx.input_channels_last = saved.input_shape, saved.input_channels_last
     ctx.save_for_backward(*saved[:4])
+
+
+def _has_thread(input: Tensor) -> bool:
+    """Does autograd compute this tensor's gradients in a thread of its own?"""
+    return input.is_cuda
 
 
 def _saved(ctx: Any) -> Saved:
@@ -94,7 +103,10 @@ def _needs(ctx: Any) -> tuple[bool, ...]:
 
 
 def _gradients(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None = None) -> list[Tensor | None]:
-    return gradients(_saved(ctx), ctx.request, grad, grad_preactivation, _needs(ctx))
+    compute = partial(gradients, _saved(ctx), ctx.request, grad, grad_preactivation, _needs(ctx))
+    if ctx.context is None or ctx.thread == threading.get_ident():
+        return compute()
+    return ctx.context.copy().run(compute)  # autograd has a thread for each GPU, which knows no policy and no trace
 
 
 def gradients(

@@ -1,5 +1,6 @@
 """CUDA's side of dispatch, as far as it goes without a GPU: records, captures, devices and streams."""
 
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +9,24 @@ import pytest
 import torch
 
 import grouped_conv
-from grouped_conv import decisions, dispatch, live_device, ops, plan, plan_cache, records
+from grouped_conv import (
+    backward,
+    decisions,
+    differentiation,
+    dispatch,
+    live_device,
+    ops,
+    plan,
+    plan_cache,
+    policies,
+    records,
+)
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.store import default_store, triton_version
-from grouped_conv.decisions import Conditions, decide
+from grouped_conv.decisions import Conditions, Decision, decide
 from grouped_conv.executors import DriverExecutor
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, ImplicitGemmConfig
+from grouped_conv.kernels.gradient_call import gradient_problem
 
 CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
 H100 = DeviceSpec.get("h100")
@@ -74,6 +87,41 @@ def test_records_decide_on_a_gpu(h100: DeviceSpec) -> None:
         warnings.simplefilter("error")  # ATen was measured to be faster: nothing to warn about
         assert decide(PROBLEM, gpu_conditions("measured"), 0).config is None
         assert decide(PROBLEM, gpu_conditions("kernels"), 0).config == CONFIG
+
+
+@pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
+def test_gradients_need_a_self_check_too(h100: DeviceSpec, direction: str) -> None:
+    problem = gradient_problem(PROBLEM, direction)
+    with pytest.warns(UserWarning, match=f"torch's own convolution runs {direction}"):
+        decision = decide(problem, gpu_conditions("predicted"), 0), decide(problem, gpu_conditions("measured"), 0)
+    for one in decision:
+        assert one.config is None
+        assert f"kernel ABI {ABI_VERSION}, Triton {triton_version()}" in one.reason
+    assert decide(problem, gpu_conditions("kernels"), 0).config.direction == direction
+    default_store().record_self_check(h100.key, True)
+    chosen = decide(problem, gpu_conditions("predicted"), 0)
+    assert (chosen.config.direction, chosen.source) == (direction, "heuristic")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert decide(problem, gpu_conditions("measured"), 0).config is None
+
+
+def test_autograds_thread_of_a_gpu_knows_the_policy_of_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played by a thread on the CPU: what `policy` and `trace()` set reaches the gradients."""
+    seen: list[str] = []
+    monkeypatch.setattr(differentiation, "_has_thread", lambda input: True)
+    monkeypatch.setattr(backward, "get_policy", lambda: seen.append(policies.get_policy()) or policies.get_policy())
+    layer = grouped_conv.GroupedConv2d(8, 16, 3, groups=2)
+    monkeypatch.setattr(backward.executors, "executor_of_cpu_tensors", lambda: DriverExecutor(None))
+    monkeypatch.setattr(backward.decisions, "decide", lambda *arguments: Decision(None, "none here"))
+    with grouped_conv.policy("predicted"), grouped_conv.trace() as calls:
+        output = layer(torch.randn(1, 8, 5, 5))
+        thread = threading.Thread(target=output.sum().backward)
+        thread.start()
+        thread.join()
+    plan_cache.forget_plans()
+    assert calls[-1].problem.direction == "weight_grad"
+    assert seen == ["predicted"]
 
 
 def test_an_unknown_gpu_is_atens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,166 @@
+"""What a training step keeps and borrows: bytes saved for backward, ours beside plain torch's, and weight workspaces.
+
+`python -m grouped_conv.bench.training_memory` needs no GPU and no memory: networks run on torch's meta device, and the
+tensors that autograd keeps are counted, each storage once, parameters left out. A workspace lives for one call; its
+size follows from the configuration that the heuristic chooses for the device.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import click
+import torch
+from torch import Tensor, nn
+
+import grouped_conv
+from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.workloads import workload
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_gradient
+from grouped_conv.models import AlexNet
+from grouped_conv.workspace import max_workspace_bytes
+
+
+class Bottleneck(nn.Module):
+    """A block of ResNeXt-50 (arXiv 1611.05431): 1x1, a grouped 3x3, 1x1, each normalised, and a shortcut."""
+
+    def __init__(self, channels: int, width: int, out_channels: int, stride: int, groups: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)),
+            nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False),
+            *(nn.BatchNorm2d(width), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(width, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)),
+        )
+        self.shortcut = nn.Sequential()
+        if stride > 1 or channels != out_channels:
+            self.shortcut.append(nn.Conv2d(channels, out_channels, 1, stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, channels, H, W)` to `(N, out_channels, H / stride, W / stride)`."""
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def resnext50() -> nn.Module:
+    """ResNeXt-50 32x4d."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
+    layers.append(nn.MaxPool2d(3, 2, 1))
+    channels = 64
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        width = 128 * 2**stage
+        for block in range(blocks):
+            layers.append(Bottleneck(channels, width, 2 * width, 2 if stage and not block else 1, 32))
+            channels = 2 * width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "AlexNet": (lambda: AlexNet(variant="torchvision", groups=2), "alexnet"),
+    "AlexNet, the paper's": (AlexNet, "alexnet"),
+    "ResNeXt-50 32x4d": (resnext50, "resnext50_32x4d"),
+}
+"""Name: (how to build it, its table of grouped layers)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one network's training step.
+
+    Attributes:
+        network, batch, dtype, device: of what, and the device whose heuristic chose the workspaces.
+        saved: for backward, with our layers.
+        saved_by_torch: with plain torch's.
+        largest_workspace: of one weight gradient, the largest of the network's grouped layers.
+        layer: which one that is.
+    """
+
+    network: str
+    batch: int
+    dtype: str
+    device: str
+    saved: int
+    saved_by_torch: int
+    largest_workspace: int
+    layer: str
+
+
+def saved_bytes(model: nn.Module, input: Tensor) -> int:
+    """Bytes that autograd keeps of one forward pass, each storage once, parameters and buffers left out."""
+    known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in known:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(input)
+    assert output.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def measure(name: str, batch: int, dtype: str, device: str) -> Memory:
+    """Count one network."""
+    build, table = NETWORKS[name]
+    with torch.device("meta"):
+        ours = build().to(getattr(torch, dtype)).train()
+        input = torch.empty(batch, 3, 224, 224, dtype=getattr(torch, dtype))
+    input = input.contiguous(memory_format=torch.channels_last)
+    plain = copy.deepcopy(ours)
+    grouped_conv.unconvert(plain)
+    grouped_conv.convert(ours)
+    workspaces = {
+        layer: _workspace(layer, table, batch, dtype, DeviceSpec.get(device)) for layer in workload(table, batch, dtype)
+    }
+    largest = max(workspaces, key=lambda layer: workspaces[layer])
+    return Memory(
+        name,
+        batch,
+        dtype,
+        device,
+        saved_bytes(ours, input),
+        saved_bytes(plain, input),
+        workspaces[largest],
+        largest,
+    )
+
+
+def _workspace(layer: str, table: str, batch: int, dtype: str, device: DeviceSpec) -> int:
+    problem = gradient_problem(workload(table, batch, dtype, epilogue=Epilogue())[layer], "weight_grad")
+    config = capped(problem, choose(problem, device), max_workspace_bytes())
+    return sum(4 * math.prod(temporary.shape) for temporary in plan_gradient(problem, config).temporaries)
+
+
+@click.command()
+@click.option("--batch", default=128, show_default=True, help="Images.")
+@click.option("--dtype", default="float16", show_default=True, help="Of activations and parameters.")
+@click.option("--device", default="h100", show_default=True, help="Whose heuristic chooses the workspaces.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def main(batch: int, dtype: str, device: str, as_json: bool) -> None:
+    """Print bytes kept for backward and borrowed; exit code 1 where ours keep more than plain torch."""
+    rows = [measure(name, batch, dtype, device) for name in NETWORKS]
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        click.echo(
+            f"{'network':22} {'saved':>12} {'by torch':>12} {'ratio':>6} {'largest workspace':>20}  (MB, {device})"
+        )
+        for row in rows:
+            ratio = row.saved / row.saved_by_torch
+            click.echo(
+                f"{row.network:22} {row.saved / 1e6:12.1f} {row.saved_by_torch / 1e6:12.1f} {ratio:6.3f} "
+                f"{row.largest_workspace / 1e6:20.1f}  {row.layer}"
+            )
+    raise SystemExit(1 if any(row.saved > row.saved_by_torch for row in rows) else 0)
+
+
+if __name__ == "__main__":
+    main()
