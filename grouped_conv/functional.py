@@ -48,7 +48,8 @@ def grouped_conv2d(
     """`activation(scale * conv2d(input, weight) + bias + residual)`.
 
     It stands under autograd, autocast, torch.compile, torch.export and torch.func as `torch.nn.functional.conv2d` does,
-    and its output has the same memory format. Gradients are computed by ATen.
+    and its output has the same memory format. Gradients run by our kernels under the same policies, second derivatives
+    by torch's operations.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
