@@ -284,7 +284,9 @@ def packed_input_grad(
         )  # fmt: skip
 
 
-def plan_packed_input_grad(problem: ConvProblem, config: PackedInputGradConfig, operands: Mapping[str, Operand]) -> Launch:
+def plan_packed_input_grad(
+    problem: ConvProblem, config: PackedInputGradConfig, operands: Mapping[str, Operand]
+) -> Launch:
     """The launch for `problem`; the weight is packed as [K, R, S, C / groups]."""
     weight, target = operands["weight"], operands["grad_input"]
     strips, tiles, packs = grid(problem, config)

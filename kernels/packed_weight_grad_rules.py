@@ -14,7 +14,7 @@ MAX_WIDTH = 64
 """Channels of a pack, in and out; wider groups fill the tiles of `weight_grad` by themselves."""
 MAX_PRODUCTS = 128
 """Tile products that one step may unroll: kernel rows of a program x kernel columns x strip."""
-MAX_ACCUMULATORS = 160
+MAX_ACCUMULATORS = 128
 """fp32 sums per thread above which ptxas spills whatever else there is."""
 INT32_MAX = 2**31 - 1
 
