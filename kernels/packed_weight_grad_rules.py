@@ -110,10 +110,12 @@ def steps_each(problem: ConvProblem, config: PackedWeightGradConfig) -> int:
     return math.ceil(steps / config.splits)
 
 
-def accumulators(problem: ConvProblem, config: PackedWeightGradConfig, threads: int) -> int:
-    """fp32 sums of one of `threads` threads."""
+def accumulators(problem: ConvProblem, config: PackedWeightGradConfig, warp_size: int) -> int:
+    """fp32 sums of one thread. Warps divide the output channels, 16 to each; more warps repeat the work of these."""
     taps = kernel_rows(problem, config) * problem.kernel_size[1]
-    return taps * block_m(problem, config) * block_n(problem, config) // threads
+    tile_m = block_m(problem, config)
+    threads = warp_size * min(config.num_warps, tile_m // 16)
+    return taps * tile_m * block_n(problem, config) // threads
 
 
 def why_invalid(problem: ConvProblem, config: PackedWeightGradConfig) -> str | None:
@@ -140,7 +142,7 @@ def why_invalid(problem: ConvProblem, config: PackedWeightGradConfig) -> str | N
 
 def why_not_on(problem: ConvProblem, config: PackedWeightGradConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    sums = accumulators(problem, config, device.warp_size * config.num_warps)
+    sums = accumulators(problem, config, device.warp_size)
     most = MAX_ACCUMULATORS * (device.warp_size // 32)
     if sums > most:
         return f"{sums} accumulators per thread spill (at most {most})"
