@@ -37,7 +37,7 @@ MOST_CHANNELS = 32
 """Channels per group above which the tiles of `weight_grad` are full without packing."""
 WIDTHS = (16, 32, 64)
 STRIPS = (4, 7, 8, 2, 1)
-"""Strips of 4 take 9.8 instructions per input value in a 3x3 layer of 4 channels per group on sm_80, single pixels 20.9."""
+"""A 3x3 layer of 4 channels per group takes 9.8 instructions per input value on sm_80 with strips of 4, 20.9 with 1."""
 PROGRAMS_PER_MULTIPROCESSOR = 12
 """Programs of one warp that registers let a multiprocessor hold in compiled 3x3 layers (11 to 15)."""
 LEAST_STEPS = 4
@@ -51,7 +51,6 @@ def predict(
     problem: ConvProblem, config: PackedWeightGradConfig, device: DeviceSpec, resources: Resources | None = None
 ) -> Prediction:
     """Predict the two launches of `problem` with `config` on `device`."""
-    strips, steps, packs, _ = grid(problem, config)
     count = programs(problem, config)
     products = steps_each(problem, config) * _products(problem, config)
     per_clock = device.peak_flops(problem.dtype, problem.precision) / (device.sm_count * device.clock_hz)
@@ -131,7 +130,7 @@ def _strips(problem: ConvProblem) -> list[int]:
 def _configuration(
     problem: ConvProblem, device: DeviceSpec, pack: int, strip: int, rows: int
 ) -> PackedWeightGradConfig:
-    """One warp for each 16 output channels (more repeat its work); steps as deep as 16-byte loads of all threads ask."""
+    """One warp for each 16 output channels (more repeat its work); steps that all threads load 16 bytes of."""
     rows = 0 if rows >= problem.kernel_size[0] else rows
     config = PackedWeightGradConfig(pack=pack, strip=strip, rows=rows)
     warps = min(4, max(1, block_m(problem, config) // 16))
