@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from grouped_conv.autotune import input_grad_model, weight_grad_model
+from grouped_conv.autotune import input_grad_model, packed_input_grad_model, packed_weight_grad_model, weight_grad_model
 from grouped_conv.autotune.families import Model
 from grouped_conv.kernels.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
+from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
 from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
 
 GRADIENT_MODELS: dict[str, Model] = {
@@ -19,6 +21,16 @@ GRADIENT_MODELS: dict[str, Model] = {
         weight_grad_model.defaults,
         weight_grad_model.ranked,
         tile=lambda config: (config.block_m, config.block_n),
+    ),
+    PackedInputGradConfig.family: Model(
+        packed_input_grad_model.predict,
+        packed_input_grad_model.defaults,
+        packed_input_grad_model.ranked,
+    ),
+    PackedWeightGradConfig.family: Model(
+        packed_weight_grad_model.predict,
+        packed_weight_grad_model.defaults,
+        packed_weight_grad_model.ranked,
     ),
 }
 """By the family's name; `kernels.gradient_families.GRADIENT_FAMILIES` has the same names."""

@@ -16,6 +16,7 @@ from grouped_conv.bench import (
     gemm_gradient_gate,
     implicit_gemm_gate,
     lrn_pool_gate,
+    packed_grad_gate,
     packed_groups_gate,
     ragged_gate,
     separable_gate,
@@ -25,6 +26,7 @@ from grouped_conv.bench.findings import EVERY_RUN, SWEEP, Finding
 GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
     "implicit_gemm": implicit_gemm_gate.findings,
     "packed_groups": packed_groups_gate.findings,
+    "packed_grad": packed_grad_gate.findings,
     "depthwise": depthwise_gate.findings,
     "ragged": ragged_gate.findings,
     "separable": separable_gate.findings,

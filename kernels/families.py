@@ -19,6 +19,8 @@ from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
 from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
+from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
+from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.ragged_rules import RaggedConfig
 from grouped_conv.kernels.separable_rules import SeparableConfig
@@ -95,6 +97,8 @@ CONFIGS: dict[str, type[KernelConfig]] = {
     LrnPoolConfig.family: LrnPoolConfig,
     InputGradConfig.family: InputGradConfig,
     WeightGradConfig.family: WeightGradConfig,
+    PackedInputGradConfig.family: PackedInputGradConfig,
+    PackedWeightGradConfig.family: PackedWeightGradConfig,
 }
 """Every configuration that has a JSON form, those of passes around a convolution and of other kernels
 included."""

@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import input_grad_rules, weight_grad_rules
+from grouped_conv.kernels import input_grad_rules, packed_input_grad_rules, packed_weight_grad_rules, weight_grad_rules
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -76,7 +76,9 @@ GRADIENT_FAMILIES: dict[str, GradientFamily] = {
     family.config.family: family
     for family in (
         _family("input_grad", input_grad_rules.InputGradConfig, input_grad_rules),
+        _family("input_grad", packed_input_grad_rules.PackedInputGradConfig, packed_input_grad_rules),
         _family("weight_grad", weight_grad_rules.WeightGradConfig, weight_grad_rules),
+        _family("weight_grad", packed_weight_grad_rules.PackedWeightGradConfig, packed_weight_grad_rules),
     )
 }
 """By name."""

@@ -1,0 +1,198 @@
+"""Gradients of thin groups as compiled: executed from their PTX, counted in their machine code."""
+
+import inspect
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from gradient_oracle import check_gradient, gradient_tensors, run_gradient
+from packed_cases import thin
+from packed_gradient_cases import GradientCase, activation_cases, shape_cases, shuffle_cases
+from test_compiled_ptx import emulator
+
+from grouped_conv.bench import packed_grad_gate
+from grouped_conv.bench.findings import EVERY_RUN, SWEEP
+from grouped_conv.kernels import (
+    ConvProblem,
+    DeviceSpec,
+    Epilogue,
+    jit_epilogue,
+    jit_gradient,
+    jit_packed,
+    jit_reduction,
+)
+from grouped_conv.kernels.gradient_call import gradient_problem
+from grouped_conv.kernels.gradient_families import gradient_family_of
+from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
+from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
+
+
+def emulated_cases() -> list[tuple[int, GradientCase]]:
+    """Shapes, shuffles and activations, a part of each, on both architectures in turn with 1 and 2 warps.
+
+    Exact fp32 is unrolled scalar multiplies on NVIDIA, minutes to assemble and to execute: TF32 stands in for it.
+    """
+    cases = [
+        *itertools.islice(shape_cases(), 1, None, 4),
+        *itertools.islice(shuffle_cases(), 0, None, 3),
+        *itertools.islice(activation_cases(), 0, None, 3),
+    ]
+    variants = itertools.cycle([(80, 1), (90, 2), (80, 2), (90, 1)])
+    return [
+        (arch, replace(case, problem=replace(case.problem, precision="tf32"), config=replace(case.config, num_warps=w)))
+        for case, (arch, w) in zip(cases, variants, strict=False)
+    ]
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
+def test_compiled_code_is_right(arch: int, case: GradientCase) -> None:
+    tensors = gradient_tensors(case.problem)
+    stats = run_gradient(case.problem, case.config, tensors, emulator(arch))
+    check_gradient(case.problem, tensors, case.problem.direction.removesuffix("_grad"), case.id)
+    for run in stats:
+        assert not run.races, run.races[:3]
+        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), "an address was written twice"
+
+
+ALIGNED = [
+    ("4 per group", thin(4, 4, 8, (8, 14), padding=1), 4, 7),
+    ("8 per group, stride 2", thin(8, 8, 4, (16, 16), padding=1, stride=2), 2, 4),
+    ("shuffled output", thin(4, 4, 8, (8, 8), padding=1, epilogue=Epilogue("relu", shuffle=8)), 8, 4),
+]
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
+@pytest.mark.parametrize(("what", "plain", "pack", "strip"), ALIGNED, ids=[row[0] for row in ALIGNED])
+def test_aligned_problems_waste_no_sector(
+    what: str, plain: ConvProblem, pack: int, strip: int, direction: str, arch: int
+) -> None:
+    problem = gradient_problem(plain, direction)
+    if direction == "input_grad":
+        config = PackedInputGradConfig(pack=pack, strip=min(strip, 4), block_m=16, num_warps=1)
+    else:
+        config = PackedWeightGradConfig(pack=pack, strip=strip, block_k=16, rows=1 if pack == 8 else 0)
+    tensors = gradient_tensors(problem)
+    stats = run_gradient(problem, config, tensors, emulator(arch))[0]
+    check_gradient(problem, tensors, direction.removesuffix("_grad"), what)
+    assert not stats.races
+    used, conflict = figures(stats)
+    print(f"{direction} {what} sm_{arch}: {used:.1%} of sector bytes used, bank-conflict factor {conflict:.2f}")
+    assert used == 1.0
+    assert conflict <= 1.05
+
+
+def figures(stats: Any) -> tuple[float, float]:
+    """(useful part of the sectors of activations, shared wavefronts over the conflict-free number) in the loop."""
+    sectors = useful = wavefronts = ideal = 0
+    for (line, _), counts in stats.gline.items():
+        if line and in_loop(stats, line):
+            sectors, useful = sectors + counts[1], useful + counts[2]
+    for (line, _), counts in stats.sline.items():
+        if line and in_loop(stats, line):
+            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
+    assert sectors and ideal, "the loop's accesses were not found"
+    return useful / (32 * sectors), wavefronts / ideal
+
+
+def in_loop(stats: Any, line: Any) -> bool:
+    """Is this source line a step of the loop: a load of a gradient or a row, a product, a store of the input's?"""
+    name = str(stats.files.get(line[0], ""))
+    for module, functions in (
+        (jit_gradient, ("load_gradient",)),
+        (jit_packed, ("load_row", "add_row")),
+        (jit_epilogue, ("store_tile",)),
+        (jit_reduction, ("multiply_add",)),
+    ):
+        if name.endswith("/" + module.__name__.rsplit(".", 1)[1] + ".py"):
+            for function in functions:
+                source, first = inspect.getsourcelines(getattr(module, function).fn)
+                if first <= line[1] < first + len(source):
+                    return True
+    return False
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("where", ["grad_output", "weight"])
+def test_infinity_stays_in_its_group_as_compiled(where: str, arch: int) -> None:
+    """The cold branch runs: without a race, and the other groups equal in every bit."""
+    problem = gradient_problem(thin(4, 4, 8, (5, 7), padding=1), "input_grad")
+    config = PackedInputGradConfig(pack=4, strip=4, block_m=32, tiles_per_program=2)
+    clean, dirty = gradient_tensors(problem), gradient_tensors(problem)
+    run_gradient(problem, config, clean, emulator(arch))
+    if where == "weight":
+        dirty["weight"][9, 1, 1, 1] = -math.inf
+    else:
+        dirty["grad_output"][0, 9, 2, 3] = math.inf
+    (stats,) = run_gradient(problem, config, dirty, emulator(arch))
+    assert not stats.races, stats.races[:3]
+    others = [channel for channel in range(32) if channel // 4 != 2]
+    assert torch.equal(dirty["grad_input"][:, others], clean["grad_input"][:, others])
+    assert not dirty["grad_input"].isfinite().all()
+
+
+@pytest.mark.parametrize("arch", EVERY_RUN)
+def test_compiles_well_by_default(arch: str) -> None:
+    """ResNeXt-50 and ShuffleNet layers at their defaults: no spills, 16-byte accesses, no atomics, few instructions."""
+    faultless(arch, ["float16"])
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("arch", [*EVERY_RUN, *SWEEP])
+def test_compiles_well_for_every_architecture(arch: str) -> None:
+    faultless(arch, packed_grad_gate.DTYPES)
+
+
+def faultless(arch: str, dtypes: Sequence[str]) -> None:
+    findings = list(packed_grad_gate.findings([arch], dtypes))
+    for finding in findings:
+        print(finding)
+    assert len(findings) == 12 * len(dtypes)
+    assert {f"{f.family} {f.layer}": f.faults for f in findings if f.faults} == {}
+
+
+DEFAULTS = [
+    thin(2, 2, 16, (14, 14), padding=1),
+    thin(3, 5, 9, (9, 7), padding=1, stride=2, dtype="bfloat16"),
+    thin(8, 8, 8, (14, 14), padding=1, dtype="float32", precision="ieee"),
+    thin(16, 16, 8, (7, 7), (5, 5), padding=2, dtype="float32", precision="tf32"),
+    thin(20, 60, 3, (14, 14), (1, 1)),
+    thin(4, 4, 1, (3, 3), padding=1),
+    thin(4, 4, 8, (28, 28), padding=1, epilogue=Epilogue("gelu", scale=True)),
+]
+
+
+@pytest.mark.parametrize("plain", DEFAULTS, ids=str)
+@pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
+@pytest.mark.parametrize("device", ["a100", "h100", "gfx942"])
+def test_the_model_has_a_default_for_every_thin_layer(device: str, direction: str, plain: ConvProblem) -> None:
+    problem, spec = gradient_problem(plain, direction), DeviceSpec.get(device)
+    model: Any = packed_grad_gate.MODELS[direction]
+    configs = list(model.defaults(problem, spec))
+    if max(plain.c_per_group, plain.k_per_group) > model.MOST_CHANNELS:
+        assert not configs
+        return
+    assert configs
+    for config in configs:
+        family = gradient_family_of(config)
+        assert family.why_invalid(problem, config) is None
+        assert family.why_not_on(problem, config, spec) is None
+        prediction = model.predict(problem, config, spec)
+        assert 0 < prediction.weighed_us < 1e6
+
+
+def test_the_space_begins_with_what_is_predicted_fastest() -> None:
+    device = DeviceSpec.get("a100")
+    for direction, model in packed_grad_gate.MODELS.items():
+        _, problem = next(iter(packed_grad_gate.layers(direction)))
+        space = model.ranked(problem, device)
+        times = [model.predict(problem, config, device).weighed_us for config in space]
+        assert len(space) > 20
+        assert times == sorted(times)
