@@ -34,20 +34,22 @@ from grouped_conv.kernels.problem import ConvProblem
 @triton.jit
 def class_taps(
     residue,
-    rows,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PAD: tl.constexpr,
     DILATION: tl.constexpr,
     STEP: tl.constexpr,
+    rows=None,
 ):
     """(first kernel row, number of rows, output row of the first less the class's row) of input rows of one class.
 
-    `rows` is KERNEL, unknown to the compiler: see `SHORT_LOOP`.
+    `rows` is KERNEL where the compiler must not know how many there are: see `SHORT_LOOP`.
     """
     if STRIDE == 1:
         return 0, KERNEL, PAD
     else:
+        if rows is None:
+            rows = tl.full((), KERNEL, tl.int32)
         first = rows
         for back in tl.static_range(min(STEP, KERNEL)):
             row = min(STEP, KERNEL) - 1 - back
@@ -127,8 +129,8 @@ def input_grad(
     pid_m = pid // (TILES_N * STRIDE_W * STRIDE_H) % tiles_m
     pack = pid // (TILES_N * STRIDE_W * STRIDE_H) // tiles_m
 
-    first_h, count_h, shift_h = class_taps(class_h, kernel_rows, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H)
-    first_w, count_w, shift_w = class_taps(class_w, kernel_columns, KERNEL_W, STRIDE_W, PAD_W, DILATION_W, STEP_W)
+    first_h, count_h, shift_h = class_taps(class_h, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H, kernel_rows)
+    first_w, count_w, shift_w = class_taps(class_w, KERNEL_W, STRIDE_W, PAD_W, DILATION_W, STEP_W, kernel_columns)
     BACK_H: tl.constexpr = DILATION_H * STEP_H // STRIDE_H  # output rows from one tap of a class to the next
     BACK_W: tl.constexpr = DILATION_W * STEP_W // STRIDE_W
 

@@ -31,7 +31,7 @@ INPUT = (
 IMPLICIT = (
     InputGradConfig(pack=4, block_m=16, block_n=16, block_k=32),
     InputGradConfig(pack=3, block_m=32, block_n=16, block_k=16, num_stages=2),
-    InputGradConfig(pack=4, block_m=16, block_n=32, block_k=16, loop_order="channels_inner"),
+    InputGradConfig(pack=4, block_m=16, block_n=32, block_k=16),
 )
 
 

@@ -111,7 +111,7 @@ LEAKS = [
     (PackedInputGradConfig(pack=4, block_m=16, strip=2, tiles_per_program=2), "weight"),
     (InputGradConfig(pack=4, block_m=16, block_n=16, block_k=16), "grad_output"),
     (InputGradConfig(pack=4, block_m=16, block_n=16, block_k=16), "weight"),
-    (InputGradConfig(pack=4, block_m=16, block_n=16, block_k=16, loop_order="channels_inner"), "grad_output"),
+    (InputGradConfig(pack=4, block_m=16, block_n=16, block_k=16), "grad_output"),
 ]
 
 

@@ -158,7 +158,7 @@ def test_autocast_trains_fp32_parameters_with_16_bit_kernels(interpreted: list) 
         loss = layer(torch.randn(2, 40, 6, 6)).float().square().mean()
     loss.backward()
     assert {call.problem.dtype for call in interpreted} == {"bfloat16"}
-    assert interpreted[-1].path == "weight_grad"
+    assert interpreted[-1].path.endswith("weight_grad")
     assert {parameter.grad.dtype for parameter in layer.parameters()} == {torch.float32}
 
 
@@ -172,7 +172,7 @@ def test_overflow_reaches_the_scaler(interpreted: list) -> None:
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
-    assert interpreted[-1].path == "weight_grad"
+    assert interpreted[-1].path.endswith("weight_grad")
     assert scaler.get_scale() == 2.0**59
     assert all(torch.equal(now, old) for now, old in zip(layer.parameters(), before, strict=True))
 
@@ -203,7 +203,7 @@ def test_deterministic_algorithms_are_ours(interpreted: list) -> None:
             runs.append([leaf.grad for leaf in leaves])
     finally:
         torch.use_deterministic_algorithms(False)
-    assert {"input_grad", "weight_grad"} < {call.path for call in interpreted}
+    assert {call.config.direction for call in interpreted} == {"forward", "input_grad", "weight_grad"}
     for one, other in zip(*runs, strict=True):
         assert torch.equal(one, other)
 
