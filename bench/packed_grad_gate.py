@@ -26,10 +26,11 @@ from grouped_conv.kernels.problem import ConvProblem
 UNIT = "value"
 MODELS = {"input_grad": packed_input_grad_model, "weight_grad": packed_weight_grad_model}
 LIMITS = {
-    ("input_grad", "rx50 stage 1"): {"sm_80": 11.8, "sm_90": 10.9, "gfx942": 16.4},
+    ("input_grad", "rx50 stage 1"): {"sm_80": 11.8, "sm_90": 10.9, "gfx942": 20.4},
     ("weight_grad", "rx50 stage 1"): {"sm_80": 9.9, "sm_90": 9.9, "gfx942": 22.6},
 }
-"""Instructions per input value of 4 channels per group, 3x3; the implicit GEMM with packs takes 48 on sm_80."""
+"""Instructions per input value of 4 channels per group, 3x3; the implicit GEMM with packs takes 48 on sm_80.
+AMD rounds to bf16 by arithmetic before gfx950: 16.2 in fp16, 20.3 in bf16."""
 ANY, ANY_AMD = 17.0, 24.0
 """Limits of every other layer, on NVIDIA and on AMD."""
 _LAYERS = (
