@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from grouped_conv.kernels import depthwise_rules, implicit_gemm_rules, packed_groups_rules, ragged_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
+from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig
 from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
+from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGradConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
 from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
@@ -91,6 +93,8 @@ CONFIGS: dict[str, type[KernelConfig]] = {
     ReduceConfig.family: ReduceConfig,
     SeparableConfig.family: SeparableConfig,
     LrnPoolConfig.family: LrnPoolConfig,
+    DepthwiseInputGradConfig.family: DepthwiseInputGradConfig,
+    DepthwiseWeightGradConfig.family: DepthwiseWeightGradConfig,
 }
 """Every configuration that has a JSON form, those of passes around a convolution and of other kernels
 included."""

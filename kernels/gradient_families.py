@@ -8,7 +8,12 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import input_grad_rules, weight_grad_rules
+from grouped_conv.kernels import (
+    depthwise_input_grad_rules,
+    depthwise_weight_grad_rules,
+    input_grad_rules,
+    weight_grad_rules,
+)
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -77,6 +82,13 @@ GRADIENT_FAMILIES: dict[str, GradientFamily] = {
     for family in (
         _family("input_grad", input_grad_rules.InputGradConfig, input_grad_rules),
         _family("weight_grad", weight_grad_rules.WeightGradConfig, weight_grad_rules),
+        _family(
+            "input_grad",
+            depthwise_input_grad_rules.DepthwiseInputGradConfig,
+            depthwise_input_grad_rules,
+            weight_order=depthwise_input_grad_rules.weight_order,
+        ),
+        _family("weight_grad", depthwise_weight_grad_rules.DepthwiseWeightGradConfig, depthwise_weight_grad_rules),
     )
 }
 """By name."""
