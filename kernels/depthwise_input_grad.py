@@ -36,13 +36,47 @@ from grouped_conv.kernels.operands import Arguments, Operand, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
 
 
+@triton.constexpr_function
+def weight_index(
+    t, row, column, ROWS, COLUMNS, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_W
+):
+    """The first of the weights that multiply the gradient at (row, column) for pixel `t` of a tile; -1 for none."""
+    tap_h = reached_tap(row, t // TILE_W, ROWS, STRIDE_H, PAD_H, DILATION_H)
+    tap_w = reached_tap(column, t % TILE_W, COLUMNS, STRIDE_W, PAD_W, DILATION_W)
+    return -1 if tap_h < 0 or tap_w < 0 else (tap_h * COLUMNS + tap_w) * MULTIPLIERS
+
+
 @triton.jit
-def add_products(
+def add_multipliers(total, dy, w, INDEX: tl.constexpr, MULTIPLIERS: tl.constexpr):
+    """Total + the products of all multipliers, whose weights begin at INDEX; total as it is for a negative index."""
+    if INDEX >= 0:
+        for m in tl.static_range(MULTIPLIERS):
+            total = total + dy[m] * w[INDEX + m]
+    return total
+
+
+@triton.jit
+def place_products(
     acc,
-    dy,
     w,
-    place_h: tl.constexpr,
-    place_w: tl.constexpr,
+    dy,
+    known,
+    w_base,
+    scale,
+    ok,
+    c_ok,
+    k_ok,
+    g_start,
+    k_start,
+    stride_gh,
+    stride_gw,
+    stride_kh,
+    stride_kw,
+    stride_wm,
+    stride_wr,
+    stride_ws,
+    row: tl.constexpr,
+    column: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -54,18 +88,35 @@ def add_products(
     MULTIPLIERS: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    WIDE: tl.constexpr,
+    SCALED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
 ):
-    """Add the gradient at one place of the tile's window, times its weights, to every pixel that it reaches."""
+    """(sums, weights) after the gradient at one place of the window: new weights, one load, all its products."""
+    for r in tl.static_range(ROWS):
+        if is_first_use(row, r, TILE_H, STRIDE_H, PAD_H, DILATION_H):
+            for s in tl.static_range(COLUMNS):
+                if is_first_use(column, s, TILE_W, STRIDE_W, PAD_W, DILATION_W):
+                    w = with_tap(
+                        w, w_base, scale, c_ok, stride_wm, r * stride_wr + s * stride_ws, r * COLUMNS + s,
+                        ROWS * COLUMNS, MULTIPLIERS, EVEN_C, SCALED,
+                    )  # fmt: skip
+    grad = load_gradients(
+        dy, known, g_start + (row * stride_gh + column * stride_gw), k_start + (row * stride_kh + column * stride_kw),
+        ok, k_ok, ACTIVATION, NEGATIVE_SLOPE, MULTIPLIERS, EVEN_C, WIDE,
+    )  # fmt: skip
     added = ()
     for t in tl.static_range(TILE_H * TILE_W):
-        total = acc[t]
-        tap_h: tl.constexpr = reached_tap(place_h, t // TILE_W, ROWS, STRIDE_H, PAD_H, DILATION_H)
-        tap_w: tl.constexpr = reached_tap(place_w, t % TILE_W, COLUMNS, STRIDE_W, PAD_W, DILATION_W)
-        if tap_h >= 0 and tap_w >= 0:
-            for m in tl.static_range(MULTIPLIERS):
-                total = total + dy[m] * w[(tap_h * COLUMNS + tap_w) * MULTIPLIERS + m]
+        total = add_multipliers(
+            acc[t], grad, w, weight_index(
+                t, row, column, ROWS, COLUMNS, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W, MULTIPLIERS,
+                TILE_W,
+            ), MULTIPLIERS,
+        )  # fmt: skip
         added = added + (total,)
-    return added
+    return added, w
 
 
 @triton.jit
@@ -112,28 +163,20 @@ def window_products(
     for _ in tl.static_range(ROWS * COLUMNS * MULTIPLIERS):
         w = w + (acc[0],)  # overwritten before it is read
     for i in tl.static_range(place_count(TILE_H, ROWS, STRIDE_H, PAD_H, DILATION_H)):
-        row: tl.constexpr = i + first_place(ROWS, STRIDE_H, PAD_H, DILATION_H)
-        if is_reached(row, TILE_H, ROWS, STRIDE_H, PAD_H, DILATION_H):
-            row_ok = inside(oh0 + row, OUT_H)
+        if is_reached(i + first_place(ROWS, STRIDE_H, PAD_H, DILATION_H), TILE_H, ROWS, STRIDE_H, PAD_H, DILATION_H):
+            row_ok = inside(oh0 + (i + first_place(ROWS, STRIDE_H, PAD_H, DILATION_H)), OUT_H)
             for j in tl.static_range(place_count(TILE_W, COLUMNS, STRIDE_W, PAD_W, DILATION_W)):
-                column: tl.constexpr = j + first_place(COLUMNS, STRIDE_W, PAD_W, DILATION_W)
-                if is_reached(column, TILE_W, COLUMNS, STRIDE_W, PAD_W, DILATION_W):
-                    for r in tl.static_range(ROWS):
-                        if is_first_use(row, r, TILE_H, STRIDE_H, PAD_H, DILATION_H):
-                            for s in tl.static_range(COLUMNS):
-                                if is_first_use(column, s, TILE_W, STRIDE_W, PAD_W, DILATION_W):
-                                    w = with_tap(
-                                        w, w_base, scale, c_ok, stride_wm, r * stride_wr + s * stride_ws,
-                                        r * COLUMNS + s, ROWS * COLUMNS, MULTIPLIERS, EVEN_C, SCALED,
-                                    )  # fmt: skip
-                    grad = load_gradients(
-                        dy, known, g_start + (row * stride_gh + column * stride_gw),
-                        k_start + (row * stride_kh + column * stride_kw), row_ok & inside(ow0 + column, OUT_W), k_ok,
-                        ACTIVATION, NEGATIVE_SLOPE, MULTIPLIERS, EVEN_C, WIDE,
-                    )  # fmt: skip
-                    acc = add_products(
-                        acc, grad, w, row, column, ROWS, COLUMNS, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
-                        DILATION_W, MULTIPLIERS, TILE_H, TILE_W,
+                if is_reached(
+                    j + first_place(COLUMNS, STRIDE_W, PAD_W, DILATION_W), TILE_W, COLUMNS, STRIDE_W, PAD_W, DILATION_W
+                ):
+                    ok = row_ok & inside(ow0 + (j + first_place(COLUMNS, STRIDE_W, PAD_W, DILATION_W)), OUT_W)
+                    acc, w = place_products(
+                        acc, w, dy, known, w_base, scale, ok, c_ok, k_ok, g_start, k_start, stride_gh, stride_gw,
+                        stride_kh, stride_kw, stride_wm, stride_wr, stride_ws,
+                        i + first_place(ROWS, STRIDE_H, PAD_H, DILATION_H),
+                        j + first_place(COLUMNS, STRIDE_W, PAD_W, DILATION_W), ROWS, COLUMNS, STRIDE_H, STRIDE_W,
+                        PAD_H, PAD_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H, TILE_W, EVEN_C, WIDE, SCALED,
+                        ACTIVATION, NEGATIVE_SLOPE,
                     )  # fmt: skip
     return acc
 
@@ -205,6 +248,86 @@ def looped_products(
 
 
 @triton.jit
+def part_products(
+    acc,
+    first,
+    dy_ptr,
+    known_ptr,
+    scale_ptr,
+    w_ptr,
+    g_rows,
+    k_rows,
+    c,
+    k,
+    lanes,
+    oh0,
+    ow0,
+    OUT_H,
+    OUT_W,
+    c_ok,
+    k_ok,
+    first_h,
+    count_h,
+    chunks,
+    stride_gh,
+    stride_gw,
+    stride_kh,
+    stride_kw,
+    stride_wm,
+    stride_wr,
+    stride_ws,
+    stride_wc,
+    K_PER_GROUP: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    MULTIPLIERS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROW_LOOP: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    SHUFFLE: tl.constexpr,
+    SHUFFLE_KNOWN: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+):
+    """The sums with the products of MULTIPLIERS output channels per input channel, from `first` on."""
+    SCALED: tl.constexpr = scale_ptr is not None
+    dy = channel_bases(dy_ptr, g_rows, c, k, first, SHUFFLE, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE)
+    known = dy
+    if ACTIVATION != "none":
+        known = channel_bases(
+            known_ptr, k_rows, c, k, first, SHUFFLE_KNOWN, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE
+        )
+    scale = channel_vectors(scale_ptr, (c * K_PER_GROUP + first)[None, :] + lanes, c_ok, EVEN_C, MULTIPLIERS, 1.0)
+    w_base = w_ptr + ((c.to(tl.int64) * stride_wc + tl.cast(first, tl.int64) * stride_wm)[None, :] + lanes)
+    if ROW_LOOP:
+        acc = looped_products(
+            acc, dy, known, w_base, scale, oh0, ow0, OUT_H, OUT_W, c_ok, k_ok, first_h, count_h, chunks,
+            stride_gh, stride_gw, stride_kh, stride_kw, stride_wm, stride_wr, stride_ws, KERNEL_W, STRIDE_W, PAD_W,
+            DILATION_W, STEP_H, DILATION_H * STEP_H // STRIDE_H, MULTIPLIERS, TILE_H, TILE_W, CHUNK, EVEN_C, WIDE,
+            SCALED, ACTIVATION, NEGATIVE_SLOPE,
+        )  # fmt: skip
+    else:
+        acc = window_products(
+            acc, dy, known, w_base, scale, oh0, ow0, OUT_H, OUT_W, c_ok, k_ok, 0, 0, stride_gh, stride_gw,
+            stride_kh, stride_kw, stride_wm, stride_wr, stride_ws, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H,
+            PAD_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H, TILE_W, EVEN_C, WIDE, SCALED, ACTIVATION,
+            NEGATIVE_SLOPE,
+        )  # fmt: skip
+    return acc
+
+
+@triton.jit
 def depthwise_input_grad(
     dy_ptr,
     known_ptr,
@@ -266,7 +389,6 @@ def depthwise_input_grad(
     TILES_C: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     EVEN_C: tl.constexpr = CHANNELS % BLOCK_C == 0
     CLASSES: tl.constexpr = STRIDE_H if ROW_LOOP else 1
-    SCALED: tl.constexpr = scale_ptr is not None
     pid = tl.program_id(0)
     pid_c = pid % TILES_C
     block_w = pid // TILES_C % blocks_w
@@ -302,29 +424,23 @@ def depthwise_input_grad(
     acc = ()
     for _ in tl.static_range(TILE_H * TILE_W):
         acc = acc + (tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), tl.float32),)
-    for part in tl.range(parts):
-        first = part * MULTIPLIERS
-        dy = channel_bases(dy_ptr, g_rows, c, k, first, SHUFFLE, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE)
-        known = dy
-        if ACTIVATION != "none":
-            known = channel_bases(
-                known_ptr, k_rows, c, k, first, SHUFFLE_KNOWN, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE
-            )
-        scale = channel_vectors(scale_ptr, (c * K_PER_GROUP + first)[None, :] + lanes, c_ok, EVEN_C, MULTIPLIERS, 1.0)
-        w_base = w_ptr + ((c.to(tl.int64) * stride_wc + tl.cast(first, tl.int64) * stride_wm)[None, :] + lanes)
-        if ROW_LOOP:
-            acc = looped_products(
-                acc, dy, known, w_base, scale, oh0, ow0[:, None], OUT_H, OUT_W, c_ok, k_ok, first_h, count_h, chunks,
-                stride_gh, stride_gw, stride_kh, stride_kw, stride_wm, stride_wr, stride_ws, KERNEL_W, STRIDE_W, PAD_W,
-                DILATION_W, STEP_H, DILATION_H * STEP_H // STRIDE_H, MULTIPLIERS, TILE_H, TILE_W, CHUNK, EVEN_C, WIDE,
-                SCALED, ACTIVATION, NEGATIVE_SLOPE,
-            )  # fmt: skip
-        else:
-            acc = window_products(
-                acc, dy, known, w_base, scale, oh0, ow0[:, None], OUT_H, OUT_W, c_ok, k_ok, 0, 0, stride_gh, stride_gw,
-                stride_kh, stride_kw, stride_wm, stride_wr, stride_ws, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H,
-                PAD_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H, TILE_W, EVEN_C, WIDE, SCALED, ACTIVATION,
-                NEGATIVE_SLOPE,
+    if MULTIPLIERS == K_PER_GROUP:  # without a loop: its carried sums and hoisted weights spilled at 3x3
+        acc = part_products(
+            acc, 0, dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, c, k, lanes, oh0, ow0[:, None], OUT_H, OUT_W,
+            c_ok, k_ok, first_h, count_h, chunks, stride_gh, stride_gw, stride_kh, stride_kw, stride_wm, stride_wr,
+            stride_ws, stride_wc, K_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
+            DILATION_W, STEP_H, MULTIPLIERS, TILE_H, TILE_W, CHUNK, ROW_LOOP, EVEN_C, WIDE, ACTIVATION, NEGATIVE_SLOPE,
+            SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
+        )  # fmt: skip
+    else:
+        for part in tl.range(parts):
+            acc = part_products(
+                acc, part * MULTIPLIERS, dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, c, k, lanes, oh0,
+                ow0[:, None], OUT_H, OUT_W,
+                c_ok, k_ok, first_h, count_h, chunks, stride_gh, stride_gw, stride_kh, stride_kw, stride_wm, stride_wr,
+                stride_ws, stride_wc, K_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
+                DILATION_W, STEP_H, MULTIPLIERS, TILE_H, TILE_W, CHUNK, ROW_LOOP, EVEN_C, WIDE, ACTIVATION,
+                NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
             )  # fmt: skip
 
     place = c

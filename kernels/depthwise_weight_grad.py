@@ -80,6 +80,14 @@ def tile_gradients(
     return loaded
 
 
+@triton.constexpr_function
+def meets(t, p, row, column, ROWS, COLUMNS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_W):
+    """Does output `p` of a tile take the input at (row, column) of its window by the tap of sum `t`?"""
+    tap_h = tap_of(row, p // TILE_W, STRIDE_H, DILATION_H, ROWS)
+    tap_w = tap_of(column, p % TILE_W, STRIDE_W, DILATION_W, COLUMNS)
+    return tap_h == t // MULTIPLIERS // COLUMNS and tap_w == t // MULTIPLIERS % COLUMNS
+
+
 @triton.jit
 def add_products(
     acc,
@@ -102,9 +110,7 @@ def add_products(
     for t in tl.static_range(ROWS * COLUMNS * MULTIPLIERS):
         total = acc[t]
         for p in tl.static_range(TILE_H * TILE_W):
-            tap_h: tl.constexpr = tap_of(row, p // TILE_W, STRIDE_H, DILATION_H, ROWS)
-            tap_w: tl.constexpr = tap_of(column, p % TILE_W, STRIDE_W, DILATION_W, COLUMNS)
-            if tap_h == t // MULTIPLIERS // COLUMNS and tap_w == t // MULTIPLIERS % COLUMNS:
+            if meets(t, p, row, column, ROWS, COLUMNS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_W):
                 total = total + x * dy[p * MULTIPLIERS + t % MULTIPLIERS]
         added = added + (total,)
     return added

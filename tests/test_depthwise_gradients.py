@@ -105,7 +105,7 @@ def case_id(case: Any) -> str:
     return f"{reason}-{problem.direction}-{problem.dtype}-{config}".replace(" ", "-")
 
 
-FAST = 3
+FAST = 11
 """One case in so many runs always."""
 
 
