@@ -2,24 +2,27 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from conv_oracle import run_call
 from depthwise_cases import SHAPES, depthwise
-from gradient_oracle import check_gradient, gradient_tensors, placed, run_gradient
+from gradient_oracle import check_gradient, gradient_tensors, gradients, run_gradient
 from test_compiled_ptx import emulator
+from torch import Tensor
 
+from grouped_conv.bench import depthwise_grad_gate
+from grouped_conv.bench.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig
 from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGradConfig
-from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
+from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.interpreter import interpret_launch
+from grouped_conv.kernels.launch import Launch
 
 INPUT = DepthwiseInputGradConfig(block_c=16, tile_h=2, tile_w=2, block_h=1, block_w=4, num_warps=1, pack_weight=False)
 WEIGHT = DepthwiseWeightGradConfig(block_c=16, block_p=4, tile_h=1, tile_w=2, num_warps=1, splits=2)
@@ -105,7 +108,7 @@ def case_id(case: Any) -> str:
     return f"{reason}-{problem.direction}-{problem.dtype}-{config}".replace(" ", "-")
 
 
-FAST = 11
+FAST = 13
 """One case in so many runs always."""
 
 
@@ -125,3 +128,62 @@ def test_agrees_with_float64(case: Case) -> None:
     check_gradient(problem, tensors, NAME[problem.direction], reason)
     if wanted:
         check_gradient(problem, tensors, "scale", reason)
+
+
+@pytest.mark.parametrize("index", range(0, 60, 10))
+def test_programs_in_any_order_give_the_same_bits(index: int) -> None:
+    _, problem, config = cases()[index + index // 10]
+    results = []
+    for shuffled in (False, True):
+        tensors = gradient_tensors(problem)
+
+        def run(launch: Launch, tensors: Mapping[str, Tensor], shuffled: bool = shuffled) -> None:
+            programs = list(itertools.product(*(range(size) for size in launch.grid)))
+            if shuffled:
+                random.Random(1).shuffle(programs)
+            interpret_launch(launch, tensors, programs=iter(programs))
+
+        run_gradient(problem, config, tensors, run)
+        results.append(tensors[f"grad_{NAME[problem.direction]}"])
+    assert torch.equal(*results)
+
+
+def test_an_infinity_stays_with_its_taps() -> None:
+    """The last input column is met by the last output's taps alone, though a tile's rest would read it."""
+    problem = gradient_problem(depthwise(16, (5, 7), (3, 3), dtype="float32", epilogue=Epilogue()), "weight_grad")
+    tensors = gradient_tensors(problem)
+    tensors["input"][0, 3, 4, 6] = float("inf")
+    run_gradient(problem, replace(WEIGHT, tile_w=4, tile_h=2), tensors, interpret_launch)
+    finite = gradients(problem, tensors)["weight"].isfinite()
+    assert not finite.all()
+    assert torch.equal(tensors["grad_weight"].isfinite(), finite)
+
+
+def emulated() -> list[tuple[int, Case]]:
+    small = [case for case in cases() if case[1].taps <= 25]
+    return list(zip(itertools.cycle((80, 90)), small[::9], strict=False))
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize(("arch", "case"), emulated(), ids=case_id)
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    reason, problem, config = case
+    tensors = gradient_tensors(problem)
+    for run in run_gradient(problem, config, tensors, emulator(arch)):
+        assert not run.races, run.races[:3]
+        assert not any(buffer["rewritten"] for buffer in run.buffers.values())
+    check_gradient(problem, tensors, NAME[problem.direction], reason)
+
+
+@pytest.mark.parametrize(
+    "arch", [*(pytest.param(arch, marks=pytest.mark.sweep) for arch in (*EVERY_RUN[1:], *SWEEP)), EVERY_RUN[0]]
+)
+def test_compiles_well(arch: str) -> None:
+    found = list(depthwise_grad_gate.findings([arch]))
+    assert len(found) >= 10
+    assert {f"{finding.layer} {finding.config}": finding.faults for finding in found if finding.faults} == {}
+
+
+@pytest.mark.parametrize("config", [INPUT, WEIGHT], ids=str)
+def test_a_configuration_goes_to_json_and_back(config: KernelConfig) -> None:
+    assert KernelConfig.from_json(config.to_json()) == config
