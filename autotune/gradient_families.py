@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from grouped_conv.autotune import input_grad_model, packed_input_grad_model, packed_weight_grad_model, weight_grad_model
+from grouped_conv.autotune import (
+    depthwise_input_grad_model,
+    depthwise_weight_grad_model,
+    input_grad_model,
+    packed_input_grad_model,
+    packed_weight_grad_model,
+    weight_grad_model,
+)
 from grouped_conv.autotune.families import Model
+from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig
+from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGradConfig
 from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
 from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
@@ -31,6 +40,18 @@ GRADIENT_MODELS: dict[str, Model] = {
         packed_weight_grad_model.predict,
         packed_weight_grad_model.defaults,
         packed_weight_grad_model.ranked,
+    ),
+    DepthwiseInputGradConfig.family: Model(
+        depthwise_input_grad_model.predict,
+        depthwise_input_grad_model.defaults,
+        depthwise_input_grad_model.ranked,
+        uses_tensor_cores=False,
+    ),
+    DepthwiseWeightGradConfig.family: Model(
+        depthwise_weight_grad_model.predict,
+        depthwise_weight_grad_model.defaults,
+        depthwise_weight_grad_model.ranked,
+        uses_tensor_cores=False,
     ),
 }
 """By the family's name; `kernels.gradient_families.GRADIENT_FAMILIES` has the same names."""

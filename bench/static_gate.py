@@ -13,6 +13,7 @@ import click
 
 from grouped_conv.bench import (
     depthwise_gate,
+    depthwise_grad_gate,
     gemm_gradient_gate,
     implicit_gemm_gate,
     lrn_pool_gate,
@@ -28,6 +29,7 @@ GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
     "packed_groups": packed_groups_gate.findings,
     "packed_grad": packed_grad_gate.findings,
     "depthwise": depthwise_gate.findings,
+    "depthwise_gradients": depthwise_grad_gate.findings,
     "ragged": ragged_gate.findings,
     "separable": separable_gate.findings,
     "lrn_pool": lrn_pool_gate.findings,

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from grouped_conv.kernels import depthwise_rules, implicit_gemm_rules, packed_groups_rules, ragged_rules
 from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
+from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig
 from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
+from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGradConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
@@ -99,6 +101,8 @@ CONFIGS: dict[str, type[KernelConfig]] = {
     WeightGradConfig.family: WeightGradConfig,
     PackedInputGradConfig.family: PackedInputGradConfig,
     PackedWeightGradConfig.family: PackedWeightGradConfig,
+    DepthwiseInputGradConfig.family: DepthwiseInputGradConfig,
+    DepthwiseWeightGradConfig.family: DepthwiseWeightGradConfig,
 }
 """Every configuration that has a JSON form, those of passes around a convolution and of other kernels
 included."""

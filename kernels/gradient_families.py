@@ -8,7 +8,14 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import input_grad_rules, packed_input_grad_rules, packed_weight_grad_rules, weight_grad_rules
+from grouped_conv.kernels import (
+    depthwise_input_grad_rules,
+    depthwise_weight_grad_rules,
+    input_grad_rules,
+    packed_input_grad_rules,
+    packed_weight_grad_rules,
+    weight_grad_rules,
+)
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -61,7 +68,7 @@ class GradientFamily:
     workspace: Callable[[ConvProblem, Any], tuple[int, ...]] = _uniform_workspace
 
 
-def _family(direction: str, config: type[KernelConfig], rules: ModuleType, **more: Any) -> GradientFamily:
+def _family(config: type[KernelConfig], rules: ModuleType, **more: Any) -> GradientFamily:
     """The row of a family whose rules are in `rules`, and whose planner is `plan_<family>` in the module `<family>`."""
 
     def plan(problem: ConvProblem, chosen: Any, operands: Mapping[str, Operand]) -> Launch:
@@ -69,16 +76,22 @@ def _family(direction: str, config: type[KernelConfig], rules: ModuleType, **mor
         launch: Launch = getattr(kernel, f"plan_{config.family}")(problem, chosen, operands)
         return launch
 
-    return GradientFamily(direction, config, rules.why_invalid, rules.why_not_on, plan, rules.one_warp, **more)
+    return GradientFamily(config.direction, config, rules.why_invalid, rules.why_not_on, plan, rules.one_warp, **more)
 
 
 GRADIENT_FAMILIES: dict[str, GradientFamily] = {
     family.config.family: family
     for family in (
-        _family("input_grad", input_grad_rules.InputGradConfig, input_grad_rules),
-        _family("input_grad", packed_input_grad_rules.PackedInputGradConfig, packed_input_grad_rules),
-        _family("weight_grad", weight_grad_rules.WeightGradConfig, weight_grad_rules),
-        _family("weight_grad", packed_weight_grad_rules.PackedWeightGradConfig, packed_weight_grad_rules),
+        _family(input_grad_rules.InputGradConfig, input_grad_rules),
+        _family(packed_input_grad_rules.PackedInputGradConfig, packed_input_grad_rules),
+        _family(
+            depthwise_input_grad_rules.DepthwiseInputGradConfig,
+            depthwise_input_grad_rules,
+            weight_order=depthwise_input_grad_rules.weight_order,
+        ),
+        _family(weight_grad_rules.WeightGradConfig, weight_grad_rules),
+        _family(packed_weight_grad_rules.PackedWeightGradConfig, packed_weight_grad_rules),
+        _family(depthwise_weight_grad_rules.DepthwiseWeightGradConfig, depthwise_weight_grad_rules),
     )
 }
 """By name."""

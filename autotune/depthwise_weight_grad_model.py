@@ -1,0 +1,115 @@
+"""The depthwise weight gradient's cost model and defaults: a roofline over `streaming`, nothing in it measured.
+
+Splits are chosen so that programs fill the device a few times over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from grouped_conv.autotune.prediction import LAUNCH_US, Prediction
+from grouped_conv.autotune.records import canonical
+from grouped_conv.autotune.resources import Resources
+from grouped_conv.autotune.streaming import Work, predict_stream
+from grouped_conv.kernels.depthwise_weight_grad_rules import (
+    DepthwiseWeightGradConfig,
+    held,
+    padding_efficiency,
+    per_thread,
+    walk_of,
+    why_invalid,
+    why_not_on,
+)
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.weight_grad_rules import WORKSPACE_BYTES, workspace_bytes
+
+FIXED = 150
+"""Instructions of a thread outside its loop, besides the sums that it adds up at the end; assumed."""
+STEP = 60
+"""Instructions of a step besides loads and products: pixels carried on, addresses; assumed."""
+LOAD = 4
+DERIVATIVE = {"none": 0, "relu": 3, "relu6": 5, "leaky_relu": 4, "hardswish": 10}
+SLOW = 25
+REDUCTION = 40
+"""Instructions that add one sum over a program's threads and store it; assumed."""
+PROGRAMS_PER_SM = 4
+
+
+def predict(
+    problem: ConvProblem, config: DepthwiseWeightGradConfig, device: DeviceSpec, resources: Resources | None = None
+) -> Prediction:
+    """Predict the call of `problem` with `config` on `device`; `resources` are figures of the compiled kernel."""
+    walk = walk_of(problem, config)
+    values = max(per_thread(config, device), 1.0)
+    half = problem.item_size == 2
+    pixels, taps = config.tile_h * config.tile_w, walk.rows * walk.columns
+    window = 1
+    for tile, stride, kernel, dilation in zip(
+        (config.tile_h, config.tile_w), problem.stride, (walk.rows, walk.columns), problem.dilation, strict=True
+    ):
+        window *= len({o * stride + k * dilation for o in range(tile) for k in range(kernel)})
+    derivative = DERIVATIVE.get(problem.epilogue.activation, SLOW)
+    step = STEP + window * (LOAD + values * half) + values * pixels * taps * config.multipliers
+    step += pixels * config.multipliers * (LOAD + values * (half + derivative))
+    steps = walk.part // config.block_p
+    workspace = workspace_bytes(problem, config.splits)
+    again = walk.parts_h * walk.parts_w * walk.parts_m - 1
+    program = config.block_p * config.block_c * pixels * taps * config.multipliers * steps
+    work = Work(
+        programs=walk.programs,
+        num_warps=config.num_warps,
+        instructions=FIXED + steps * step + taps * config.multipliers * REDUCTION,
+        tensor_clocks=program / (device.fp32_flops / (2 * device.sm_count * device.clock_hz)),
+        l2_bytes=problem.min_bytes * (1 + again) + workspace,
+        dram_bytes=problem.min_bytes + workspace,
+        registers=resources.registers if resources else int(min(255, 80 + held(problem, config, device))),
+        padding_efficiency=padding_efficiency(problem, config),
+    )
+    return predict_stream(problem, device, work, (1e6 * workspace / device.dram_bytes_per_s + LAUNCH_US, 1))
+
+
+def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseWeightGradConfig]:
+    """All taps of small kernels in one program, a row or a part of it of large ones, and splits to fill the device."""
+    if not problem.layout.is_uniform or problem.c_per_group != 1 or not problem.batch or 0 in problem.out_size:
+        return
+    kernel_h, kernel_w = problem.kernel_size
+    multipliers = [part for part in (4, 2, 3, 1) if problem.k_per_group % part == 0]
+    padded = {size: math.ceil(problem.in_channels / size) * size for size in (64, 32, 16)}
+    block_c = next(size for size in padded if padded[size] <= 1.125 * min(padded.values()))
+    for multiplier in multipliers:
+        for rows, columns in ((kernel_h, kernel_w), (1, kernel_w), (1, math.ceil(kernel_w / 4)), (1, 4), (1, 1)):
+            for tile_w in (4, 2, 1):
+                for values in (8, 4):
+                    if tile_w > problem.out_size[1] or values * problem.item_size > 16:
+                        continue
+                    config = DepthwiseWeightGradConfig(
+                        block_c=block_c,
+                        block_p=max(1, 4 * device.warp_size * values // block_c),
+                        tile_w=tile_w,
+                        rows=rows if rows < kernel_h else 0,
+                        columns=columns if columns < kernel_w else 0,
+                        multipliers=multiplier,
+                    )
+                    yield replace(config, splits=_splits(problem, config, device))
+
+
+def _splits(problem: ConvProblem, config: DepthwiseWeightGradConfig, device: DeviceSpec) -> int:
+    """So many parts that each multiprocessor has a few programs, and the workspace stays small."""
+    walk = walk_of(problem, config)
+    wanted = math.ceil(PROGRAMS_PER_SM * device.sm_count * walk.splits / max(1, walk.programs))
+    steps = math.ceil(walk.tiles / config.block_p)
+    return max(1, min(wanted, math.ceil(steps / 4), WORKSPACE_BYTES // workspace_bytes(problem, 1)))
+
+
+def ranked(problem: ConvProblem, device: DeviceSpec) -> list[DepthwiseWeightGradConfig]:
+    """Valid configurations by weighed prediction, best first."""
+    usable = {
+        config
+        for config in defaults(problem, device)
+        if why_invalid(problem, config) is None and why_not_on(problem, config, device) is None
+    }
+    scored = [(predict(problem, config, device).weighed_us, canonical(config.to_json()), config) for config in usable]
+    return [config for _, _, config in sorted(scored, key=lambda entry: entry[:2])]

@@ -1,0 +1,552 @@
+"""The gradient of a depthwise convolution's input (one input channel per group): the kernel and its launch planner.
+
+Direct, in fp32, no `tl.dot`. A thread owns a register tile of TILE_H x TILE_W input pixels in each of its channels. An
+output's gradient that it has loaded serves every pixel that it reaches, and no product is with a zero that a stride
+inserted. The scale is taken into the weights, of which fewer are loaded than gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig, straight_columns, walk_of
+from grouped_conv.kernels.gradient_operands import gradient_arguments
+from grouped_conv.kernels.input_grad import class_taps
+from grouped_conv.kernels.input_grad_rules import class_step
+from grouped_conv.kernels.jit_depthwise import channel_vectors
+from grouped_conv.kernels.jit_depthwise_gradient import (
+    channel_bases,
+    first_place,
+    is_first_use,
+    is_reached,
+    load_gradients,
+    place_count,
+    reached_tap,
+    with_tap,
+)
+from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
+from grouped_conv.kernels.jit_index import OUTSIDE, inside, shuffled
+from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.operands import Arguments, Operand, stride_integers
+from grouped_conv.kernels.problem import ConvProblem
+
+
+@triton.constexpr_function
+def weight_index(
+    t, row, column, ROWS, COLUMNS, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_W
+):
+    """The first of the weights that multiply the gradient at (row, column) for pixel `t` of a tile; -1 for none."""
+    tap_h = reached_tap(row, t // TILE_W, ROWS, STRIDE_H, PAD_H, DILATION_H)
+    tap_w = reached_tap(column, t % TILE_W, COLUMNS, STRIDE_W, PAD_W, DILATION_W)
+    return -1 if tap_h < 0 or tap_w < 0 else (tap_h * COLUMNS + tap_w) * MULTIPLIERS
+
+
+@triton.jit
+def add_multipliers(total, dy, w, INDEX: tl.constexpr, MULTIPLIERS: tl.constexpr):
+    """Total + the products of all multipliers, whose weights begin at INDEX; total as it is for a negative index."""
+    if INDEX >= 0:
+        for m in tl.static_range(MULTIPLIERS):
+            total = total + dy[m] * w[INDEX + m]
+    return total
+
+
+@triton.jit
+def place_products(
+    acc,
+    w,
+    dy,
+    known,
+    w_base,
+    scale,
+    ok,
+    c_ok,
+    k_ok,
+    g_start,
+    k_start,
+    stride_gh,
+    stride_gw,
+    stride_kh,
+    stride_kw,
+    stride_wm,
+    stride_wr,
+    stride_ws,
+    row: tl.constexpr,
+    column: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    MULTIPLIERS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    WIDE: tl.constexpr,
+    SCALED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+):
+    """(sums, weights) after the gradient at one place of the window: new weights, one load, all its products."""
+    for r in tl.static_range(ROWS):
+        if is_first_use(row, r, TILE_H, STRIDE_H, PAD_H, DILATION_H):
+            for s in tl.static_range(COLUMNS):
+                if is_first_use(column, s, TILE_W, STRIDE_W, PAD_W, DILATION_W):
+                    w = with_tap(
+                        w, w_base, scale, c_ok, stride_wm, r * stride_wr + s * stride_ws, r * COLUMNS + s,
+                        ROWS * COLUMNS, MULTIPLIERS, EVEN_C, SCALED,
+                    )  # fmt: skip
+    grad = load_gradients(
+        dy, known, g_start + (row * stride_gh + column * stride_gw), k_start + (row * stride_kh + column * stride_kw),
+        ok, k_ok, ACTIVATION, NEGATIVE_SLOPE, MULTIPLIERS, EVEN_C, WIDE,
+    )  # fmt: skip
+    added = ()
+    for t in tl.static_range(TILE_H * TILE_W):
+        total = add_multipliers(
+            acc[t], grad, w, weight_index(
+                t, row, column, ROWS, COLUMNS, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W, MULTIPLIERS,
+                TILE_W,
+            ), MULTIPLIERS,
+        )  # fmt: skip
+        added = added + (total,)
+    return added, w
+
+
+@triton.jit
+def window_products(
+    acc,
+    dy,
+    known,
+    w_base,
+    scale,
+    oh0,
+    ow0,
+    OUT_H,
+    OUT_W,
+    c_ok,
+    k_ok,
+    g_start,
+    k_start,
+    stride_gh,
+    stride_gw,
+    stride_kh,
+    stride_kw,
+    stride_wm,
+    stride_wr,
+    stride_ws,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    MULTIPLIERS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    WIDE: tl.constexpr,
+    SCALED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+):
+    """Each gradient of the window is loaded once and serves all pixels; a weight is loaded where it is first used."""
+    w = ()
+    for _ in tl.static_range(ROWS * COLUMNS * MULTIPLIERS):
+        w = w + (acc[0],)  # overwritten before it is read
+    for i in tl.static_range(place_count(TILE_H, ROWS, STRIDE_H, PAD_H, DILATION_H)):
+        if is_reached(i + first_place(ROWS, STRIDE_H, PAD_H, DILATION_H), TILE_H, ROWS, STRIDE_H, PAD_H, DILATION_H):
+            row_ok = inside(oh0 + (i + first_place(ROWS, STRIDE_H, PAD_H, DILATION_H)), OUT_H)
+            for j in tl.static_range(place_count(TILE_W, COLUMNS, STRIDE_W, PAD_W, DILATION_W)):
+                if is_reached(
+                    j + first_place(COLUMNS, STRIDE_W, PAD_W, DILATION_W), TILE_W, COLUMNS, STRIDE_W, PAD_W, DILATION_W
+                ):
+                    ok = row_ok & inside(ow0 + (j + first_place(COLUMNS, STRIDE_W, PAD_W, DILATION_W)), OUT_W)
+                    acc, w = place_products(
+                        acc, w, dy, known, w_base, scale, ok, c_ok, k_ok, g_start, k_start, stride_gh, stride_gw,
+                        stride_kh, stride_kw, stride_wm, stride_wr, stride_ws,
+                        i + first_place(ROWS, STRIDE_H, PAD_H, DILATION_H),
+                        j + first_place(COLUMNS, STRIDE_W, PAD_W, DILATION_W), ROWS, COLUMNS, STRIDE_H, STRIDE_W,
+                        PAD_H, PAD_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H, TILE_W, EVEN_C, WIDE, SCALED,
+                        ACTIVATION, NEGATIVE_SLOPE,
+                    )  # fmt: skip
+    return acc
+
+
+@triton.jit
+def looped_products(
+    acc,
+    dy,
+    known,
+    w_base,
+    scale,
+    oh0,
+    ow0,
+    OUT_H,
+    OUT_W,
+    c_ok,
+    k_ok,
+    first_h,
+    count_h,
+    chunks,
+    stride_gh,
+    stride_gw,
+    stride_kh,
+    stride_kw,
+    stride_wm,
+    stride_wr,
+    stride_ws,
+    KERNEL_W: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    BACK_H: tl.constexpr,
+    MULTIPLIERS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    CHUNK: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    WIDE: tl.constexpr,
+    SCALED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+):
+    """The same with loops over a class's kernel rows and over whole CHUNKs of columns, the rest after them."""
+    BACK_W: tl.constexpr = CHUNK * DILATION_W // STRIDE_W  # output columns from one chunk to the next
+    REST: tl.constexpr = KERNEL_W % CHUNK if CHUNK < KERNEL_W else KERNEL_W
+    BEFORE: tl.constexpr = (KERNEL_W - REST) // CHUNK
+    for q in tl.range(count_h):
+        oh = oh0 - q * BACK_H
+        w_row = w_base + (first_h + q * STEP_H) * stride_wr
+        g_row = -q * BACK_H * stride_gh
+        k_row = -q * BACK_H * stride_kh
+        if CHUNK < KERNEL_W:
+            for chunk in tl.range(chunks):
+                acc = window_products(
+                    acc, dy, known, w_row + chunk * CHUNK * stride_ws, scale, oh, ow0 - chunk * BACK_W, OUT_H, OUT_W,
+                    c_ok, k_ok, g_row - chunk * BACK_W * stride_gw, k_row - chunk * BACK_W * stride_kw, stride_gh,
+                    stride_gw, stride_kh, stride_kw, stride_wm, stride_wr, stride_ws, 1, CHUNK, 1, STRIDE_W, 0, PAD_W,
+                    1, DILATION_W, MULTIPLIERS, TILE_H, TILE_W, EVEN_C, WIDE, SCALED, ACTIVATION, NEGATIVE_SLOPE,
+                )  # fmt: skip
+        if REST > 0:
+            acc = window_products(
+                acc, dy, known, w_row + BEFORE * CHUNK * stride_ws, scale, oh, ow0 - BEFORE * BACK_W, OUT_H, OUT_W,
+                c_ok, k_ok, g_row - BEFORE * BACK_W * stride_gw, k_row - BEFORE * BACK_W * stride_kw, stride_gh,
+                stride_gw, stride_kh, stride_kw, stride_wm, stride_wr, stride_ws, 1, REST, 1, STRIDE_W, 0, PAD_W, 1,
+                DILATION_W, MULTIPLIERS, TILE_H, TILE_W, EVEN_C, WIDE, SCALED, ACTIVATION, NEGATIVE_SLOPE,
+            )  # fmt: skip
+    return acc
+
+
+@triton.jit
+def part_products(
+    acc,
+    first,
+    dy_ptr,
+    known_ptr,
+    scale_ptr,
+    w_ptr,
+    g_rows,
+    k_rows,
+    c,
+    k,
+    lanes,
+    oh0,
+    ow0,
+    OUT_H,
+    OUT_W,
+    c_ok,
+    k_ok,
+    first_h,
+    count_h,
+    chunks,
+    stride_gh,
+    stride_gw,
+    stride_kh,
+    stride_kw,
+    stride_wm,
+    stride_wr,
+    stride_ws,
+    stride_wc,
+    K_PER_GROUP: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    MULTIPLIERS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROW_LOOP: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    SHUFFLE: tl.constexpr,
+    SHUFFLE_KNOWN: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+):
+    """The sums with the products of MULTIPLIERS output channels per input channel, from `first` on."""
+    SCALED: tl.constexpr = scale_ptr is not None
+    dy = channel_bases(dy_ptr, g_rows, c, k, first, SHUFFLE, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE)
+    known = dy
+    if ACTIVATION != "none":
+        known = channel_bases(
+            known_ptr, k_rows, c, k, first, SHUFFLE_KNOWN, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE
+        )
+    scale = channel_vectors(scale_ptr, (c * K_PER_GROUP + first)[None, :] + lanes, c_ok, EVEN_C, MULTIPLIERS, 1.0)
+    w_base = w_ptr + ((c.to(tl.int64) * stride_wc + tl.cast(first, tl.int64) * stride_wm)[None, :] + lanes)
+    if ROW_LOOP:
+        acc = looped_products(
+            acc, dy, known, w_base, scale, oh0, ow0, OUT_H, OUT_W, c_ok, k_ok, first_h, count_h, chunks,
+            stride_gh, stride_gw, stride_kh, stride_kw, stride_wm, stride_wr, stride_ws, KERNEL_W, STRIDE_W, PAD_W,
+            DILATION_W, STEP_H, DILATION_H * STEP_H // STRIDE_H, MULTIPLIERS, TILE_H, TILE_W, CHUNK, EVEN_C, WIDE,
+            SCALED, ACTIVATION, NEGATIVE_SLOPE,
+        )  # fmt: skip
+    else:
+        acc = window_products(
+            acc, dy, known, w_base, scale, oh0, ow0, OUT_H, OUT_W, c_ok, k_ok, 0, 0, stride_gh, stride_gw,
+            stride_kh, stride_kw, stride_wm, stride_wr, stride_ws, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H,
+            PAD_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H, TILE_W, EVEN_C, WIDE, SCALED, ACTIVATION,
+            NEGATIVE_SLOPE,
+        )  # fmt: skip
+    return acc
+
+
+@triton.jit
+def depthwise_input_grad(
+    dy_ptr,
+    known_ptr,
+    scale_ptr,
+    w_ptr,
+    dx_ptr,
+    IN_H,
+    IN_W,
+    OUT_H,
+    OUT_W,
+    rows,
+    rows_each,
+    blocks_w,
+    kernel_rows,
+    chunks,
+    parts,
+    stride_gn,
+    stride_gh,
+    stride_gw,
+    stride_kn,
+    stride_kh,
+    stride_kw,
+    stride_wm,
+    stride_wr,
+    stride_ws,
+    stride_wc,
+    stride_xn,
+    stride_xc,
+    stride_xh,
+    stride_xw,
+    CHANNELS: tl.constexpr,
+    K_PER_GROUP: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    MULTIPLIERS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROW_LOOP: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    SHUFFLE: tl.constexpr,
+    SHUFFLE_KNOWN: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    INPUT_SHUFFLE: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    TILES_C: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
+    EVEN_C: tl.constexpr = CHANNELS % BLOCK_C == 0
+    CLASSES: tl.constexpr = STRIDE_H if ROW_LOOP else 1
+    pid = tl.program_id(0)
+    pid_c = pid % TILES_C
+    block_w = pid // TILES_C % blocks_w
+    class_h = pid // TILES_C // blocks_w % CLASSES
+    block_h = pid // TILES_C // blocks_w // CLASSES
+
+    c = pid_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_ok = (c < CHANNELS)[None, :]
+    k = pid_c * (BLOCK_C * K_PER_GROUP) + tl.arange(0, BLOCK_C * MULTIPLIERS if WIDE else BLOCK_C)
+    k_ok = (k < CHANNELS * K_PER_GROUP)[None, :] if WIDE else c_ok
+    lane = tl.arange(0, BLOCK_H * BLOCK_W)
+    row = block_h * BLOCK_H + lane // BLOCK_W  # row of tiles, over all images, [BLOCK_P]
+    row_ok = row < rows
+    image = row // rows_each
+    ow0 = (block_w * BLOCK_W + lane % BLOCK_W) * (TILE_W // STRIDE_W)
+    first_h = 0
+    count_h = kernel_rows
+    oh0 = row % rows_each * (TILE_H if ROW_LOOP else TILE_H // STRIDE_H)
+    ih0 = oh0 * STRIDE_H + class_h
+    if ROW_LOOP:
+        if STRIDE_H == 1:
+            oh0 = oh0 + PAD_H
+        else:
+            first_h, count_h, shift_h = class_taps(class_h, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H)
+            oh0 = oh0 + shift_h
+
+    g_rows = pixel_offsets(image, oh0, ow0, stride_gn, stride_gh, stride_gw)
+    k_rows = g_rows
+    if ACTIVATION != "none":
+        k_rows = pixel_offsets(image, oh0, ow0, stride_kn, stride_kh, stride_kw)
+    oh0 = tl.where(row_ok, oh0, OUTSIDE)[:, None]
+    lanes = tl.zeros((BLOCK_H * BLOCK_W, 1), tl.int32)
+    acc = ()
+    for _ in tl.static_range(TILE_H * TILE_W):
+        acc = acc + (tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), tl.float32),)
+    if MULTIPLIERS == K_PER_GROUP:  # without a loop: its carried sums and hoisted weights spilled at 3x3
+        acc = part_products(
+            acc, 0, dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, c, k, lanes, oh0, ow0[:, None], OUT_H, OUT_W,
+            c_ok, k_ok, first_h, count_h, chunks, stride_gh, stride_gw, stride_kh, stride_kw, stride_wm, stride_wr,
+            stride_ws, stride_wc, K_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
+            DILATION_W, STEP_H, MULTIPLIERS, TILE_H, TILE_W, CHUNK, ROW_LOOP, EVEN_C, WIDE, ACTIVATION, NEGATIVE_SLOPE,
+            SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
+        )  # fmt: skip
+    else:
+        for part in tl.range(parts):
+            acc = part_products(
+                acc, part * MULTIPLIERS, dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, c, k, lanes, oh0,
+                ow0[:, None], OUT_H, OUT_W,
+                c_ok, k_ok, first_h, count_h, chunks, stride_gh, stride_gw, stride_kh, stride_kw, stride_wm, stride_wr,
+                stride_ws, stride_wc, K_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
+                DILATION_W, STEP_H, MULTIPLIERS, TILE_H, TILE_W, CHUNK, ROW_LOOP, EVEN_C, WIDE, ACTIVATION,
+                NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
+            )  # fmt: skip
+
+    place = c
+    if INPUT_SHUFFLE > 1:  # a shuffle in C / s groups undoes one in s
+        place = shuffled(c, CHANNELS // INPUT_SHUFFLE, CHANNELS)
+    iw0 = ow0 * STRIDE_W
+    DOWN: tl.constexpr = STRIDE_H if ROW_LOOP else 1
+    x_first = pixel_offsets(image, ih0, iw0, stride_xn, stride_xh, stride_xw)
+    for t in tl.static_range(TILE_H * TILE_W):
+        pixel_ok = row_ok & (ih0 + (t // TILE_W) * DOWN < IN_H) & (iw0 + t % TILE_W < IN_W)
+        x_rows = x_first + ((t // TILE_W) * DOWN * stride_xh + (t % TILE_W) * stride_xw)
+        store_tile(dx_ptr, acc[t], x_rows, place, stride_xc, pixel_ok, c < CHANNELS, VECTOR)
+
+
+def plan_depthwise_input_grad(
+    problem: ConvProblem, config: DepthwiseInputGradConfig, operands: Mapping[str, Operand]
+) -> Launch:
+    """The launch that writes `grad_input`; the weight lies as `config` asks."""
+    weight, target, scale = operands["weight"], operands["grad_input"], operands["scale"]
+    walk = walk_of(problem, config)
+    windows = [
+        d * k + s * t
+        for d, k, s, t in zip(
+            problem.dilation, problem.kernel_size, problem.stride, (config.tile_h, config.tile_w), strict=True
+        )
+    ]
+    loading = near_strides(gradient_arguments(problem, operands), windows)
+    storing = near_strides(stride_integers("x", target), windows)
+    columns = straight_columns(problem, config)
+    integers = (
+        *(Integer.of(f"IN_{axis}", size) for axis, size in zip("HW", problem.in_size, strict=True)),
+        *(Integer.of(f"OUT_{axis}", size) for axis, size in zip("HW", problem.out_size, strict=True)),
+        Integer.of("rows", walk.rows),
+        Integer.of("rows_each", walk.rows_each),
+        Integer.of("blocks_w", walk.blocks_w),
+        Integer.of("kernel_rows", problem.kernel_size[0]),
+        Integer.of("chunks", problem.kernel_size[1] // columns),
+        Integer.of("parts", problem.k_per_group // config.multipliers),
+        *loading.integers,
+        *storing.integers,
+    )
+    aligned = target.strides[1] == 1 and problem.input_shuffle == 1
+    constants: dict[str, Any] = {
+        **depthwise_constants(problem),
+        **_weight_strides(problem, weight, config),
+        "STEP_H": class_step(problem.stride[0], problem.dilation[0]),
+        "TILE_H": config.tile_h,
+        "TILE_W": config.tile_w,
+        "BLOCK_H": config.block_h,
+        "BLOCK_W": config.block_w,
+        "BLOCK_C": config.block_c,
+        "MULTIPLIERS": config.multipliers,
+        "CHUNK": columns,
+        "ROW_LOOP": config.row_loop,
+        "WIDE": config.multipliers == problem.k_per_group and config.multipliers in (1, 2, 4),
+        "VECTOR": 16 // problem.item_size if aligned else 1,
+        **loading.constants,
+        **storing.constants,
+        **({} if problem.epilogue.scale else {"scale_ptr": None}),
+    }
+    buffers = [
+        *loading.buffers,
+        Buffer("w_ptr", weight.buffer, "float32" if config.pack_weight else problem.dtype, weight.alignment),
+        Buffer("dx_ptr", target.buffer, problem.dtype, target.alignment),
+    ]
+    if problem.epilogue.scale:
+        buffers.append(Buffer("scale_ptr", scale.buffer, problem.dtype, scale.alignment))
+    return Launch(depthwise_input_grad, config, (walk.programs, 1, 1), tuple(buffers), integers, constants)
+
+
+def depthwise_constants(problem: ConvProblem) -> dict[str, Any]:
+    """The problem's numbers that both gradients' kernels have compiled in."""
+    return {
+        "CHANNELS": problem.in_channels,
+        "K_PER_GROUP": problem.k_per_group,
+        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
+        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
+        "PAD_H": problem.padding[0],
+        "PAD_W": problem.padding[2],
+        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        "INPUT_SHUFFLE": problem.input_shuffle,
+    }
+
+
+def near_strides(arguments: Arguments, windows: list[int]) -> Arguments:
+    """Row strides in 32 bits and column strides as constants, where `windows` rows and columns reach no further."""
+    values = {integer.parameter: integer for integer in arguments.integers}
+    integers, constants = [], dict(arguments.constants)
+    for name, integer in values.items():
+        rows, columns = (values[name[:-1] + axis].value if name[:-1] + axis in values else 0 for axis in "hw")
+        near = windows[0] * abs(rows) + windows[1] * abs(columns) <= INT32_MAX
+        if near and name.endswith("w"):
+            constants[name] = integer.value
+        elif near and name.endswith("h"):
+            integers.append(replace(integer, type="i32"))
+        else:
+            integers.append(integer)
+    return Arguments(arguments.buffers, tuple(integers), constants)
+
+
+def _weight_strides(problem: ConvProblem, weight: Operand, config: DepthwiseInputGradConfig) -> dict[str, int]:
+    """Strides of the weight by multiplier, kernel row, kernel column and input channel."""
+    stride_k, _, stride_r, stride_s = weight.strides
+    if not config.pack_weight:
+        values = (stride_k, stride_r, stride_s, problem.k_per_group * stride_k)
+    else:
+        channels = problem.in_channels
+        values = (problem.taps * channels, problem.kernel_size[1] * channels, channels, 1)
+    return dict(zip(("stride_wm", "stride_wr", "stride_ws", "stride_wc"), values, strict=True))
