@@ -22,12 +22,11 @@ from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGrad
 from grouped_conv.kernels.gradient_operands import gradient_arguments
 from grouped_conv.kernels.jit_depthwise_gradient import channel_bases, load_gradients
 from grouped_conv.kernels.jit_epilogue import pixel_offsets
-from grouped_conv.kernels.jit_index import inside, shuffled
+from grouped_conv.kernels.jit_index import inside, next_pixels, shuffled
 from grouped_conv.kernels.jit_taps import is_read, load_vector, tap_of
 from grouped_conv.kernels.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.operands import Arguments, Operand
 from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.weight_grad import next_pixels
 
 
 @triton.jit

@@ -97,3 +97,14 @@ def tap_mask(
         return ((bits >> kernel_h) & (bits >> (16 + kernel_w)) & 1) != 0
     else:
         return inside(ih0[:, None] + kernel_h * DILATION_H, IN_H) & inside(iw0[:, None] + kernel_w * DILATION_W, IN_W)
+
+
+@triton.jit
+def next_pixels(image, out_h, out_w, over_n, over_h, over_w, OUT_H, OUT_W):
+    """The pixels a step further on; a step is `over_n` images, `over_h` rows and `over_w` columns."""
+    out_w += over_w
+    carry = (out_w >= OUT_W).to(tl.int32)
+    out_w -= carry * OUT_W
+    out_h += over_h + carry
+    carry = (out_h >= OUT_H).to(tl.int32)
+    return image + over_n + carry, out_h - carry * OUT_H, out_w
