@@ -19,7 +19,9 @@ from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
 from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig
 from grouped_conv.kernels.ragged_rules import RaggedConfig
+from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig
 from grouped_conv.kernels.separable_rules import SeparableConfig
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ CONFIGS: dict[str, type[KernelConfig]] = {
     ReduceConfig.family: ReduceConfig,
     SeparableConfig.family: SeparableConfig,
     LrnPoolConfig.family: LrnPoolConfig,
+    RaggedInputGradConfig.family: RaggedInputGradConfig,
+    RaggedWeightGradConfig.family: RaggedWeightGradConfig,
 }
 """Every configuration that has a JSON form, those of passes around a convolution and of other kernels
 included."""

@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import input_grad_rules, weight_grad_rules
+from grouped_conv.kernels import input_grad_rules, ragged_input_grad_rules, ragged_weight_grad_rules, weight_grad_rules
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -46,7 +46,10 @@ class GradientFamily:
         why_invalid, why_not_on, plan, one_warp, weight_order, tables: as of `families.Family`; the weight's order is
             asked for by input gradients only.
         splits: (problem, configuration) to the parts into which a weight gradient divides the output pixels.
-        workspace: (problem, configuration) to the shape of a weight gradient's partial sums.
+        workspace: (problem, configuration) to the shape of the fp32 values between the two passes.
+        second_pass: (problem, configuration, operands, whether the scale's gradient is wanted) to the launches that turn
+            the workspace into the gradient; for an input gradient there may be none, and then there is no workspace.
+            None stands for `gradient_reduce` after a weight gradient and for nothing after an input gradient.
     """
 
     direction: str
@@ -59,6 +62,7 @@ class GradientFamily:
     tables: Callable[[ConvProblem, Any], dict[str, np.ndarray]] = _no_tables
     splits: Callable[[ConvProblem, Any], int] = _splits
     workspace: Callable[[ConvProblem, Any], tuple[int, ...]] = _uniform_workspace
+    second_pass: Callable[[ConvProblem, Any, Mapping[str, Operand], bool], list[Launch]] | None = None
 
 
 def _family(direction: str, config: type[KernelConfig], rules: ModuleType, **more: Any) -> GradientFamily:
@@ -72,11 +76,27 @@ def _family(direction: str, config: type[KernelConfig], rules: ModuleType, **mor
     return GradientFamily(direction, config, rules.why_invalid, rules.why_not_on, plan, rules.one_warp, **more)
 
 
+def _ragged(direction: str, config: type[KernelConfig], rules: ModuleType) -> GradientFamily:
+    """The row of a family for unequal groups: it has tables, a workspace and a second pass of its own."""
+
+    def second_pass(
+        problem: ConvProblem, chosen: Any, operands: Mapping[str, Operand], grad_scale: bool
+    ) -> list[Launch]:
+        kernel = import_module(f"grouped_conv.kernels.{config.family}")
+        launches: list[Launch] = kernel.plan_second_pass(problem, chosen, operands, grad_scale)
+        return launches
+
+    more = {"tables": rules.tables, "workspace": rules.workspace, "second_pass": second_pass}
+    return _family(direction, config, rules, **more)
+
+
 GRADIENT_FAMILIES: dict[str, GradientFamily] = {
     family.config.family: family
     for family in (
         _family("input_grad", input_grad_rules.InputGradConfig, input_grad_rules),
         _family("weight_grad", weight_grad_rules.WeightGradConfig, weight_grad_rules),
+        _ragged("input_grad", ragged_input_grad_rules.RaggedInputGradConfig, ragged_input_grad_rules),
+        _ragged("weight_grad", ragged_weight_grad_rules.RaggedWeightGradConfig, ragged_weight_grad_rules),
     )
 }
 """By name."""
