@@ -130,7 +130,7 @@ def ragged_input_grad(
         scales = scale_ptr + first_out
     # [BLOCK_N]; columns past the tile's last repeat its last run: cheaper than a mask in the loop, and never stored
     last = columns - WEIGHT_ALIGN + column % WEIGHT_ALIGN
-    w_cols = w_ptr + (w_begin + run_of(tl.minimum(column, last), WEIGHT_ALIGN))
+    w_cols = w_ptr + (w_begin + tl.max_contiguous(tl.multiple_of(tl.minimum(column, last), WEIGHT_ALIGN), WEIGHT_ALIGN))
     acc = ragged_gradient_sums(
         g_rows, k_rows, scales, w_cols, bits, oh0, ow0, OUT_H, OUT_W, stride_gh, stride_gw, stride_kh,
         stride_kw, width, outputs, reciprocal, first_h, first_w, count_h, count_w, KERNEL_H, KERNEL_W, STEP_H, STEP_W,
@@ -139,16 +139,29 @@ def ragged_input_grad(
     )  # fmt: skip
 
     x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
-    channel = begin + column
-    if index_ptr is not None:
-        channel = run_of(tl.load(index_ptr + channel, mask=col_ok, other=0).to(tl.int64), IN_ALIGN)
-    store_tile(dx_ptr, acc, x_rows, channel, stride_xc, row_ok, col_ok, VECTOR)
+    if index_ptr is None:
+        store_tile(dx_ptr, acc, x_rows, begin + column, stride_xc, row_ok, col_ok, VECTOR)
+    elif VECTOR == 1:
+        channel = tl.load(index_ptr + (begin + column), mask=col_ok, other=0)
+        store_tile(dx_ptr, acc, x_rows, channel.to(tl.int64), stride_xc, row_ok, col_ok, 1)
+    else:
+        store_runs(dx_ptr, acc, x_rows, index_ptr + begin, row_ok, columns, VECTOR)
 
 
 @triton.jit
-def run_of(values, ALIGN: tl.constexpr):
-    """Values of which each ALIGN consecutive ones count up from a multiple of ALIGN, told so."""
-    return tl.max_contiguous(tl.multiple_of(values, ALIGN), ALIGN)
+def store_runs(ptr, values, rows, index, row_ok, columns, RUN: tl.constexpr):
+    """Store [BLOCK_M, BLOCK_N] at `rows` + the listed channels, which come in aligned runs of RUN, innermost in memory.
+
+    Only the first channel of a run is looked up. The third axis is `store_tile`'s.
+    """
+    BLOCK_M: tl.constexpr = values.shape[0]
+    RUNS: tl.constexpr = values.shape[1] // RUN
+    begin = tl.arange(0, RUNS) * RUN
+    first = tl.multiple_of(tl.load(index + begin, mask=begin < columns, other=0), RUN)
+    channel = first[:, None] + tl.arange(0, RUN)[None, :]
+    offsets = rows[:, None, None] + channel[None, :, :]
+    mask = row_ok[:, None, None] & (begin < columns)[None, :, None]
+    tl.store(ptr + offsets, tl.reshape(values.to(ptr.dtype.element_ty), (BLOCK_M, RUNS, RUN)), mask=mask)
 
 
 @triton.jit
@@ -216,7 +229,7 @@ def ragged_gradient_sums(
         flat = k0 + offs_k
         k_ok = flat < depth
         tap = tap_of(flat, reciprocal, OUT_ALIGN)
-        k = run_of(flat - tap * outputs, OUT_ALIGN)
+        k = tl.max_contiguous(tl.multiple_of(flat - tap * outputs, OUT_ALIGN), OUT_ALIGN)
         tap_h = tap // tl.maximum(count_w, 1)  # a class without taps has no trips, but the pipeline looks ahead
         tap_w = tap % tl.maximum(count_w, 1)
         g_offset = k - (tap_h.to(tl.int64) * (BACK_H * stride_gh) + tap_w.to(tl.int64) * (BACK_W * stride_gw))
@@ -261,7 +274,7 @@ def plan_ragged_input_grad(
     strides = stride_integers("x", target)
     steps = [class_step(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
     most = most_taps(problem)
-    known = grad_traits(problem.layout)
+    known, vector = grad_traits(problem.layout), 16 // ITEM_SIZE[dtype]
     integers = (
         Integer.of("M", m),
         *(Integer.of(f"IN_{axis}", size) for axis, size in zip("HW", problem.in_size, strict=True)),
@@ -290,7 +303,7 @@ def plan_ragged_input_grad(
         "WIDE_M": m > INT32_MAX - config.block_m,
         "TAP_MODE": "word" if math.prod(most) <= 31 else "direct",
         "PRECISION": problem.precision,
-        "VECTOR": 16 // ITEM_SIZE[dtype] if target.strides[1] == 1 else 1,
+        "VECTOR": vector if target.strides[1] == 1 and not (known.gather and known.in_align < vector) else 1,
         "NUM_STAGES": config.num_stages,
         **loading.constants,
         **strides.constants,

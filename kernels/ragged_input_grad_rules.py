@@ -24,8 +24,8 @@ from grouped_conv.kernels.ragged_rules import MAX_ALIGN, Traits, reciprocal, tra
 
 ROW = 7
 """Numbers of a table row: where the tile's channels begin (channel, entry of the index list, or place among the parts),
-how many it has, where its weights begin, how many channels the group reads, its first output channel, how many it makes,
-and the reciprocal of that."""
+how many it has, where its weights begin, how many channels the group reads, its first output channel, how many it
+makes, and the reciprocal of that."""
 MAX_ACCUMULATORS = 128
 """fp32 sums per thread above which ptxas spilled in the forward kernel, which has the same tiles."""
 MAX_PROGRAMS = 2**31 - 1
@@ -102,7 +102,7 @@ def readers(layout: GroupLayout, taps: int) -> list[Reader]:
 
 @lru_cache(maxsize=1024)
 def grad_traits(layout: GroupLayout) -> Traits:
-    """The layout's traits as the stores see them: `gather` where they are scattered, alignment of unread channels too."""
+    """The layout's traits as stores see them: `gather` where they are scattered, unread channels aligned as well."""
     known = traits(layout)
     if shares_channels(layout):  # parts lie side by side
         return Traits(False, known.width_align, known.width_align, known.out_align)

@@ -21,7 +21,6 @@ from grouped_conv.kernels.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.operands import FLOAT32_VECTOR, Operand
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.ragged import tap_of
-from grouped_conv.kernels.ragged_input_grad import run_of
 from grouped_conv.kernels.ragged_rules import traits, weight_elements
 from grouped_conv.kernels.ragged_weight_grad_rules import ROW, RaggedWeightGradConfig, tiles
 from grouped_conv.kernels.ragged_weight_reduce import plan_ragged_weight_reduce
@@ -94,9 +93,10 @@ def ragged_weight_grad(
     tap = tap_of(flat, reciprocal, WIDTH_ALIGN)
     down = (tap // KERNEL_W) * DILATION_H - PAD_H  # from an output pixel's first row to the tap's, [BLOCK_N]
     right = (tap % KERNEL_W) * DILATION_W - PAD_W
-    in_channel = entry + run_of(flat - tap * width, WIDTH_ALIGN)
+    in_channel = entry + tl.max_contiguous(tl.multiple_of(flat - tap * width, WIDTH_ALIGN), WIDTH_ALIGN)
     if index_ptr is not None:
-        in_channel = run_of(tl.load(index_ptr + in_channel, mask=col_ok, other=0).to(tl.int64), IN_ALIGN)
+        in_channel = tl.load(index_ptr + in_channel)  # inside the list even past the last weight
+        in_channel = tl.max_contiguous(tl.multiple_of(in_channel, IN_ALIGN), IN_ALIGN)
     x_cols = down.to(tl.int64) * stride_xh + right.to(tl.int64) * stride_xw + in_channel
 
     begin = split.to(tl.int64) * part
