@@ -17,6 +17,7 @@ from grouped_conv.bench import (
     lrn_pool_gate,
     packed_groups_gate,
     ragged_gate,
+    ragged_grad_gate,
     separable_gate,
 )
 from grouped_conv.bench.findings import EVERY_RUN, SWEEP, Finding
@@ -26,6 +27,7 @@ GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
     "packed_groups": packed_groups_gate.findings,
     "depthwise": depthwise_gate.findings,
     "ragged": ragged_gate.findings,
+    "ragged_grad": ragged_grad_gate.findings,
     "separable": separable_gate.findings,
     "lrn_pool": lrn_pool_gate.findings,
 }

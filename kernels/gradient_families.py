@@ -48,7 +48,8 @@ class GradientFamily:
         splits: (problem, configuration) to the parts into which a weight gradient divides the output pixels.
         workspace: (problem, configuration) to the shape of the fp32 values between the two passes.
         second_pass: (problem, configuration, operands, whether the scale's gradient is wanted) to the launches that
-            turn the workspace into the gradient; an input gradient may need none and then has no workspace. None stands for `gradient_reduce` after a weight gradient and for nothing after an input gradient.
+            turn the workspace into the gradient; an input gradient may need none and then has no workspace. None stands
+            for `gradient_reduce` after a weight gradient and for nothing after an input gradient.
     """
 
     direction: str

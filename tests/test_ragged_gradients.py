@@ -16,11 +16,16 @@ from test_compiled_ptx import emulator
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, GroupLayout, KernelConfig
+from grouped_conv.autotune import ragged_input_grad_model, ragged_weight_grad_model
+from grouped_conv.bench import ragged_grad_gate
+from grouped_conv.bench.findings import EVERY_RUN
+from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
+from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.interpreter import interpret_launch
 from grouped_conv.kernels.launch import Launch, compile_launch
 from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig, readers, shares_channels
+from grouped_conv.kernels.ragged_rules import weight_elements
 from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig, reduce_table
 
 MORE = {
@@ -166,13 +171,7 @@ def test_launches() -> None:
             written = [channel for reader in readers(layout, 9) for channel in reader.inputs]
             assert sorted(written) == list(range(layout.in_channels)), name
         rows = reduce_table(problem)
-        assert rows[:, 1:].sum() == plan_elements(problem), name
-
-
-def plan_elements(problem: ConvProblem) -> int:
-    from grouped_conv.kernels.ragged_rules import weight_elements
-
-    return weight_elements(problem.layout, problem.taps)
+        assert rows[:, 1:].sum() == weight_elements(problem.layout, problem.taps), name
 
 
 @pytest.mark.parametrize("change", ["direction", "uniform", "shuffle"])
@@ -228,3 +227,67 @@ def test_no_atomic_instructions(arch: int) -> None:
         for launch in plan_gradient(gradient_problem(problem, direction), config).launches:
             ptx = compile_launch(launch, GPUTarget("cuda", arch, 32)).asm["ptx"]
             assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", ptx, re.MULTILINE), launch.name
+
+
+ALIGNED = {
+    "log series": GroupLayout.log_series(128, 128, 4),
+    "overlap": GroupLayout.overlapping(64, 96, groups=3, width=32),
+    "listed runs of 16": GroupLayout.explicit(48, [[*range(32, 48), *range(16)], [*range(16, 32)]], [64, 32]),
+}
+
+
+def figures(stats: Any) -> tuple[float, float]:
+    """(useful part of the sectors that 16-byte loads read, shared wavefronts over the conflict-free number)."""
+    files = {index for index, name in stats.files.items() if re.search(r"(ragged_\w+_grad|jit_gradient).py$", name)}
+    sectors = useful = wavefronts = ideal = 0
+    for (line, access), counts in stats.gline.items():
+        if line and line[0] in files and access.endswith("b128"):
+            sectors, useful = sectors + counts[1], useful + counts[2]
+    for (line, access), counts in stats.sline.items():
+        if line and line[0] in files and not access.endswith("b32"):
+            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
+    assert sectors and ideal, "the loop's accesses were not found"
+    return useful / (32 * sectors), wavefronts / ideal
+
+
+@pytest.mark.ptxemu
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("name", ALIGNED)
+@pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
+def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(direction: str, name: str, arch: int) -> None:
+    problem = gradient_problem(ragged_problem(ALIGNED[name], (9, 9), padding=(1, 1, 1, 1)), direction)
+    config: KernelConfig = RaggedInputGradConfig(block_m=64, block_n=64, block_k=64, num_stages=3)
+    if direction == "weight_grad":
+        config = RaggedWeightGradConfig(block_m=64, block_n=64, block_k=32, num_stages=3)
+    _, (stats, *_) = judge(problem, config, emulator(arch), name)
+    useful, conflict = figures(stats)
+    print(f"{direction}, {name}, sm_{arch}: {useful:.1%} of sector bytes used, bank-conflict factor {conflict:.2f}")
+    assert not stats.races
+    assert useful == 1.0
+    assert conflict <= 1.1
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("arch", EVERY_RUN)
+def test_compiles_well(arch: str) -> None:
+    found = list(ragged_grad_gate.findings([arch]))
+    assert {finding.layer: finding.faults for finding in found if finding.faults} == {}
+
+
+@pytest.mark.parametrize("device", ["a100", "h100", "mi300x"])
+def test_models_answer_for_every_layout(device: str) -> None:
+    spec = DeviceSpec.get(device)
+    for name, layout in ALL.items():
+        problem = ragged_problem(layout, (14, 14), batch=8, padding=(1, 1, 1, 1))
+        for direction, model in (("input_grad", ragged_input_grad_model), ("weight_grad", ragged_weight_grad_model)):
+            asked = gradient_problem(problem, direction)
+            found = list(model.defaults(asked, spec))  # type: ignore[attr-defined]
+            assert found, name
+            for config in found:
+                assert gradient_family_of(config).why_invalid(asked, config) is None, name
+                prediction = model.predict(asked, config, spec)  # type: ignore[attr-defined]
+                assert prediction.us > prediction.floor_us > 0
+                assert prediction.bound in prediction.terms
+    assert len(model.ranked(asked, spec)) > 10  # type: ignore[attr-defined]
+    plain = ragged_problem(GroupLayout.uniform(8, 8, 2))
+    assert not list(model.defaults(plain, spec))  # type: ignore[attr-defined]
