@@ -37,7 +37,7 @@ WEIGHT_TILE = {"block_m": 64, "block_n": 128, "block_k": 32, "num_warps": 4, "nu
 Pairs = tuple[tuple[str, KernelConfig, KernelConfig], ...]
 PAIRS: Pairs = (
     ("input_grad", InputGradConfig(**INPUT_TILE), RaggedInputGradConfig(**INPUT_TILE)),  # type: ignore[arg-type]
-    ("weight_grad", WeightGradConfig(**WEIGHT_TILE), RaggedWeightGradConfig(**WEIGHT_TILE)),  # type: ignore[arg-type]
+    ("weight_grad", WeightGradConfig(**WEIGHT_TILE), RaggedWeightGradConfig(**WEIGHT_TILE)),
 )
 SMALL: dict[str, KernelConfig] = {
     "input_grad": RaggedInputGradConfig(block_m=64, block_n=32, block_k=32, num_stages=2),

@@ -237,11 +237,11 @@ ALIGNED = {
 
 
 def figures(stats: Any) -> tuple[float, float]:
-    """(useful part of the sectors that 16-byte loads read, shared wavefronts over the conflict-free number)."""
+    """(useful part of the sectors that the loop's copies read, shared wavefronts over the conflict-free number)."""
     files = {index for index, name in stats.files.items() if re.search(r"(ragged_\w+_grad|jit_gradient).py$", name)}
     sectors = useful = wavefronts = ideal = 0
     for (line, access), counts in stats.gline.items():
-        if line and line[0] in files and access.endswith("b128"):
+        if line and line[0] in files and access.startswith("cp.async"):  # not the index list's one load
             sectors, useful = sectors + counts[1], useful + counts[2]
     for (line, access), counts in stats.sline.items():
         if line and line[0] in files and not access.endswith("b32"):
