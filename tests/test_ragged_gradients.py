@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conv_oracle import run_call
 from ragged_cases import DTYPES, LAYOUTS, WINDOWS
 from ragged_gradient_oracle import check_ragged_gradient, ragged_gradient_tensors, run_ragged_gradient
 from ragged_oracle import ragged_problem
@@ -27,6 +28,8 @@ from grouped_conv.kernels.launch import Launch, compile_launch
 from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig, readers, shares_channels
 from grouped_conv.kernels.ragged_rules import weight_elements
 from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig, reduce_table
+from grouped_conv.ragged_gradient_call import plan_ragged_gradient
+from grouped_conv.ragged_weights import views
 
 MORE = {
     "unread runs between consecutive groups": GroupLayout.explicit(
@@ -147,6 +150,24 @@ def test_any_strides() -> None:
         tensors["grad_input"] = torch.full(problem.input_shape, float("nan"))
         run_ragged_gradient(asked, INPUT_CONFIGS[0], tensors, interpret_launch)
         check_ragged_gradient(asked, tensors, "input", name)
+
+
+def test_planned_from_tensors() -> None:
+    """The launches for tensors, some of them not aligned; `grad_weight` is seen through the views of its buckets."""
+    layout = LAYOUTS["log series, alignment 2"]
+    forward = ragged_problem(layout, (6, 5), padding=(1, 1, 1, 1), epilogue=Epilogue("relu", scale=True, bias=True))
+    problem = gradient_problem(forward, "weight_grad")
+    tensors = ragged_gradient_tensors(problem)
+    room = torch.empty(tensors["grad_output"].numel() + 1, dtype=torch.float16)
+    moved = room[1:].view(tensors["grad_output"].permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+    tensors["grad_output"] = moved.copy_(tensors["grad_output"])
+    call = plan_ragged_gradient(forward, WEIGHT_CONFIGS[2], tensors, grad_scale=True)
+    assert next(b for b in call.launches[0].buffers if b.name == "grad_output").alignment < 16
+    tensors |= {name: torch.from_numpy(values) for name, values in call.tables.items()}
+    run_call(call, tensors, interpret_launch)
+    check_ragged_gradient(problem, tensors, "weight")
+    check_ragged_gradient(problem, tensors, "scale")
+    assert not any(view.isnan().any() for view in views(tensors["grad_weight"], layout, (3, 3)))
 
 
 def test_an_empty_batch_has_a_weight_gradient_of_zero() -> None:
