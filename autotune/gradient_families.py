@@ -8,6 +8,8 @@ from grouped_conv.autotune import (
     input_grad_model,
     packed_input_grad_model,
     packed_weight_grad_model,
+    ragged_input_grad_model,
+    ragged_weight_grad_model,
     weight_grad_model,
 )
 from grouped_conv.autotune.families import Model
@@ -16,6 +18,8 @@ from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGrad
 from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
 from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
+from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig
+from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig
 from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
 
 GRADIENT_MODELS: dict[str, Model] = {
@@ -52,6 +56,16 @@ GRADIENT_MODELS: dict[str, Model] = {
         depthwise_weight_grad_model.defaults,
         depthwise_weight_grad_model.ranked,
         uses_tensor_cores=False,
+    ),
+    RaggedInputGradConfig.family: Model(
+        ragged_input_grad_model.predict,
+        ragged_input_grad_model.defaults,
+        ragged_input_grad_model.ranked,
+    ),
+    RaggedWeightGradConfig.family: Model(
+        ragged_weight_grad_model.predict,
+        ragged_weight_grad_model.defaults,
+        ragged_weight_grad_model.ranked,
     ),
 }
 """By the family's name; `kernels.gradient_families.GRADIENT_FAMILIES` has the same names."""

@@ -20,6 +20,7 @@ from grouped_conv.bench import (
     packed_grad_gate,
     packed_groups_gate,
     ragged_gate,
+    ragged_grad_gate,
     separable_gate,
 )
 from grouped_conv.bench.findings import EVERY_RUN, SWEEP, Finding
@@ -31,6 +32,7 @@ GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
     "depthwise": depthwise_gate.findings,
     "depthwise_gradients": depthwise_grad_gate.findings,
     "ragged": ragged_gate.findings,
+    "ragged_grad": ragged_grad_gate.findings,
     "separable": separable_gate.findings,
     "lrn_pool": lrn_pool_gate.findings,
     "gemm_gradients": gemm_gradient_gate.findings,

@@ -24,7 +24,9 @@ from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
 from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
 from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig
 from grouped_conv.kernels.ragged_rules import RaggedConfig
+from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig
 from grouped_conv.kernels.separable_rules import SeparableConfig
 from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
 
@@ -103,6 +105,8 @@ CONFIGS: dict[str, type[KernelConfig]] = {
     PackedWeightGradConfig.family: PackedWeightGradConfig,
     DepthwiseInputGradConfig.family: DepthwiseInputGradConfig,
     DepthwiseWeightGradConfig.family: DepthwiseWeightGradConfig,
+    RaggedInputGradConfig.family: RaggedInputGradConfig,
+    RaggedWeightGradConfig.family: RaggedWeightGradConfig,
 }
 """Every configuration that has a JSON form, those of passes around a convolution and of other kernels
 included."""

@@ -4,6 +4,8 @@
 |----------|------------------------------------------------------------------------------------------------|
 | input    | pack weight (a KCRS weight only), the family's kernel                                           |
 | weight   | the family's kernel, which leaves one partial sum per split in a workspace, and `gradient_reduce` |
+| input, groups that share channels | the family's kernel, which leaves a part per group, and `ragged_gather` |
+| weight, unequal groups | the family's kernel and `ragged_weight_reduce`, for one flat buffer               |
 | bias     | `channel_sums`, which may write the residual's gradient as well, and `gradient_reduce`          |
 
 The gradient of the scale comes out of `gradient_reduce` too: of `scale * conv(x, w)` it is `sum(w * d)` over each
@@ -90,12 +92,19 @@ def plan_gradient(
         if problem.layout.is_uniform:
             packing.pack_weight(problem.weight_shape, family.weight_order(problem, config), problem.k_per_group)
         launches = [*packing.launches, family.plan(problem, config, given)]
-        return Call(problem, config, tuple(launches), tuple(packing.temporaries), tables)
+        second = family.second_pass(problem, config, given, False) if family.second_pass else []
+        temporaries = [*packing.temporaries]
+        if second:
+            temporaries.append(Temporary(WORKSPACE, family.workspace(problem, config), "float32"))
+        return Call(problem, config, (*launches, *second), tuple(temporaries), tables)
     _require_channels_innermost("input", given["input"], problem.input_shape)
-    splits = family.splits(problem, config)
     workspace = Temporary(WORKSPACE, family.workspace(problem, config), "float32")
-    launches = [family.plan(problem, config, given), plan_gradient_reduce(problem, splits, given, grad_scale)]
-    return Call(problem, config, tuple(launches), (workspace,), tables)
+    first = family.plan(problem, config, given)
+    if family.second_pass:
+        second = family.second_pass(problem, config, given, grad_scale)
+    else:
+        second = [plan_gradient_reduce(problem, family.splits(problem, config), given, grad_scale)]
+    return Call(problem, config, (first, *second), (workspace,), tables)
 
 
 def capped(problem: ConvProblem, config: KernelConfig, max_workspace: int) -> KernelConfig:

@@ -14,6 +14,8 @@ from grouped_conv.kernels import (
     input_grad_rules,
     packed_input_grad_rules,
     packed_weight_grad_rules,
+    ragged_input_grad_rules,
+    ragged_weight_grad_rules,
     weight_grad_rules,
 )
 from grouped_conv.kernels.config import KernelConfig
@@ -53,7 +55,10 @@ class GradientFamily:
         why_invalid, why_not_on, plan, one_warp, weight_order, tables: as of `families.Family`; the weight's order is
             asked for by input gradients only.
         splits: (problem, configuration) to the parts into which a weight gradient divides the output pixels.
-        workspace: (problem, configuration) to the shape of a weight gradient's partial sums.
+        workspace: (problem, configuration) to the shape of the fp32 values between the two passes.
+        second_pass: (problem, configuration, operands, whether the scale's gradient is wanted) to the launches that
+            turn the workspace into the gradient; an input gradient may need none and then has no workspace. None stands
+            for `gradient_reduce` after a weight gradient and for nothing after an input gradient.
     """
 
     direction: str
@@ -66,6 +71,7 @@ class GradientFamily:
     tables: Callable[[ConvProblem, Any], dict[str, np.ndarray]] = _no_tables
     splits: Callable[[ConvProblem, Any], int] = _splits
     workspace: Callable[[ConvProblem, Any], tuple[int, ...]] = _uniform_workspace
+    second_pass: Callable[[ConvProblem, Any, Mapping[str, Operand], bool], list[Launch]] | None = None
 
 
 def _family(config: type[KernelConfig], rules: ModuleType, **more: Any) -> GradientFamily:
@@ -77,6 +83,20 @@ def _family(config: type[KernelConfig], rules: ModuleType, **more: Any) -> Gradi
         return launch
 
     return GradientFamily(config.direction, config, rules.why_invalid, rules.why_not_on, plan, rules.one_warp, **more)
+
+
+def _ragged(config: type[KernelConfig], rules: ModuleType) -> GradientFamily:
+    """The row of a family for unequal groups: it has tables, a workspace and a second pass of its own."""
+
+    def second_pass(
+        problem: ConvProblem, chosen: Any, operands: Mapping[str, Operand], grad_scale: bool
+    ) -> list[Launch]:
+        kernel = import_module(f"grouped_conv.kernels.{config.family}")
+        launches: list[Launch] = kernel.plan_second_pass(problem, chosen, operands, grad_scale)
+        return launches
+
+    more = {"tables": rules.tables, "workspace": rules.workspace, "second_pass": second_pass}
+    return _family(config, rules, **more)
 
 
 GRADIENT_FAMILIES: dict[str, GradientFamily] = {
@@ -92,6 +112,8 @@ GRADIENT_FAMILIES: dict[str, GradientFamily] = {
         _family(weight_grad_rules.WeightGradConfig, weight_grad_rules),
         _family(packed_weight_grad_rules.PackedWeightGradConfig, packed_weight_grad_rules),
         _family(depthwise_weight_grad_rules.DepthwiseWeightGradConfig, depthwise_weight_grad_rules),
+        _ragged(ragged_input_grad_rules.RaggedInputGradConfig, ragged_input_grad_rules),
+        _ragged(ragged_weight_grad_rules.RaggedWeightGradConfig, ragged_weight_grad_rules),
     )
 }
 """By name."""

@@ -1,0 +1,334 @@
+"""The input's gradient for unequal, overlapping or explicitly listed groups: the kernel and its launch planner.
+
+Like `input_grad`, with the group's channels, outputs and weights from a table. The reduction walks (tap of the class,
+output channel of the group) as one flat index; a tap is found by multiplying with a reciprocal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import triton
+import triton.language as tl
+
+from grouped_conv.kernels.gradient_operands import gradient_arguments
+from grouped_conv.kernels.input_grad import class_taps
+from grouped_conv.kernels.input_grad_rules import class_size, class_step, most_taps
+from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
+from grouped_conv.kernels.jit_gradient import load_gradient
+from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits, tap_mask
+from grouped_conv.kernels.jit_reduction import multiply_add
+from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.operands import Operand, channels_last_strides, stride_integers
+from grouped_conv.kernels.problem import ITEM_SIZE, ConvProblem
+from grouped_conv.kernels.ragged import tap_of
+from grouped_conv.kernels.ragged_gather import plan_ragged_gather
+from grouped_conv.kernels.ragged_input_grad_rules import (
+    ROW,
+    RaggedInputGradConfig,
+    grad_traits,
+    parts_width,
+    shares_channels,
+    tiles,
+    trips,
+)
+from grouped_conv.kernels.ragged_rules import traits
+
+_ROW = tl.constexpr(ROW)
+
+
+@triton.jit
+def ragged_input_grad(
+    dy_ptr,
+    known_ptr,
+    scale_ptr,
+    w_ptr,
+    table_ptr,
+    index_ptr,
+    dx_ptr,
+    M,
+    IN_H,
+    IN_W,
+    OUT_H,
+    OUT_W,
+    CLASS_H,
+    CLASS_W,
+    tiles_m,
+    stride_gn,
+    stride_gh,
+    stride_gw,
+    stride_kn,
+    stride_kh,
+    stride_kw,
+    stride_xn,
+    stride_xc,
+    stride_xh,
+    stride_xw,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,
+    MOST_H: tl.constexpr,
+    MOST_W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    IN_ALIGN: tl.constexpr,
+    WIDTH_ALIGN: tl.constexpr,
+    WEIGHT_ALIGN: tl.constexpr,
+    OUT_ALIGN: tl.constexpr,
+    WIDE_M: tl.constexpr,
+    TAP_MODE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    SHUFFLE: tl.constexpr,
+    SHUFFLE_KNOWN: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    tl.static_assert(SHUFFLE == 1 and SHUFFLE_KNOWN == 1)
+    CLASSES: tl.constexpr = STRIDE_H * STRIDE_W
+    pid = tl.program_id(0)  # classes and pixel tiles vary fastest: consecutive programs share weights and lines
+    class_w = pid % STRIDE_W
+    class_h = pid // STRIDE_W % STRIDE_H
+    pid_m = pid // CLASSES % tiles_m
+    begin, columns, w_begin, width, first_out, outputs, reciprocal = load_gradient_row(
+        table_ptr + (pid // CLASSES // tiles_m) * _ROW, IN_ALIGN, WIDTH_ALIGN, WEIGHT_ALIGN, OUT_ALIGN
+    )
+
+    first_h, count_h, shift_h = class_taps(class_h, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H)
+    first_w, count_w, shift_w = class_taps(class_w, KERNEL_W, STRIDE_W, PAD_W, DILATION_W, STEP_W)
+    BACK_H: tl.constexpr = DILATION_H * STEP_H // STRIDE_H  # output rows from one tap of a class to the next
+    BACK_W: tl.constexpr = DILATION_W * STEP_W // STRIDE_W
+
+    m, image, row_h, row_w = decode_pixels(pid_m, CLASS_H, CLASS_W, BLOCK_M, WIDE_M)
+    in_h = row_h.to(tl.int32) * STRIDE_H + class_h
+    in_w = row_w.to(tl.int32) * STRIDE_W + class_w
+    row_ok = (m < M) & (in_h < IN_H) & (in_w < IN_W)
+    oh0 = row_h.to(tl.int32) + shift_h
+    ow0 = row_w.to(tl.int32) + shift_w
+    g_rows = dy_ptr + (pixel_offsets(image, oh0, ow0, stride_gn, stride_gh, stride_gw) + first_out)  # [BLOCK_M]
+    k_rows = g_rows
+    if ACTIVATION != "none":
+        k_rows = known_ptr + (pixel_offsets(image, oh0, ow0, stride_kn, stride_kh, stride_kw) + first_out)
+    oh0 = tl.where(row_ok, oh0, OUTSIDE)
+    bits = tap_bits(oh0, ow0, OUT_H, OUT_W, MOST_H, MOST_W, -BACK_H, -BACK_W, TAP_MODE)
+
+    column = tl.arange(0, BLOCK_N)
+    col_ok = column < columns
+    scales = None
+    if scale_ptr is not None:
+        scales = scale_ptr + first_out
+    # [BLOCK_N]; columns past the tile's last repeat its last run: cheaper than a mask in the loop, and never stored
+    last = columns - WEIGHT_ALIGN + column % WEIGHT_ALIGN
+    w_cols = w_ptr + (w_begin + tl.max_contiguous(tl.multiple_of(tl.minimum(column, last), WEIGHT_ALIGN), WEIGHT_ALIGN))
+    acc = ragged_gradient_sums(
+        g_rows, k_rows, scales, w_cols, bits, oh0, ow0, OUT_H, OUT_W, stride_gh, stride_gw, stride_kh,
+        stride_kw, width, outputs, reciprocal, first_h, first_w, count_h, count_w, KERNEL_H, KERNEL_W, STEP_H, STEP_W,
+        BACK_H, BACK_W, MOST_W, BLOCK_M, BLOCK_N, BLOCK_K, OUT_ALIGN, TAP_MODE, PRECISION, ACTIVATION, NEGATIVE_SLOPE,
+        NUM_STAGES,
+    )  # fmt: skip
+
+    x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
+    if index_ptr is None:
+        store_tile(dx_ptr, acc, x_rows, begin + column, stride_xc, row_ok, col_ok, VECTOR)
+    elif VECTOR == 1:
+        channel = tl.load(index_ptr + (begin + column), mask=col_ok, other=0)
+        store_tile(dx_ptr, acc, x_rows, channel.to(tl.int64), stride_xc, row_ok, col_ok, 1)
+    else:
+        store_runs(dx_ptr, acc, x_rows, index_ptr + begin, row_ok, columns, VECTOR)
+
+
+@triton.jit
+def store_runs(ptr, values, rows, index, row_ok, columns, RUN: tl.constexpr):
+    """Store [BLOCK_M, BLOCK_N] at `rows` + the listed channels, which come in aligned runs of RUN, innermost in memory.
+
+    Only the first channel of a run is looked up. The third axis is `store_tile`'s.
+    """
+    BLOCK_M: tl.constexpr = values.shape[0]
+    RUNS: tl.constexpr = values.shape[1] // RUN
+    begin = tl.arange(0, RUNS) * RUN
+    first = tl.multiple_of(tl.load(index + begin, mask=begin < columns, other=0), RUN)
+    channel = first[:, None] + tl.arange(0, RUN)[None, :]
+    offsets = rows[:, None, None] + channel[None, :, :]
+    mask = row_ok[:, None, None] & (begin < columns)[None, :, None]
+    tl.store(ptr + offsets, tl.reshape(values.to(ptr.dtype.element_ty), (BLOCK_M, RUNS, RUN)), mask=mask)
+
+
+@triton.jit
+def load_gradient_row(
+    row_ptr,
+    IN_ALIGN: tl.constexpr,
+    WIDTH_ALIGN: tl.constexpr,
+    WEIGHT_ALIGN: tl.constexpr,
+    OUT_ALIGN: tl.constexpr,
+):
+    """A table row with what is known of its divisibility: a bound that is not known to be even narrows masked loads."""
+    begin = tl.multiple_of(tl.load(row_ptr), IN_ALIGN)
+    columns = tl.multiple_of(tl.load(row_ptr + 1).to(tl.int32), WIDTH_ALIGN)
+    w_begin = tl.multiple_of(tl.load(row_ptr + 2), WEIGHT_ALIGN)
+    width = tl.multiple_of(tl.load(row_ptr + 3).to(tl.int32), WEIGHT_ALIGN)
+    first_out = tl.multiple_of(tl.load(row_ptr + 4).to(tl.int32), OUT_ALIGN)
+    outputs = tl.multiple_of(tl.load(row_ptr + 5).to(tl.int32), OUT_ALIGN)
+    return begin, columns, w_begin, width, first_out, outputs, tl.load(row_ptr + 6).to(tl.uint32)
+
+
+@triton.jit
+def ragged_gradient_sums(
+    g_rows,
+    k_rows,
+    scales,
+    w_cols,
+    bits,
+    oh0,
+    ow0,
+    OUT_H,
+    OUT_W,
+    stride_gh,
+    stride_gw,
+    stride_kh,
+    stride_kw,
+    width,
+    outputs,
+    reciprocal,
+    first_h,
+    first_w,
+    count_h,
+    count_w,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,
+    BACK_H: tl.constexpr,
+    BACK_W: tl.constexpr,
+    MOST_W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OUT_ALIGN: tl.constexpr,
+    TAP_MODE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NEGATIVE_SLOPE: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """The tile's sums, [BLOCK_M, BLOCK_N], over the class's taps and the group's output channels."""
+    offs_k = tl.arange(0, BLOCK_K)
+    depth = tl.multiple_of(count_h * count_w * outputs, OUT_ALIGN)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k0 in tl.range(0, depth, BLOCK_K, num_stages=NUM_STAGES):
+        flat = k0 + offs_k
+        k_ok = flat < depth
+        tap = tap_of(flat, reciprocal, OUT_ALIGN)
+        k = tl.max_contiguous(tl.multiple_of(flat - tap * outputs, OUT_ALIGN), OUT_ALIGN)
+        tap_h = tap // tl.maximum(count_w, 1)  # a class without taps has no trips, but the pipeline looks ahead
+        tap_w = tap % tl.maximum(count_w, 1)
+        g_offset = k - (tap_h.to(tl.int64) * (BACK_H * stride_gh) + tap_w.to(tl.int64) * (BACK_W * stride_gw))
+        known_ptrs = None
+        if ACTIVATION != "none":
+            k_offset = k - (tap_h.to(tl.int64) * (BACK_H * stride_kh) + tap_w.to(tl.int64) * (BACK_W * stride_kw))
+            known_ptrs = k_rows[:, None] + k_offset[None, :]
+        scale = None
+        if scales is not None:
+            scale = tl.load(scales + k, mask=k_ok, other=0.0).to(tl.float32)[None, :]
+        mask = tap_mask(
+            bits, oh0, ow0, OUT_H, OUT_W, ((tap_h * MOST_W + tap_w) & 31)[None, :], tap_h[None, :], tap_w[None, :],
+            -BACK_H, -BACK_W, TAP_MODE,
+        )  # fmt: skip
+        a = load_gradient(
+            g_rows[:, None] + g_offset[None, :], known_ptrs, mask & k_ok[None, :], scale, ACTIVATION, NEGATIVE_SLOPE
+        )  # [BLOCK_M, BLOCK_K]
+        place = (first_h + STEP_H * tap_h) * KERNEL_W + (first_w + STEP_W * tap_w)
+        w_rows = (k * (KERNEL_H * KERNEL_W) + place) * width  # [BLOCK_K]
+        b = tl.load(w_cols[None, :] + w_rows[:, None], mask=k_ok[:, None], other=0.0)
+        acc = multiply_add(a, b, acc, PRECISION)
+    return acc
+
+
+def _target(problem: ConvProblem, operands: Mapping[str, Operand]) -> tuple[Operand, str]:
+    """What the kernel writes, and its dtype: the input's gradient, or the parts of groups that share channels."""
+    if not shares_channels(problem.layout):
+        return operands["grad_input"], problem.dtype
+    shape = (problem.batch, parts_width(problem.layout), *problem.in_size)
+    return Operand(channels_last_strides(shape), 16, "workspace"), "float32"
+
+
+def plan_ragged_input_grad(
+    problem: ConvProblem, config: RaggedInputGradConfig, operands: Mapping[str, Operand]
+) -> Launch:
+    """The launch for `problem`; the weight is one flat storage. It reads the buffers `tile_table`, `channel_index`."""
+    weight, (target, dtype) = operands["weight"], _target(problem, operands)
+    class_h, class_w = class_size(problem)
+    m = problem.batch * class_h * class_w
+    tiles_m, _, programs = tiles(problem, config)
+    loading = gradient_arguments(problem, operands)
+    strides = stride_integers("x", target)
+    steps = [class_step(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
+    most = most_taps(problem)
+    known, vector = grad_traits(problem.layout), 16 // ITEM_SIZE[dtype]
+    integers = (
+        Integer.of("M", m),
+        *(Integer.of(f"IN_{axis}", size) for axis, size in zip("HW", problem.in_size, strict=True)),
+        *(Integer.of(f"OUT_{axis}", size) for axis, size in zip("HW", problem.out_size, strict=True)),
+        Integer.of("CLASS_H", class_h),
+        Integer.of("CLASS_W", class_w),
+        Integer.of("tiles_m", tiles_m),
+        *loading.integers,
+        *strides.integers,
+    )
+    constants = {
+        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
+        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
+        "PAD_H": problem.padding[0],
+        "PAD_W": problem.padding[2],
+        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        **{f"STEP_{axis}": size for axis, size in zip("HW", steps, strict=True)},
+        **{f"MOST_{axis}": size for axis, size in zip("HW", most, strict=True)},
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "IN_ALIGN": known.in_align,
+        "WIDTH_ALIGN": known.width_align,
+        "WEIGHT_ALIGN": traits(problem.layout).width_align,
+        "OUT_ALIGN": known.out_align,
+        "WIDE_M": m > INT32_MAX - config.block_m,
+        "TAP_MODE": "word" if math.prod(most) <= 31 else "direct",
+        "PRECISION": problem.precision,
+        "VECTOR": vector if target.strides[1] == 1 and not (known.gather and known.in_align < vector) else 1,
+        "NUM_STAGES": config.num_stages,
+        **loading.constants,
+        **strides.constants,
+    }
+    buffers = [
+        *loading.buffers,
+        Buffer("w_ptr", weight.buffer, problem.dtype, weight.alignment),
+        Buffer("table_ptr", "tile_table", "int64"),
+        Buffer("dx_ptr", target.buffer, dtype, target.alignment),
+    ]
+    if known.gather:
+        buffers.append(Buffer("index_ptr", "channel_index", "int32"))
+    else:
+        constants["index_ptr"] = None
+    if problem.epilogue.scale:
+        buffers.append(Buffer("scale_ptr", operands["scale"].buffer, problem.dtype, operands["scale"].alignment))
+    else:
+        constants["scale_ptr"] = None
+    return Launch(
+        ragged_input_grad, config, (programs, 1, 1), tuple(buffers), integers, constants, trips(problem, config)
+    )
+
+
+def plan_second_pass(
+    problem: ConvProblem, config: RaggedInputGradConfig, operands: Mapping[str, Operand], grad_scale: bool
+) -> list[Launch]:
+    """The launch that adds the parts of groups that share channels; none where no groups do."""
+    return [plan_ragged_gather(problem, operands["grad_input"])] if shares_channels(problem.layout) else []

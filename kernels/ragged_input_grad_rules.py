@@ -1,0 +1,227 @@
+"""What the ragged input gradient needs to know on the host: configuration, tables, valid problems; loads no kernel.
+
+A table row is a (group, tile of its input channels). Groups that share no channel write the input's gradient directly,
+and channels that no group reads are rows of depth zero. Where groups share channels, each writes a part of its own, and
+a second launch adds to each channel the parts of the groups that read it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+
+from grouped_conv.kernels.config import KernelConfig, power_of_two
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.input_grad_rules import class_size, most_taps
+from grouped_conv.kernels.layout import GroupLayout
+from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.ragged_rules import MAX_ALIGN, Traits, reciprocal, traits, weight_offsets
+
+ROW = 7
+"""Numbers of a table row: where the tile's channels begin (channel, entry of the index list, or place among the parts),
+how many it has, where its weights begin, how many channels the group reads, its first output channel, how many it
+makes, and the reciprocal of that."""
+MAX_ACCUMULATORS = 128
+"""fp32 sums per thread above which ptxas spilled in the forward kernel, which has the same tiles."""
+MAX_PROGRAMS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaggedInputGradConfig(KernelConfig):
+    """Block sizes of the ragged input gradient's kernel.
+
+    Attributes:
+        block_m: input pixels of one class per tile.
+        block_n: input channels of one group per tile.
+        block_k: depth of one step of the reduction over taps and output channels.
+    """
+
+    family: ClassVar[str] = "ragged_input_grad"
+    direction: ClassVar[str] = "input_grad"
+
+    block_m: int = 128
+    block_n: int = 64
+    block_k: int = 64
+
+    def __post_init__(self) -> None:
+        KernelConfig.__post_init__(self)
+        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
+        if min(self.block_m, self.block_n, self.block_k) < 16:
+            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+
+    def __str__(self) -> str:
+        return f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Channels that table rows are made of.
+
+    Attributes:
+        inputs: input channels, in the order of the group's weights.
+        outputs: output channels of the group; 0 for channels that no group reads.
+        first_out: its first output channel.
+        weight: where its weights begin in the flat storage.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: int
+    first_out: int = 0
+    weight: int = 0
+
+
+def shares_channels(layout: GroupLayout) -> bool:
+    """Does some input channel belong to more than one group?"""
+    return parts_width(layout) + len(layout.unread) > layout.in_channels
+
+
+def parts_width(layout: GroupLayout) -> int:
+    """Input channels of all groups, shared ones as often as they are read."""
+    return sum(len(layout.inputs_of(group)) for group in range(layout.groups))
+
+
+def readers(layout: GroupLayout, taps: int) -> list[Reader]:
+    """The groups and, unless a second launch sees to them, the channels that no group reads."""
+    begins = [0, *np.cumsum(layout.outputs).tolist()]
+    found = [
+        Reader(layout.inputs_of(group), outputs, begins[group], weight)
+        for group, (outputs, weight) in enumerate(zip(layout.outputs, weight_offsets(layout, taps), strict=True))
+    ]
+    if shares_channels(layout) or not layout.unread:
+        return found
+    if traits(layout).gather:
+        return [*found, Reader(layout.unread, 0)]
+    ends = [b for a, b in pairwise(layout.unread) if b != a + 1]  # where a run of unread channels begins anew
+    cuts = [0, *(layout.unread.index(channel) for channel in ends), len(layout.unread)]
+    return [*found, *(Reader(layout.unread[begin:end], 0) for begin, end in pairwise(cuts))]
+
+
+@lru_cache(maxsize=1024)
+def grad_traits(layout: GroupLayout) -> Traits:
+    """The layout's traits as stores see them: `gather` where they are scattered, unread channels aligned as well."""
+    known = traits(layout)
+    if shares_channels(layout):  # parts lie side by side
+        return Traits(False, known.width_align, known.width_align, known.out_align)
+    channels = [reader.inputs for reader in readers(layout, 1)]
+    align = known.in_align
+    while align > 1 and not all(_in_runs(inputs, align) for inputs in channels):
+        align //= 2
+    width = math.gcd(MAX_ALIGN, *map(len, channels))
+    return Traits(known.gather, align, width, known.out_align)
+
+
+def _in_runs(channels: tuple[int, ...], length: int) -> bool:
+    if len(channels) % length:
+        return False
+    runs = np.array(channels).reshape(-1, length)
+    return bool((runs[:, 0] % length == 0).all() and (np.diff(runs, axis=1) == 1).all())
+
+
+def tile_table(problem: ConvProblem, config: RaggedInputGradConfig) -> np.ndarray:
+    """The kernel's table, `[rows, ROW]` in int64, deep groups first; see `ROW`."""
+    layout = problem.layout
+    listed = shares_channels(layout) or traits(layout).gather
+    found, entry = [], 0
+    for reader in readers(layout, problem.taps):
+        width = len(reader.inputs)
+        begin = entry if listed else reader.inputs[0]
+        for first in range(0, width, config.block_n):
+            count = min(config.block_n, width - first)
+            weight = (reader.weight + first, width) if reader.outputs else (0, 0)
+            outputs = (reader.first_out, reader.outputs, reciprocal(max(reader.outputs, 1)))
+            found.append((begin + first, count, *weight, *outputs))
+        entry += width
+    return np.array(sorted(found, key=lambda row: -row[5]), np.int64).reshape(-1, ROW)
+
+
+def positions(layout: GroupLayout) -> np.ndarray:
+    """Which parts belong to a channel, `[most readers of a channel, channels]` in int32, groups ascending.
+
+    Negative where a channel has fewer readers, counting up within a run of 8 as places do: loads stay wide.
+    """
+    places: list[list[int]] = [[] for _ in range(layout.in_channels)]
+    entry = 0
+    for group in range(layout.groups):
+        for channel in layout.inputs_of(group):
+            places[channel].append(entry)
+            entry += 1
+    absent = np.arange(layout.in_channels) % MAX_ALIGN - MAX_ALIGN
+    table = np.tile(absent.astype(np.int32), (max(map(len, places)), 1))
+    for channel, found in enumerate(places):
+        table[: len(found), channel] = found
+    return table
+
+
+def tables(problem: ConvProblem, config: RaggedInputGradConfig) -> dict[str, np.ndarray]:
+    """The arrays that the launches read besides the operands, by buffer name."""
+    layout = problem.layout
+    arrays = {"tile_table": tile_table(problem, config)}
+    if shares_channels(layout):
+        arrays["part_positions"] = positions(layout)
+    elif traits(layout).gather:
+        lists = [reader.inputs for reader in readers(layout, problem.taps)]
+        arrays["channel_index"] = np.concatenate([np.array(inputs, np.int32) for inputs in lists])
+    return arrays
+
+
+def workspace(problem: ConvProblem, config: RaggedInputGradConfig) -> tuple[int, ...]:
+    """Shape of the parts of groups that share channels."""
+    return (problem.batch, *problem.in_size, parts_width(problem.layout))
+
+
+def tiles(problem: ConvProblem, config: RaggedInputGradConfig) -> tuple[int, int, int]:
+    """(pixel tiles of one class, table rows, programs of the launch)."""
+    tiles_m = math.ceil(problem.batch * math.prod(class_size(problem)) / config.block_m)
+    widths = [len(reader.inputs) for reader in readers(problem.layout, 1)]
+    rows = sum(math.ceil(width / config.block_n) for width in widths)
+    return tiles_m, rows, tiles_m * rows * math.prod(problem.stride)
+
+
+def trips(problem: ConvProblem, config: RaggedInputGradConfig) -> int:
+    """Steps of the reduction in the largest class of the deepest group."""
+    return math.ceil(math.prod(most_taps(problem)) * max(problem.layout.outputs) / config.block_k)
+
+
+def why_invalid(problem: ConvProblem, config: RaggedInputGradConfig) -> str | None:
+    """Why `config` cannot run `problem` on any device; `None` when it can."""
+    if problem.direction != "input_grad":
+        return f"ragged_input_grad computes the input's gradient, not the direction {problem.direction}"
+    layout = problem.layout
+    if layout.is_uniform:
+        return "ragged_input_grad is for unequal, overlapping or listed groups; these are equal and consecutive"
+    if problem.input_shuffle > 1 or problem.epilogue.shuffle > 1:
+        return "ragged_input_grad shuffles no channels; a layout's index lists can say the same of the input"
+    for group, outputs in enumerate(layout.outputs):
+        width = len(layout.inputs_of(group))
+        deepest = math.prod(most_taps(problem)) * outputs + config.num_stages * config.block_k
+        if deepest * outputs >= 2**31 or (outputs + config.num_stages * config.block_k) * problem.taps * width >= 2**31:
+            return f"group {group}: {outputs} outputs of {problem.taps} taps are too deep for 32-bit indices"
+    _, _, programs = tiles(problem, config)
+    if programs > MAX_PROGRAMS:
+        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
+    return None
+
+
+def why_not_on(problem: ConvProblem, config: RaggedInputGradConfig, device: DeviceSpec) -> str | None:
+    """Why a valid `config` cannot run on `device`; `None` when it can."""
+    threads = device.warp_size * config.num_warps
+    most = MAX_ACCUMULATORS * (device.warp_size // 32)
+    sums = config.block_m * config.block_n // threads
+    if sums > most and device.arch != 100:
+        return f"{sums} accumulators per thread spill (at most {most})"
+    needed = max(config.num_stages - 1, 1) * (config.block_m + config.block_n) * config.block_k * problem.item_size
+    if needed > device.shared_per_block:
+        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
+    if problem.precision == "tf32" and device.arch == "gfx90a":
+        return "gfx90a has no TF32"
+    return None
+
+
+def one_warp(problem: ConvProblem) -> RaggedInputGradConfig:
+    """The smallest tile, for one warp."""
+    return RaggedInputGradConfig(num_warps=1, num_stages=1, block_m=16, block_n=16, block_k=16)
