@@ -45,11 +45,11 @@ def layers(dtype: str) -> dict[str, ConvProblem]:
     return {name: replace(problem, dtype=dtype) for name, problem in found.items()}
 
 
-def findings(archs: Sequence[str]) -> Iterator[Finding]:
+def findings(archs: Sequence[str], dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
     """Defaults for every layer, plain and behind a ReLU, and the tiles of `LIMITS`."""
     for arch in archs:
         device = DeviceSpec.get(arch)
-        for dtype in DTYPES:
+        for dtype in dtypes:
             for layer, problem in layers(dtype).items():
                 for direction in DIRECTIONS:
                     for epilogue in (PLAIN, RELU) if dtype == "float16" else (PLAIN,):

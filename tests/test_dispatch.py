@@ -359,7 +359,9 @@ def test_the_native_lanes_tile_is_one_its_lowering_gets_right(channels: int) -> 
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, *(pytest.param(t, marks=pytest.mark.sweep) for t in (torch.float32, torch.bfloat16))]
+)
 def test_the_native_lane_runs_our_plans(native, dtype: torch.dtype) -> None:
     input, weight, bias = operands(dtype=dtype, nhwc=False)
     with through_driver(), grouped_conv.trace() as calls:

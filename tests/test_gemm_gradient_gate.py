@@ -8,10 +8,15 @@ from grouped_conv.bench import gemm_gradient_gate
 from grouped_conv.bench.gemm_gradient_gate import LIMITS, judge, layers
 from grouped_conv.kernels.gradient_call import gradient_problem
 
+SWEPT = [pytest.param(arch, "bfloat16", marks=pytest.mark.sweep) for arch in ("sm_90", "gfx942", "sm_100")]
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942", pytest.param("sm_100", marks=pytest.mark.sweep)])
-def test_compiles_well(arch: str) -> None:
-    faults = [str(finding) for finding in gemm_gradient_gate.findings([arch]) if finding.faults]
+
+@pytest.mark.parametrize(
+    ("arch", "dtype"),
+    [("sm_80", "float16"), ("sm_80", "bfloat16"), ("sm_90", "float16"), ("gfx942", "float16"), *SWEPT],
+)
+def test_compiles_well(arch: str, dtype: str) -> None:
+    faults = [str(finding) for finding in gemm_gradient_gate.findings([arch], [dtype]) if finding.faults]
     assert not faults, "\n".join(faults)
 
 
