@@ -4,10 +4,13 @@ import pytest
 
 from grouped_conv.autotune import lrn_pool_model, separable_model
 from grouped_conv.autotune.families import MODELS
+from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
 from grouped_conv.autotune.offline import gpu_target
 from grouped_conv.kernels import ConvProblem, Epilogue, GroupLayout
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
+from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
 from grouped_conv.kernels.launch import Launch, compile_launch
 from grouped_conv.kernels.lrn_pool import plan_lrn_pool
 from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
@@ -26,6 +29,16 @@ LAYOUTS = {
 }
 
 
+GRADIENTS = {
+    "input_grad": LAYOUTS["implicit_gemm"],
+    "weight_grad": LAYOUTS["implicit_gemm"],
+    "packed_input_grad": LAYOUTS["packed_groups"],
+    "packed_weight_grad": LAYOUTS["packed_groups"],
+    "depthwise_input_grad": LAYOUTS["depthwise"],
+    "depthwise_weight_grad": LAYOUTS["depthwise"],
+    "ragged_input_grad": LAYOUTS["ragged"],
+    "ragged_weight_grad": LAYOUTS["ragged"],
+}
 TARGETS = [("a100", "float16"), ("a100", "float32"), ("h100", "bfloat16"), ("mi300x", "float16")]
 
 
@@ -54,3 +67,31 @@ def test_default_compiles(family: str, key: str, dtype: str) -> None:
     for launch in launches:
         code = compile_launch(launch, gpu_target(device)).asm
         assert code["cubin" if device.backend == "cuda" else "hsaco"]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(("key", "dtype"), [("a100", "float16"), ("h100", "float32"), ("mi300x", "bfloat16")])
+@pytest.mark.parametrize("family", GRADIENTS)
+def test_default_gradient_compiles(family: str, key: str, dtype: str) -> None:
+    """Behind an activation and a scale, whose gradient comes along, and the passes that follow."""
+    device = DeviceSpec.get(key)
+    epilogue = Epilogue("silu", scale=True)
+    forward = ConvProblem(
+        2, GRADIENTS[family], (13, 13), (3, 3), (2, 2), padding=(1, 1, 1, 1), dtype=dtype, epilogue=epilogue
+    )
+    row = GRADIENT_FAMILIES[family]
+    problem = gradient_problem(forward, row.direction)
+    configs = GRADIENT_MODELS[family].defaults(problem, device)
+    config = next(c for c in configs if why_invalid(problem, c, device) is None)
+    launches = plan_gradient(problem, config, grad_scale=row.direction == "weight_grad").launches
+    assert family in [launch.name for launch in launches]
+    for launch in launches:
+        code = compile_launch(launch, gpu_target(device)).asm
+        assert code["cubin" if device.backend == "cuda" else "hsaco"]
+
+
+@pytest.mark.smoke
+def test_the_bias_pass_compiles() -> None:
+    problem = gradient_problem(ConvProblem.of((2, 64, 13, 13), (64, 32, 3, 3), groups=2, epilogue=RELU), "weight_grad")
+    for launch in plan_bias_gradient(problem, grad_residual=True).launches:
+        assert compile_launch(launch, gpu_target(DeviceSpec.get("a100"))).asm["cubin"]

@@ -175,3 +175,26 @@ def test_the_bias_pass_fills_the_device() -> None:
     problem = gradient_problem(conv((128, 96, 55, 55), (96, 96, 1, 1)), "weight_grad")
     launch = plan_bias_gradient(problem).launches[0]
     assert launch.grid[0] >= 2 * 108
+
+
+def test_the_weight_gradient_of_alexnets_conv2_fills_two_waves() -> None:
+    """Batch 128 on 108 multiprocessors: a peer launches 20 blocks."""
+    problem = gradient_problem(conv((128, 96, 27, 27), (256, 48, 5, 5), padding=2), "weight_grad")
+    device = DeviceSpec.get("a100")
+    launch = plan_gradient(problem, heuristic.choose(problem, device)).launches[0]
+    assert launch.grid[0] >= 2 * device.sm_count
+
+
+@given(st.sampled_from([case for case in ALL if case.problem.epilogue.activation == "none"]))
+@settings(max_examples=8)
+def test_gradients_are_linear_in_the_other_operand(case: GradientCase) -> None:
+    """The input's in the weight, the weight's in the input, exactly: powers of two."""
+    direction = case.config.direction.removesuffix("_grad")
+    other = "weight" if direction == "input" else "input"
+    results = []
+    for factor in (1.0, 4.0):
+        tensors = gradient_tensors(case.problem)
+        tensors[other] = tensors[other] * factor
+        run_gradient(case.gradient, case.config, tensors, interpret_launch)
+        results.append(tensors[f"grad_{direction}"].float())
+    torch.testing.assert_close(4 * results[0], results[1], rtol=0, atol=2.0**-14)
