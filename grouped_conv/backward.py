@@ -154,7 +154,7 @@ def _make(operands: BackwardOperands, request: Request, wanted: Wanted) -> tuple
     """The plan, and whether it may be kept."""
     grad, saved = operands
     device = grad.get_device()
-    forward = Operands(saved.some_input(), saved.weight, None, saved.scale)
+    forward = Operands(saved.some_input("meta"), saved.weight, None, saved.scale)  # its layout is all that counts
     described = decisions.describe(forward, decisions.with_settled_precision(request, grad.dtype))
     barred = decisions.why_nothing_compiles() if device >= 0 else ""
     executor = executors.gpu_executor() if device >= 0 else executors.executor_of_cpu_tensors()

@@ -69,12 +69,17 @@ class Saved(NamedTuple):
         last = is_channels_last(input.shape, input.stride())
         return cls(input if keeps_input else None, operands.weight, operands.scale, known, tuple(input.shape), last)
 
-    def some_input(self) -> Tensor:
-        """The input, or a tensor of its shape and format with any values where only its own gradient is wanted."""
+    def some_input(self, device: torch.device | str | None = None) -> Tensor:
+        """The input, or a tensor of its shape and format with any values where only its own gradient is wanted.
+
+        Args:
+            device: where to make it; by default where the weight is.
+        """
         if self.input is not None:
             return self.input
         layout = torch.channels_last if self.input_channels_last else torch.contiguous_format
-        return torch.empty(self.input_shape, dtype=self.weight.dtype, device=self.weight.device, memory_format=layout)
+        place = self.weight.device if device is None else device
+        return torch.empty(self.input_shape, dtype=self.weight.dtype, device=place, memory_format=layout)
 
 
 def float32_flag() -> str:
