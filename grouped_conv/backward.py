@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_conv import decisions, executors, overrides, plan_cache, tracing, workspace
+from grouped_conv import decisions, device_tables, executors, overrides, plan_cache, tracing, workspace
 from grouped_conv.decisions import Conditions
 from grouped_conv.executors import Executor
 from grouped_conv.gradients import Saved, vector_jacobian
@@ -72,6 +73,15 @@ def run(
     return plan.run(operands)
 
 
+def _make(operands: BackwardOperands, request: Request, wanted: Wanted) -> tuple[BackwardPlan, bool]:
+    """The plan, and whether it may be kept."""
+    saved = operands.saved
+    forward = Operands(saved.some_input("meta"), saved.weight, None, saved.scale)  # its layout is all that counts
+    dtype = operands.grad_output.dtype
+    described = decisions.describe(forward, decisions.with_settled_precision(request, dtype))
+    return make_plan(BackwardPlan, described, operands, request, wanted)
+
+
 def empty_results(grad: Tensor, saved: Saved, wanted: Sequence[bool]) -> Gradients:
     """Uninitialised gradients: those of input, weight and residual dense, in their operand's memory format."""
     weight = saved.weight
@@ -94,11 +104,22 @@ class BackwardPlan:
         self.request, self.by_aten, self.by_kernel = request, by_aten, by_kernel
         self.records: tuple[CallRecord, ...] = ()
         self.copied: tuple[str, ...] = ()
-        self.parts: list[Steps] = []
+        self.parts: list[tuple[Steps, tuple[Any, ...]]] = []
 
-    def add(self, call: Call, executor: Executor, device: int) -> None:
+    def add(self, call: Call, executor: Executor, device: torch.device) -> None:
         """One more call of kernels, prepared on `device`."""
-        self.parts.append(Steps(call.launches, call.temporaries, BUFFERS, executor, device))
+        tables = tuple(device_tables.keep(np.asarray(array), device) for array in call.tables.values())
+        index = -1 if device.index is None else device.index
+        steps = Steps(call.launches, call.temporaries, (*BUFFERS, *call.tables), executor, index)
+        self.parts.append((steps, tables))
+
+    def empty(self, operands: BackwardOperands, wanted: Sequence[bool]) -> Gradients:
+        """Uninitialised gradients."""
+        return empty_results(operands.grad_output, operands.saved, wanted)
+
+    def by_torch(self, operands: BackwardOperands) -> Gradients:
+        """The gradients of `by_aten` in torch's operations, at any strides."""
+        return vector_jacobian(operands.saved, self.request, operands.grad_output, None, self.by_aten)
 
     def run(self, operands: BackwardOperands) -> Gradients:
         """Allocate and compute; operands have the shapes, strides and alignment that the plan was made for."""
@@ -113,10 +134,9 @@ class BackwardPlan:
         return found
 
     def _by_aten(self, operands: BackwardOperands) -> Gradients:
-        grad, saved = operands
-        with native_settings(grad, self.request.precision):
-            values = vector_jacobian(saved, self.request, grad, None, self.by_aten)
-        made = empty_results(grad, saved, self.by_aten)
+        with native_settings(operands.grad_output, self.request.precision):
+            values = self.by_torch(operands)
+        made = self.empty(operands, self.by_aten)
         return [
             value if target is None or value is None or _is_like(value, target, operands) else target.copy_(value)
             for value, target in zip(values, made, strict=True)
@@ -125,7 +145,7 @@ class BackwardPlan:
     def _by_kernels(self, operands: BackwardOperands) -> Gradients:
         grad, saved = operands
         needs_weight = self.by_kernel[1] or self.by_kernel[3]  # the scale's gradient comes with the weight's
-        made = empty_results(grad, saved, (self.by_kernel[0], needs_weight, *self.by_kernel[2:]))
+        made = self.empty(operands, (self.by_kernel[0], needs_weight, *self.by_kernel[2:]))
         named: dict[str, Tensor | None] = {
             "grad_output": grad,
             "known": saved.known,
@@ -138,10 +158,10 @@ class BackwardPlan:
             assert tensor is not None
             named[name] = tensor.contiguous(memory_format=torch.channels_last)
         buffers = [*named.values(), *made]
-        for part in self.parts:
-            all_buffers = list(buffers)
-            part.add_temporaries(all_buffers, grad.device)
-            part.launch(all_buffers)
+        for steps, tables in self.parts:
+            all_buffers: list[Any] = [*buffers, *map(device_tables.fetch, tables)]
+            steps.add_temporaries(all_buffers, grad.device)
+            steps.launch(all_buffers)
         return [result if want else None for result, want in zip(made, self.by_kernel, strict=True)]
 
 
@@ -150,12 +170,21 @@ def _is_like(value: Tensor, target: Tensor, operands: BackwardOperands) -> bool:
     return value.stride() == target.stride() and value.data_ptr() != operands.grad_output.data_ptr()
 
 
-def _make(operands: BackwardOperands, request: Request, wanted: Wanted) -> tuple[BackwardPlan, bool]:
-    """The plan, and whether it may be kept."""
-    grad, saved = operands
+def make_plan(
+    kind: Callable[[Request, Wanted, Wanted], BackwardPlan],
+    described: ConvProblem | str,
+    operands: BackwardOperands,
+    request: Request,
+    wanted: Wanted,
+) -> tuple[BackwardPlan, bool]:
+    """The plan, and whether it may be kept.
+
+    Args:
+        kind: makes the plan of a request, what ATen and what kernels compute.
+        described: the forward problem, or why it is none.
+    """
+    grad = operands.grad_output
     device = grad.get_device()
-    forward = Operands(saved.some_input("meta"), saved.weight, None, saved.scale)  # its layout is all that counts
-    described = decisions.describe(forward, decisions.with_settled_precision(request, grad.dtype))
     barred = decisions.why_nothing_compiles() if device >= 0 else ""
     executor = executors.gpu_executor() if device >= 0 else executors.executor_of_cpu_tensors()
     records: dict[str, CallRecord] = {}
@@ -171,7 +200,7 @@ def _make(operands: BackwardOperands, request: Request, wanted: Wanted) -> tuple
     kernels = ("input_grad" in chosen, by_weight, sums, by_weight, sums)
     by_kernel = tuple(want and mine for want, mine in zip(wanted, kernels, strict=True))
     by_aten = tuple(want and not mine for want, mine in zip(wanted, kernels, strict=True))
-    plan = BackwardPlan(request, by_aten, by_kernel)
+    plan = kind(request, by_aten, by_kernel)
     if executor is not None:
         for direction, launches in _add_kernels(plan, operands, chosen, executor).items():
             records[direction] = replace(records[direction], launches=tuple(launches))
@@ -209,7 +238,7 @@ def _add_kernels(
 ) -> dict[str, list[str]]:
     """Plan the launches for the operands as they lie in memory; their names, by direction."""
     grad, saved = operands
-    made = empty_results(grad, saved, (True,) * len(NAMES))
+    made = plan.empty(operands, (True,) * len(NAMES))
     tensors = {"grad_output": grad, "known": saved.known, "input": saved.input, "weight": saved.weight}
     tensors |= {f"grad_{name}": result for name, result in zip(NAMES, made, strict=True)}
     placed = {name: operand_of(tensor) for name, tensor in tensors.items() if tensor is not None}
@@ -236,7 +265,7 @@ def _add_kernels(
         calls.append((direction, plan_bias_gradient(problem, placed, **wanted)))
     launches: dict[str, list[str]] = {}
     for direction, call in calls:
-        plan.add(call, executor, grad.get_device())
+        plan.add(call, executor, grad.device)
         launches.setdefault(direction, []).extend(launch.name for launch in call.launches)
     if plan.copied and calls:
         launches[calls[0][0]][:0] = [f"copy {name}" for name in plan.copied]
