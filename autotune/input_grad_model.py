@@ -44,7 +44,9 @@ LAST_RESORT = InputGradConfig(block_m=32, block_n=16, block_k=16, num_warps=4, n
 
 def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConfig]:
     """The configurations that the heuristic compares, the last resort last."""
-    if problem.batch and problem.layout.is_uniform:
+    if not problem.layout.is_uniform:
+        return
+    if problem.batch:
         fused = problem.epilogue.activation != "none" or problem.epilogue.scale
         widest = max(problem.c_per_group, problem.k_per_group)
         if problem.groups > 1 and widest <= MAX_PACKED_CHANNELS:

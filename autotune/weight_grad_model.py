@@ -50,7 +50,9 @@ def defaults(
     Args:
         max_workspace: bytes that the partial sums may take; fewer splits keep them below it.
     """
-    if problem.batch and problem.layout.is_uniform:
+    if not problem.layout.is_uniform:
+        return
+    if problem.batch:
         depth = problem.taps * problem.c_per_group
         for block_m, block_n, warps in TILES:
             if (block_m > 16 and block_m >= 2 * problem.k_per_group) or (block_n > 32 and block_n >= 2 * depth):

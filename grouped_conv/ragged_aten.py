@@ -17,8 +17,16 @@ from torch import Tensor
 
 from grouped_conv import device_tables
 from grouped_conv.geometry import Geometry
-from grouped_conv.gradients import aten_convolution, convolution_gradients
+from grouped_conv.gradients import (
+    Saved,
+    aten_convolution,
+    convolution_gradients,
+    gradient_behind,
+    per_channel,
+    sum_per_channel,
+)
 from grouped_conv.kernels.layout import GroupLayout
+from grouped_conv.request import Request
 
 Channels = tuple[int, ...]
 Convolve = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
@@ -120,6 +128,38 @@ def ragged_gradients(
         return None, grad_weights
     known = [part for part in parts if part is not None]
     return _scattered(known[0] if len(known) == 1 else torch.cat(known, 1), layout), grad_weights
+
+
+def ragged_vector_jacobian(
+    saved: Saved,
+    weights: Sequence[Tensor],
+    layout: GroupLayout,
+    request: Request,
+    grad: Tensor | None,
+    needs: Sequence[bool],
+    needs_weights: Sequence[bool],
+    grad_preactivation: Tensor | None = None,
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Gradients of input, bias, scale and residual, as far as needed, and of each weight, in torch's operations.
+
+    Args:
+        saved: its weight is unused.
+        needs: for input, bias, scale and residual.
+    """
+    if grad is not None:
+        grad = gradient_behind(request, grad, saved.known)
+    if grad_preactivation is not None and request.save_preactivation:
+        grad = grad_preactivation if grad is None else grad + grad_preactivation
+    if grad is None:
+        return [None] * 4, [None] * len(weights)
+    input, scale, geometry = saved.some_input(), saved.scale, request.geometry
+    inner = grad if scale is None else grad * per_channel(scale)
+    grad_input, grad_weights = ragged_gradients(inner, input, weights, layout, geometry, (needs[0], needs_weights))
+    grad_bias = sum_per_channel(grad) if needs[1] else None
+    grad_scale = None
+    if scale is not None and needs[2]:
+        grad_scale = sum_per_channel(grad * ragged_convolution(input, weights, None, layout, geometry))
+    return [grad_input, grad_bias, grad_scale, grad if needs[3] else None], grad_weights
 
 
 def _scattered(gathered: Tensor, layout: GroupLayout) -> Tensor:

@@ -42,7 +42,7 @@ def ragged_conv2d(
 
     Group g convolves the input channels `layout.inputs_of(g)` and makes the next `layout.outputs[g]` output channels.
     All groups are computed by one launch of our kernel, or by ATen with one convolution per size of groups. It stands
-    under autograd, autocast, torch.compile and torch.func; gradients are computed by ATen.
+    under autograd, autocast, torch.compile and torch.func; gradients run by our kernels under the same policies.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.

@@ -1,8 +1,8 @@
 """The torch operator `grouped_conv::ragged_conv2d`: schema, fake and real implementations, derivatives.
 
 The layout travels as text (`layout_text`). The operator stands below autocast, which the Python front handles.
-Derivatives are computed by ATen, per size bucket; under torch.func and forward-mode AD the whole call runs in torch's
-operations.
+Gradients run by our kernels under the forward pass's policies (`ragged_backward`), second derivatives by torch's
+operations, per size bucket; under torch.func and forward-mode AD the whole call does.
 """
 
 from __future__ import annotations
@@ -16,20 +16,14 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from grouped_conv import ragged_call
+from grouped_conv import ragged_backward, ragged_call
 from grouped_conv.geometry import Geometry
-from grouped_conv.gradients import (
-    activation_gradient,
-    compose,
-    needs_preactivation,
-    per_channel,
-    sum_per_channel,
-    torch_convolution,
-)
+from grouped_conv.gradients import Saved, compose, needs_preactivation, torch_convolution
 from grouped_conv.kernels.layout import GroupLayout
 from grouped_conv.layout_text import read_layout
+from grouped_conv.layouts import is_channels_last
 from grouped_conv.ops import library
-from grouped_conv.ragged_aten import ragged_convolution, ragged_gradients
+from grouped_conv.ragged_aten import ragged_convolution, ragged_vector_jacobian
 from grouped_conv.ragged_checks import RaggedOperands, check_operands, output_format
 from grouped_conv.request import Operands, Request
 
@@ -146,12 +140,13 @@ def _by_functional(input: Tensor, weight: Tensor, bias: Tensor | None, geometry:
 def _save(
     ctx: Any, operands: RaggedOperands, layout_text: str, request: Request, output: Tensor, preactivation: Tensor
 ) -> None:
-    ctx.layout, ctx.request = read_layout(layout_text), request
+    ctx.layout_text, ctx.request = layout_text, request
     ctx.set_materialize_grads(False)
     ctx.bias = operands.bias  # keeps autocast's cast of it alive for the next use, as saving keeps the weights'
-    known_output = None if request.activation == "none" else output
-    known_preactivation = preactivation if request.save_preactivation else None
-    ctx.save_for_backward(operands.input, operands.scale, known_output, known_preactivation, *operands.weights)
+    known: Tensor | None = None
+    if request.activation != "none":
+        known = preactivation if needs_preactivation(request.activation, request.negative_slope) else output
+    ctx.save_for_backward(operands.input, operands.scale, known, *operands.weights)
 
 
 def _vector_jacobian(
@@ -162,22 +157,20 @@ def _vector_jacobian(
     needs_weights: Sequence[bool],
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Gradients of input, bias, scale and residual, as far as needed, and of each weight."""
-    input, scale, output, preactivation, *weights = ctx.saved_tensors
-    request: Request = ctx.request
-    layout, geometry = ctx.layout, request.geometry
-    if grad is not None:
-        grad = activation_gradient(request.activation, request.negative_slope, grad, output, preactivation)
-    if grad_preactivation is not None and request.save_preactivation:
-        grad = grad_preactivation if grad is None else grad + grad_preactivation
-    if grad is None:
-        return [None] * 4, [None] * len(weights)
-    inner = grad if scale is None else grad * per_channel(scale)
-    grad_input, grad_weights = ragged_gradients(inner, input, weights, layout, geometry, (needs[0], needs_weights))
-    grad_bias = sum_per_channel(grad) if needs[1] else None
-    grad_scale = None
-    if scale is not None and needs[2]:
-        grad_scale = sum_per_channel(grad * ragged_convolution(input, weights, None, layout, geometry))
-    return [grad_input, grad_bias, grad_scale, grad if needs[3] else None], grad_weights
+    input, scale, known, *weights = ctx.saved_tensors
+    saved = Saved(input, weights[0], scale, known, tuple(input.shape), is_channels_last(input.shape, input.stride()))
+    again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    if again or grad is None or grad_preactivation is not None or not ragged_backward.may_run(grad):
+        layout = read_layout(ctx.layout_text)
+        return ragged_vector_jacobian(
+            saved, weights, layout, ctx.request, grad, needs, needs_weights, grad_preactivation
+        )
+    wanted = (needs[0], any(needs_weights), *needs[1:])
+    found, by_size = ragged_backward.call(grad, saved, weights, ctx.layout_text, ctx.request, wanted)
+    made: list[Tensor | None] = [None] * len(weights)
+    for index, one in enumerate(by_size):
+        made[index] = one if needs_weights[index] else None
+    return [found[0], *found[2:]], made
 
 
 class _EagerConvolution(torch.autograd.Function):

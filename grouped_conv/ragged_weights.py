@@ -68,6 +68,18 @@ def lie_at(weights: Sequence[Tensor], wanted: tuple[tuple[int, Shape4], ...]) ->
     return True
 
 
+def flat_of(weights: Sequence[Tensor], layout: GroupLayout) -> Tensor:
+    """The flat storage that the weights are views of, as one tensor, or a copy of them in a new one."""
+    first = weights[0]
+    size = weight_elements(layout, first.shape[2] * first.shape[3])
+    if type(first) in (Tensor, torch.nn.Parameter) and are_flat(weights, layout):  # others have no address
+        room = first.untyped_storage().nbytes() // first.element_size() - first.storage_offset()
+        if room >= size:
+            return first.detach().as_strided((size,), (1,), first.storage_offset())
+    flat = in_flat_storage(weights, layout)
+    return torch.nn.functional.pad(flat, (0, size - flat.numel()))
+
+
 def in_flat_storage(weights: Sequence[Tensor], layout: GroupLayout) -> Tensor:
     """The weights copied into a new flat storage."""
     pieces: list[Tensor] = []
