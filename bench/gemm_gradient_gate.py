@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
 from grouped_conv.autotune.offline import gpu_target
 from grouped_conv.autotune.resources import read_resources
 from grouped_conv.autotune.workloads import workload
@@ -20,6 +21,7 @@ from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
 from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.launch import compile_launch
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.validity import why_invalid
 from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
 
 UNIT = "MMA"
@@ -54,13 +56,18 @@ def findings(archs: Sequence[str], dtypes: Sequence[str] = DTYPES) -> Iterator[F
                 for direction in DIRECTIONS:
                     for epilogue in (PLAIN, RELU) if dtype == "float16" else (PLAIN,):
                         gradient = gradient_problem(replace(problem, epilogue=epilogue), direction)
-                        config = choose(gradient, device)
-                        assert isinstance(config, InputGradConfig | WeightGradConfig), config
-                        yield judge(arch, f"{layer} {dtype} {epilogue}", gradient, config)
+                        yield judge(arch, f"{layer} {dtype} {epilogue}", gradient, default(gradient, device))
         for config in LIMITS.get(arch, {}):
             for layer in ("conv4", "conv2", "fat stride 2"):
                 gradient = gradient_problem(layers("float16")[layer], config.direction)
                 yield judge(arch, f"{layer} tile", gradient, config)
+
+
+def default(problem: ConvProblem, device: DeviceSpec) -> Any:
+    """The family's own default: other families may be predicted to be faster where groups are narrow."""
+    model = GRADIENT_MODELS[problem.direction]
+    valid = [config for config in model.defaults(problem, device) if why_invalid(problem, config, device) is None]
+    return min(valid, key=lambda config: model.predict(problem, config, device).weighed_us)
 
 
 def judge(arch: str, layer: str, problem: ConvProblem, config: InputGradConfig | WeightGradConfig) -> Finding:
