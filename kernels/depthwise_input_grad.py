@@ -24,6 +24,7 @@ from grouped_conv.kernels.jit_index import OUTSIDE, shuffled
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.operands import Arguments, Operand, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.window import window_constants
 
 
 @triton.jit
@@ -215,11 +216,7 @@ def depthwise_constants(problem: ConvProblem) -> dict[str, Any]:
     return {
         "CHANNELS": problem.in_channels,
         "K_PER_GROUP": problem.k_per_group,
-        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
-        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        **window_constants(problem),
         "INPUT_SHUFFLE": problem.input_shuffle,
     }
 

@@ -28,6 +28,7 @@ from grouped_conv.kernels.operands import (
     stride_integers,
 )
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.window import window_constants
 
 SHORT_LOOP = 8
 """Trips up to which the compiler must not know their number: it would unroll the loop, and on sm_90 clear the sums
@@ -196,14 +197,7 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
     constants = {
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        "KERNEL_H": problem.kernel_size[0],
-        "KERNEL_W": problem.kernel_size[1],
-        "STRIDE_H": problem.stride[0],
-        "STRIDE_W": problem.stride[1],
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        "DILATION_H": problem.dilation[0],
-        "DILATION_W": problem.dilation[1],
+        **window_constants(problem),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

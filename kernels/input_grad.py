@@ -29,6 +29,7 @@ from grouped_conv.kernels.jit_reduction import load_weight, multiply_add
 from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.operands import Operand, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.window import window_constants
 
 
 @triton.jit
@@ -328,11 +329,7 @@ def plan_input_grad(problem: ConvProblem, config: InputGradConfig, operands: Map
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
         "PACK": config.pack,
-        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
-        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        **window_constants(problem),
         **{f"STEP_{axis}": size for axis, size in zip("HW", steps, strict=True)},
         **{f"MOST_{axis}": size for axis, size in zip("HW", most, strict=True)},
         "BLOCK_M": config.block_m,

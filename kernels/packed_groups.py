@@ -28,6 +28,7 @@ from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.operands import Operand, epilogue_arguments, store_vector, stride_integers
 from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig, block_k, block_n, grid, isolates, programs
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.window import window_constants
 
 
 @triton.jit
@@ -307,14 +308,7 @@ def plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operand
         "STRIDE_RW": residual.strides[3] if residual else 0,
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        "KERNEL_H": problem.kernel_size[0],
-        "KERNEL_W": problem.kernel_size[1],
-        "STRIDE_H": problem.stride[0],
-        "STRIDE_W": problem.stride[1],
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        "DILATION_H": problem.dilation[0],
-        "DILATION_W": problem.dilation[1],
+        **window_constants(problem),
         "IN_SHUFFLE": problem.input_shuffle,
         "OUT_SHUFFLE": problem.out_channels // problem.epilogue.shuffle if problem.epilogue.shuffle > 1 else 1,
         "PACK": config.pack,

@@ -28,6 +28,7 @@ from grouped_conv.kernels.packed_input_grad_rules import (
     programs,
 )
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.window import window_constants
 
 
 @triton.jit
@@ -344,11 +345,7 @@ def _constants(problem: ConvProblem, config: PackedInputGradConfig) -> dict[str,
     return {
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
-        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        **window_constants(problem),
         **{f"STEP_{axis}": size for axis, size in zip("HW", steps, strict=True)},
         **{f"MOST_{axis}": size for axis, size in zip("HW", most, strict=True)},
         "IN_SHUFFLE": problem.input_shuffle,

@@ -30,6 +30,7 @@ from grouped_conv.kernels.packed_weight_grad_rules import (
     steps_each,
 )
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.window import window_constants
 
 
 @triton.jit
@@ -215,11 +216,7 @@ def plan_packed_weight_grad(
         "STRIDE_XW": x.strides[3],
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
-        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        **window_constants(problem),
         "IN_SHUFFLE": problem.input_shuffle,
         "OUT_SHUFFLE": problem.out_channels // shuffle if shuffle > 1 else 1,
         "PACK": config.pack,

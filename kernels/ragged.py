@@ -20,6 +20,7 @@ from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.operands import Operand, epilogue_arguments, is_dense, store_vector, stride_integers
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.ragged_rules import ROW, RaggedConfig, last_tap, tiles, traits, trips
+from grouped_conv.kernels.window import window_constants
 
 _ROW = tl.constexpr(ROW)
 
@@ -233,7 +234,7 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
     )
     constants = {
         **({} if gather else {"index_ptr": None}),
-        **_window_constants(problem),
+        **window_constants(problem),
         **_loop_constants(problem, config),
         **finishing.constants,
         "VECTOR": store_vector(problem, output),
@@ -247,19 +248,6 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
 
 def _pixels(problem: ConvProblem) -> int:
     return problem.batch * problem.out_size[0] * problem.out_size[1]
-
-
-def _window_constants(problem: ConvProblem) -> dict[str, Any]:
-    return {
-        "KERNEL_H": problem.kernel_size[0],
-        "KERNEL_W": problem.kernel_size[1],
-        "STRIDE_H": problem.stride[0],
-        "STRIDE_W": problem.stride[1],
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        "DILATION_H": problem.dilation[0],
-        "DILATION_W": problem.dilation[1],
-    }
 
 
 def _loop_constants(problem: ConvProblem, config: RaggedConfig) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from grouped_conv.kernels.ragged_input_grad_rules import (
     trips,
 )
 from grouped_conv.kernels.ragged_rules import traits
+from grouped_conv.kernels.window import window_constants
 
 _ROW = tl.constexpr(ROW)
 
@@ -286,11 +287,7 @@ def plan_ragged_input_grad(
         *strides.integers,
     )
     constants = {
-        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
-        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        **window_constants(problem),
         **{f"STEP_{axis}": size for axis, size in zip("HW", steps, strict=True)},
         **{f"MOST_{axis}": size for axis, size in zip("HW", most, strict=True)},
         "BLOCK_M": config.block_m,

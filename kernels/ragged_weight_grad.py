@@ -25,6 +25,7 @@ from grouped_conv.kernels.ragged_rules import traits, weight_elements
 from grouped_conv.kernels.ragged_weight_grad_rules import ROW, RaggedWeightGradConfig, tiles
 from grouped_conv.kernels.ragged_weight_reduce import plan_ragged_weight_reduce
 from grouped_conv.kernels.weight_grad_rules import pixels, pixels_per_split
+from grouped_conv.kernels.window import window_constants
 
 _ROW = tl.constexpr(ROW)
 
@@ -171,11 +172,7 @@ def plan_ragged_weight_grad(
         ),
     )
     constants = {
-        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
-        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        **window_constants(problem),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

@@ -37,6 +37,7 @@ from grouped_conv.kernels.separable_rules import (
     tiles,
     why_invalid,
 )
+from grouped_conv.kernels.window import window_constants
 
 
 @triton.jit
@@ -311,14 +312,7 @@ def _shape_constants(problem: SeparableProblem) -> dict[str, Any]:
         "C_PER_GROUP": first.c_per_group,
         "K_PER_GROUP": first.k_per_group,
         "OUT_CHANNELS": problem.out_channels,
-        "KERNEL_H": first.kernel_size[0],
-        "KERNEL_W": first.kernel_size[1],
-        "STRIDE_H": first.stride[0],
-        "STRIDE_W": first.stride[1],
-        "PAD_H": first.padding[0],
-        "PAD_W": first.padding[2],
-        "DILATION_H": first.dilation[0],
-        "DILATION_W": first.dilation[1],
+        **window_constants(first),
         "TAP_MODE": tap_mode(first),
         "PRECISION": first.precision,
     }

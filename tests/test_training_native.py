@@ -1,44 +1,42 @@
-"""200 training steps of a small AlexNet on patches of a photo, every convolution compiled, beside plain torch."""
+"""200 training steps of a small AlexNet on patches of photos, every convolution compiled, beside plain torch."""
 
 import copy
 from collections import Counter
-from importlib import resources
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from skimage import data
 from test_training import SmallAlexNet
 from torch import Tensor, nn
 
 import grouped_conv
-from grouped_conv.images import BUNDLED_PHOTO
 from grouped_conv.interpreting import through_driver
 
 STEPS, BATCH, SIZE = 200, 4, 63
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+"""The colour photographs that scikit-image carries in its own package."""
 
 
 def patches() -> Tensor:
-    """Patches of the bundled photo, normalised."""
-    path = resources.files("grouped_conv.data") / BUNDLED_PHOTO
-    photo = torch.from_numpy(np.array(Image.open(str(path)).convert("RGB")))
-    pixels = photo.permute(2, 0, 1).float() / 127.5 - 1
+    """Patches of all photos, normalised, `[STEPS, BATCH, 3, SIZE, SIZE]`."""
+    photos = [torch.from_numpy(getattr(data, name)()).permute(2, 0, 1).float() / 127.5 - 1 for name in PHOTOS]
     generator = torch.Generator().manual_seed(0)
-    height, width = pixels.shape[1:]
-    tops = torch.randint(height - SIZE, (STEPS * BATCH,), generator=generator)
-    lefts = torch.randint(width - SIZE, (STEPS * BATCH,), generator=generator)
-    cut = [pixels[:, t : t + SIZE, s : s + SIZE] for t, s in zip(tops.tolist(), lefts.tolist(), strict=True)]
+    cut = []
+    for _ in range(STEPS * BATCH):
+        photo = photos[int(torch.randint(len(photos), (), generator=generator))]
+        top, left = (int(torch.randint(size - SIZE, (), generator=generator)) for size in photo.shape[1:])
+        cut.append(photo[:, top : top + SIZE, left : left + SIZE])
     return torch.stack(cut).view(STEPS, BATCH, 3, SIZE, SIZE)
 
 
-def train(model: nn.Module, data: Tensor) -> list[float]:
+def train(model: nn.Module, batches: Tensor) -> list[float]:
     """Losses of telling by how many quarter turns a patch was rotated."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     labels = torch.arange(BATCH) % 4
     losses = []
-    for batch in data:
+    for batch in batches:
         turned = torch.stack(
             [torch.rot90(image, int(label), (1, 2)) for image, label in zip(batch, labels, strict=True)]
         )
@@ -55,10 +53,10 @@ def train(model: nn.Module, data: Tensor) -> list[float]:
 def test_two_hundred_steps(native: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     model = SmallAlexNet().to(memory_format=torch.channels_last)
-    plain, data = copy.deepcopy(model), patches()
-    wanted = train(plain, data)
+    plain, batches = copy.deepcopy(model), patches()
+    wanted = train(plain, batches)
     with through_driver(), grouped_conv.trace() as calls:
-        found = train(model, data)
+        found = train(model, batches)
     paths = Counter((call.problem.direction, call.path) for call in calls if hasattr(call.problem, "direction"))
     assert not any(path == "aten" for _, path in paths)
     assert paths.total() == STEPS * (4 + 3 + 4)  # the image needs no gradient
