@@ -7,8 +7,6 @@ Under torch.func inside torch.compile, torch's own operations run.
 
 from __future__ import annotations
 
-import contextvars
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +15,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from grouped_conv import backward_ops, ops
+from grouped_conv import backward_ops, forward_context, ops
 from grouped_conv.batching import fold_batch
 from grouped_conv.gradients import (
     Saved,
@@ -77,18 +75,13 @@ def _save(
     """Keep what the gradients need, `always` the input too: for tangents and second derivatives of torch.func."""
     ctx.request, ctx.is_fused = request, fused
     ctx.set_materialize_grads(False)
-    ctx.thread, ctx.context = threading.get_ident(), contextvars.copy_context() if _has_thread(operands.input) else None
+    forward_context.remember(ctx, operands.input)
     ctx.bias = operands.bias  # keeps autocast's cast of it alive for the next use, as saving keeps the weight's
     needs = _needs(ctx)
     keeps_input = always or needs[1] or needs[3]
     saved = Saved.of(operands, request, output, preactivation, keeps_input)
     ctx.input_shape, ctx.input_channels_last = saved.input_shape, saved.input_channels_last
     ctx.save_for_backward(*saved[:4])
-
-
-def _has_thread(input: Tensor) -> bool:
-    """Does autograd compute this tensor's gradients in a thread of its own?"""
-    return input.is_cuda
 
 
 def _saved(ctx: Any) -> Saved:
@@ -104,9 +97,7 @@ def _needs(ctx: Any) -> tuple[bool, ...]:
 
 def _gradients(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None = None) -> list[Tensor | None]:
     compute = partial(gradients, _saved(ctx), ctx.request, grad, grad_preactivation, _needs(ctx))
-    if ctx.context is None or ctx.thread == threading.get_ident():
-        return compute()
-    return ctx.context.copy().run(compute)  # autograd has a thread for each GPU, which knows no policy and no trace
+    return forward_context.run(ctx, compute)
 
 
 def gradients(

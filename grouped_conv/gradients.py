@@ -62,10 +62,7 @@ class Saved(NamedTuple):
         cls, operands: Operands, request: Request, output: Tensor, preactivation: Tensor | None, keeps_input: bool
     ) -> Saved:
         """What to keep of a call and its results."""
-        known: Tensor | None = None
-        if request.activation != "none":
-            known = preactivation if needs_preactivation(request.activation, request.negative_slope) else output
-        input = operands.input
+        input, known = operands.input, known_of(request, output, preactivation)
         last = is_channels_last(input.shape, input.stride())
         return cls(input if keeps_input else None, operands.weight, operands.scale, known, tuple(input.shape), last)
 
@@ -90,6 +87,13 @@ def float32_flag() -> str:
 def needs_preactivation(activation: str, negative_slope: float) -> bool:
     """Must the activation's argument be kept for its derivative? A falling leaky_relu hides its argument's sign."""
     return activation not in FROM_OUTPUT or (activation == "leaky_relu" and negative_slope < 0)
+
+
+def known_of(request: Request, output: Tensor, preactivation: Tensor | None) -> Tensor | None:
+    """What the activation's derivative is read from (see `Saved`)."""
+    if request.activation == "none":
+        return None
+    return preactivation if needs_preactivation(request.activation, request.negative_slope) else output
 
 
 def apply_activation(name: str, negative_slope: float, value: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from grouped_conv.geometry import Geometry
 from grouped_conv.gradients import Saved
 from grouped_conv.kernels.layout import GroupLayout
 from grouped_conv.layout_text import read_layout
-from grouped_conv.layouts import is_channels_last
 from grouped_conv.ops import library
 from grouped_conv.plan_cache import placement
 from grouped_conv.ragged_aten import ragged_vector_jacobian
@@ -28,8 +27,9 @@ from grouped_conv.ragged_checks import RaggedOperands
 from grouped_conv.request import Request
 
 library.define(
-    "ragged_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? scale, Tensor? known, str layout,"
-    " SymInt[2] kernel_size, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, str activation,"
+    "ragged_conv2d_backward(Tensor grad_output, Tensor? input, Tensor weight, Tensor? scale, Tensor? known,"
+    " SymInt[4] input_size, bool input_channels_last, str layout, SymInt[2] kernel_size, SymInt[2] stride,"
+    " SymInt[4] padding, SymInt[2] dilation, str activation,"
     " float negative_slope, str precision, str backend, bool[5] wanted) -> (Tensor grad_input, Tensor grad_weight,"
     " Tensor grad_bias, Tensor grad_scale, Tensor grad_residual)",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
@@ -65,6 +65,8 @@ def call(
                 ragged_weights.flat_of(weights, layout),
                 saved.scale,
                 saved.known,
+                saved.input_shape,
+                saved.input_channels_last,
                 layout_text,
                 kernel_size,
                 window.stride,
@@ -123,10 +125,12 @@ def _empty(grad: Tensor, saved: Saved, layout: GroupLayout, wanted: Sequence[boo
 
 def _implementation(
     grad_output: Tensor,
-    input: Tensor,
+    input: Tensor | None,
     weight: Tensor,
     scale: Tensor | None,
     known: Tensor | None,
+    input_size: Sequence[int],
+    input_channels_last: bool,
     layout_text: str,
     kernel_size: Sequence[int],
     stride: Sequence[int],
@@ -138,8 +142,8 @@ def _implementation(
     backend: str,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    last = is_channels_last(input.shape, input.stride())
-    operands = BackwardOperands(grad_output, Saved(input, weight, scale, known, tuple(input.shape), last))
+    saved = Saved(input, weight, scale, known, tuple(input_size), input_channels_last)
+    operands = BackwardOperands(grad_output, saved)
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
     request = Request(geometry, activation, negative_slope, precision=precision, backend=backend)
     key = (
@@ -148,6 +152,8 @@ def _implementation(
         tuple(kernel_size),
         request,
         tuple(wanted),
+        saved.input_shape,
+        input_channels_last,
         *(None if tensor is None else placement(tensor) for tensor in (grad_output, input, weight, scale, known)),
         workspace.max_workspace_bytes(),
         *plan_cache.surroundings(grad_output),
@@ -164,18 +170,23 @@ def _make(
     operands: BackwardOperands, layout: GroupLayout, kernel_size: tuple[int, int], request: Request, wanted: Wanted
 ) -> tuple[BackwardPlan, bool]:
     grad, saved = operands
-    assert saved.input is not None
     weights = tuple(ragged_weights.views(saved.weight, layout, kernel_size))
-    forward = RaggedOperands(saved.input, weights, None, saved.scale, None)
+    forward = RaggedOperands(saved.some_input("meta"), weights, None, saved.scale, None)
     described = ragged_call.describe(forward, layout, decisions.with_settled_precision(request, grad.dtype))
     return backward.make_plan(partial(RaggedBackwardPlan, layout, kernel_size), described, operands, request, wanted)
 
 
 def _fake(
-    grad_output: Tensor, input: Tensor, weight: Tensor, scale: Tensor | None, known: Tensor | None, *rest: Any
+    grad_output: Tensor,
+    input: Tensor | None,
+    weight: Tensor,
+    scale: Tensor | None,
+    known: Tensor | None,
+    input_size: Sequence[int],
+    input_channels_last: bool,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
-    last = is_channels_last(input.shape, input.stride())
-    saved = Saved(input, weight, scale, known, tuple(input.shape), last)
+    saved = Saved(input, weight, scale, known, tuple(input_size), input_channels_last)
     return _filled(grad_output, _empty(grad_output, saved, read_layout(rest[0]), rest[-1]))
 
 

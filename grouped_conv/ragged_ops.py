@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from grouped_conv import ragged_backward, ragged_call
+from grouped_conv import forward_context, ragged_backward, ragged_call
 from grouped_conv.geometry import Geometry
-from grouped_conv.gradients import Saved, compose, needs_preactivation, torch_convolution
+from grouped_conv.gradients import Saved, compose, known_of, needs_preactivation, torch_convolution
 from grouped_conv.kernels.layout import GroupLayout
 from grouped_conv.layout_text import read_layout
 from grouped_conv.layouts import is_channels_last
@@ -138,15 +139,22 @@ def _by_functional(input: Tensor, weight: Tensor, bias: Tensor | None, geometry:
 
 
 def _save(
-    ctx: Any, operands: RaggedOperands, layout_text: str, request: Request, output: Tensor, preactivation: Tensor
+    ctx: Any,
+    operands: RaggedOperands,
+    layout_text: str,
+    request: Request,
+    results: tuple[Tensor, Tensor],
+    keeps_input: bool,
 ) -> None:
+    """Keep what the gradients need: the input where the weights or the scale need one."""
     ctx.layout_text, ctx.request = layout_text, request
     ctx.set_materialize_grads(False)
+    forward_context.remember(ctx, operands.input)
     ctx.bias = operands.bias  # keeps autocast's cast of it alive for the next use, as saving keeps the weights'
-    known: Tensor | None = None
-    if request.activation != "none":
-        known = preactivation if needs_preactivation(request.activation, request.negative_slope) else output
-    ctx.save_for_backward(operands.input, operands.scale, known, *operands.weights)
+    input = operands.input
+    ctx.input_shape, ctx.input_channels_last = tuple(input.shape), is_channels_last(input.shape, input.stride())
+    known = known_of(request, *results)
+    ctx.save_for_backward(input if keeps_input else None, operands.scale, known, *operands.weights)
 
 
 def _vector_jacobian(
@@ -158,7 +166,7 @@ def _vector_jacobian(
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Gradients of input, bias, scale and residual, as far as needed, and of each weight."""
     input, scale, known, *weights = ctx.saved_tensors
-    saved = Saved(input, weights[0], scale, known, tuple(input.shape), is_channels_last(input.shape, input.stride()))
+    saved = Saved(input, weights[0], scale, known, ctx.input_shape, ctx.input_channels_last)
     again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
     if again or grad is None or grad_preactivation is not None or not ragged_backward.may_run(grad):
         layout = read_layout(ctx.layout_text)
@@ -166,7 +174,8 @@ def _vector_jacobian(
             saved, weights, layout, ctx.request, grad, needs, needs_weights, grad_preactivation
         )
     wanted = (needs[0], any(needs_weights), *needs[1:])
-    found, by_size = ragged_backward.call(grad, saved, weights, ctx.layout_text, ctx.request, wanted)
+    compute = partial(ragged_backward.call, grad, saved, weights, ctx.layout_text, ctx.request, wanted)
+    found, by_size = forward_context.run(ctx, compute)
     made: list[Tensor | None] = [None] * len(weights)
     for index, one in enumerate(by_size):
         made[index] = one if needs_weights[index] else None
@@ -180,7 +189,8 @@ class _EagerConvolution(torch.autograd.Function):
         operands = RaggedOperands(input, tuple(weights), bias, scale, residual)
         with torch._C._AutoDispatchBelowAutograd():
             result = call(operands, layout_text, request)
-        _save(ctx, operands, layout_text, request, *result)
+        needs = ctx.needs_input_grad[2:]
+        _save(ctx, operands, layout_text, request, result, keeps_input=any(needs[4:]) or needs[2])
         return result
 
     @staticmethod
@@ -193,7 +203,8 @@ class _EagerConvolution(torch.autograd.Function):
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     input, weights, bias, scale, residual, layout_text, *attributes = inputs
     operands = RaggedOperands(input, tuple(weights), bias, scale, residual)
-    _save(ctx, operands, layout_text, as_request(*attributes), *output)
+    keeps = any(t is not None and t.requires_grad for t in (*weights, scale))
+    _save(ctx, operands, layout_text, as_request(*attributes), output, keeps_input=keeps)
 
 
 def _backward(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None) -> Any:

@@ -12,8 +12,8 @@ import grouped_conv
 from grouped_conv import (
     backward,
     decisions,
-    differentiation,
     dispatch,
+    forward_context,
     live_device,
     ops,
     plan,
@@ -106,12 +106,17 @@ def test_gradients_need_a_self_check_too(h100: DeviceSpec, direction: str) -> No
         assert decide(problem, gpu_conditions("measured"), 0).config is None
 
 
-def test_autograds_thread_of_a_gpu_knows_the_policy_of_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("unequal", [False, True])
+def test_autograds_thread_of_a_gpu_knows_the_policy_of_the_forward_pass(
+    monkeypatch: pytest.MonkeyPatch, unequal: bool
+) -> None:
     """Played by a thread on the CPU: what `policy` and `trace()` set reaches the gradients."""
     seen: list[str] = []
-    monkeypatch.setattr(differentiation, "_has_thread", lambda input: True)
+    monkeypatch.setattr(forward_context, "has_thread", lambda input: True)
     monkeypatch.setattr(backward, "get_policy", lambda: seen.append(policies.get_policy()) or policies.get_policy())
-    layer = grouped_conv.GroupedConv2d(8, 16, 3, groups=2)
+    layer: torch.nn.Module = grouped_conv.GroupedConv2d(8, 16, 3, groups=2)
+    if unequal:
+        layer = grouped_conv.RaggedConv2d(grouped_conv.GroupLayout.sizes([5, 3], [8, 8]), 3)
     monkeypatch.setattr(backward.executors, "executor_of_cpu_tensors", lambda: DriverExecutor(None))
     monkeypatch.setattr(backward.decisions, "decide", lambda *arguments: Decision(None, "none here"))
     with grouped_conv.policy("predicted"), grouped_conv.trace() as calls:

@@ -84,9 +84,32 @@ def test_only_what_is_needed(wanted: list[int]) -> None:
     assert len(leaves) == 5
     for index, leaf in enumerate(leaves):
         leaf.requires_grad_(index in wanted)
-    with grouped_conv.interpret():
+    kept: list[int] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t)
+    with grouped_conv.interpret(), hooks:
         call(layout, x, weights, rest, "relu").sum().backward()
+    assert (x.data_ptr() in kept) == bool({1, 3} & {*wanted})  # the weight's and the scale's gradients read the input
     assert [leaf.grad is not None for leaf in leaves] == [index in wanted for index in range(5)]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_compiled_path_keeps_the_input_for_weights_only(frozen: bool) -> None:
+    from grouped_conv.layout_text import write_layout
+    from grouped_conv.ragged_checks import RaggedOperands
+    from grouped_conv.ragged_ops import as_request
+    from grouped_conv.ragged_ops import call as call_operator
+
+    layout = LAYOUTS["overlap"]
+    x, weights, _ = operands(layout)
+    for weight in weights:
+        weight.requires_grad_(not frozen)
+    kept: list[int] = []
+    request = as_request((1, 1), (1, 1, 1, 1), (1, 1), "relu", 0.01, False, "ieee", "auto")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        output, _ = call_operator(RaggedOperands(x, tuple(weights)), write_layout(layout), request)
+    assert (x.data_ptr() in kept) is not frozen
+    output.sum().backward()
+    assert x.grad is not None
 
 
 def test_operator_passes_torchs_checks() -> None:
@@ -100,7 +123,8 @@ def test_operator_passes_torchs_checks() -> None:
     grad, known = torch.randn_like(residual), torch.randn_like(residual)
     for asked in ([True] * 5, [True, False, False, False, True], [False, True, False, True, False]):
         window = ((3, 3), (2, 2), (1, 1, 1, 1), (1, 1))
-        arguments = (grad, x.detach(), flat, scale.detach(), known, write_layout(layout), *window)
+        kept = x.detach() if asked[1] or asked[3] else None
+        arguments = (grad, kept, flat, scale.detach(), known, x.shape, True, write_layout(layout), *window)
         torch.library.opcheck(
             ragged_conv2d_backward,
             (*arguments, "relu", 0.01, "default", "auto", asked),
