@@ -1,0 +1,81 @@
+"""`explain` says what runs, from where, what bounds it and what lost: checked against the parts it is made of."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grouped_conv.autotune.cost import predict
+from grouped_conv.autotune.explain import Candidate, explain, why_it_lost
+from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.prediction import Prediction
+from grouped_conv.autotune.records import Record
+from grouped_conv.autotune.store import Store, triton_version
+from grouped_conv.autotune.workloads import workload
+from grouped_conv.kernels import ABI_VERSION, DeviceSpec
+from grouped_conv.kernels.config import ImplicitGemmConfig
+from grouped_conv.kernels.gradient_call import gradient_problem
+
+H100 = DeviceSpec.get("h100")
+CONV2 = workload("alexnet")["conv2"]
+SMALL = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32, num_warps=4)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "tuning.sqlite3")
+
+
+def measured(config: ImplicitGemmConfig, us: float) -> Record:
+    return Record(CONV2, config, H100.key, ABI_VERSION, triton_version(), "measured", 100.0, us, 200.0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_without_records_the_heuristic_speaks(store: Store, direction: str) -> None:
+    problem = CONV2 if direction == "forward" else gradient_problem(CONV2, direction)
+    found = explain(problem, H100, store=store)
+    config = choose(problem, H100)
+    assert (found.choice.path, found.kernel.config, found.source) == ("aten", config, "heuristic")
+    assert found.kernel.prediction == predict(problem, config, H100)
+    assert found.roofline_fraction == pytest.approx(found.floor_us / found.kernel.prediction.us)
+    assert found.runner_up is not None
+    assert found.runner_up.weighed_us >= found.kernel.weighed_us
+    text = str(found)
+    assert "no self-check of the kernels is recorded" in text
+    assert f"predicted {found.kernel.prediction.us:.1f} us" in text
+    assert "measured" not in text.replace("policy 'measured'", "")
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_measured_times_outrank_predictions(store: Store) -> None:
+    other = ImplicitGemmConfig(block_m=128, block_n=64, block_k=32, num_warps=4)
+    store.put([measured(SMALL, 50.0), measured(other, 60.0)])
+    found = explain(CONV2, H100, store=store)
+    assert (found.kernel.config, found.kernel.measured_us, found.source) == (SMALL, 50.0, "measured")
+    assert found.runner_up is not None
+    assert found.runner_up.config == other
+    assert found.why_it_lost == "measured 60.0 us against 50.0 us"
+    assert "measured 50.0 us" in str(found)
+
+
+def test_a_runner_up_differs_in_more_than_its_pipeline(store: Store) -> None:
+    deeper = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=SMALL.num_stages + 1)
+    store.put([measured(SMALL, 50.0), measured(deeper, 50.5)])
+    found = explain(CONV2, H100, store=store)
+    assert found.runner_up is not None
+    assert found.runner_up.measured_us is None
+    assert found.why_it_lost.startswith("never measured (predicted ")
+
+
+def test_why_names_what_makes_the_difference() -> None:
+    def candidate(us: float, padding: float = 1.0, compiled: bool = False, **terms: float) -> Candidate:
+        return Candidate(SMALL, Prediction(us, 1.0, padding, 1.0, "l2", terms), compiled)
+
+    winner = candidate(10.0, tensor=8.0, l2=2.0)
+    assert why_it_lost(winner, candidate(20.0, tensor=8.0, l2=19.0)).endswith(
+        "its l2 term takes 19.0 us against 2.0 us"
+    )
+    assert why_it_lost(winner, candidate(10.05, tensor=8.0)).endswith("a tie: the cheaper configuration won")
+    assert why_it_lost(winner, candidate(9.5, 0.5, tensor=8.0)).endswith("padding counts against a configuration")
+    assert why_it_lost(winner, candidate(12.0, tensor=8.0, l2=2.0)).endswith("no single term makes the difference")
+    assert "was compiled" in why_it_lost(candidate(10.0, compiled=True), candidate(5.0))
