@@ -6,7 +6,7 @@ import random
 import hypothesis.strategies as st
 import pytest
 import torch
-from gradient_cases import INPUT_CONFIGS, WEIGHT_CONFIGS, GradientCase, cases, conv, fitted, shuffled_cases
+from gradient_cases import INPUT_CONFIGS, WEIGHT_CONFIGS, GradientCase, cases, conv, fitted, shuffled_cases, table_cases
 from gradient_oracle import check_gradient, gradient_tensors, placed, run_bias_gradient, run_gradient
 from hypothesis import given, settings
 
@@ -17,7 +17,7 @@ from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.interpreter import interpret_launch
 from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
 
-ALL = [*cases(), *shuffled_cases()]
+ALL = [*cases(), *shuffled_cases(), *table_cases()]
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.id)
