@@ -116,7 +116,7 @@ def ragged_weight_grad(
         known_ptrs = None
         if ACTIVATION != "none":
             k_rows = pixel_offsets(image, out_h, out_w, stride_kn, stride_kh, stride_kw)
-            known_ptrs = (known_ptr + channel)[:, None] + k_rows[None, :]
+            known_ptrs = known_ptr + (k_rows[None, :] + channel[:, None])
         a = load_gradient(
             g_channels[:, None] + g_rows[None, :],
             known_ptrs,

@@ -155,7 +155,8 @@ def weight_grad(
             k_rows = m * stride_kw
             if not DENSE_K:
                 k_rows = places(m, row_of, image, OUT_H, OUT_W, stride_kn, stride_kh, stride_kw)
-            known_ptrs = (known_ptr + known_channel)[:, None] + k_rows[None, :]
+            # its pointer is added last: kept across the loop per channel, 64-bit pointers spill on some tiles
+            known_ptrs = known_ptr + (k_rows[None, :] + known_channel[:, None])
         g_rows = m * stride_gw
         if not DENSE_G:
             g_rows = places(m, row_of, image, OUT_H, OUT_W, stride_gn, stride_gh, stride_gw)
