@@ -11,6 +11,7 @@ from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.weight_grad_rules import ENTRY_BYTES
 
 PROGRAM_INSTRUCTIONS = 400
 """Instructions of a warp outside its loop: pixels, tap bits, the epilogue; read from compiled sm_80 code."""
@@ -32,6 +33,8 @@ class GemmWork:
         padding_efficiency: useful products / products issued, zeros of packs aside.
         scattered: whether a step's columns are found by division.
         second_pass_bytes: what the workspace costs, written and read.
+        table_bytes: of the table that a launch before writes, or 0.
+        more_instructions: of a trip, besides.
     """
 
     programs: int
@@ -42,6 +45,8 @@ class GemmWork:
     padding_efficiency: float
     scattered: bool
     second_pass_bytes: int = 0
+    table_bytes: int = 0
+    more_instructions: float = 0.0
 
 
 def predict_gemm(
@@ -61,10 +66,13 @@ def predict_gemm(
     wide = machine.mma in ("wgmma", "tcgen05") and block_m >= 64
     multiply = products / (16 * 8 * 16) / work.num_warps / (8 if wide else 1)
     loop = multiply + PER_COPY * operands / 16 / threads + TRIP_INSTRUCTIONS[work.scattered]
+    loop += work.more_instructions
     if resources and resources.loop:
         loop = resources.loop.instructions
     registers = resources.registers if resources else min(255, 60 + (block_m * block_n + operands // 8) // threads)
-    second_us = 1e6 * work.second_pass_bytes / device.dram_bytes_per_s
+    passes_us = 1e6 * (work.second_pass_bytes + work.table_bytes) / device.dram_bytes_per_s
+    passes = bool(work.second_pass_bytes) + bool(work.table_bytes)
+    read = operands + (ENTRY_BYTES * block_k if work.table_bytes else 0)
     return predict_stream(
         problem,
         device,
@@ -73,11 +81,11 @@ def predict_gemm(
             num_warps=work.num_warps,
             instructions=PROGRAM_INSTRUCTIONS + work.trips * loop,
             tensor_clocks=2 * products * work.trips / per_clock,
-            l2_bytes=work.programs * work.trips * operands,
+            l2_bytes=work.programs * work.trips * read,
             dram_bytes=problem.min_bytes,
             registers=registers,
             shared_bytes=resources.shared_bytes if resources else math.ceil(operands * max(work.num_stages - 1, 1)),
             padding_efficiency=work.padding_efficiency,
         ),
-        (second_us, 1) if work.second_pass_bytes else (0.0, 0),
+        (passes_us, passes),
     )

@@ -16,6 +16,7 @@ from grouped_conv.kernels.weight_grad_rules import (
     WeightGradConfig,
     pixels,
     pixels_per_split,
+    table_bytes,
     tiles,
     why_invalid,
     why_not_on,
@@ -38,6 +39,11 @@ WAVES = 2
 """Programs per multiprocessor that the split aims at: a tail of half a wave then costs a quarter."""
 LEAST_STEPS = 4
 """Steps of the reduction that each part of a split must have."""
+FIND_PIXEL = 13
+"""Instructions per copy of the input for finding its pixel and testing its tap without a table, over those with one:
+10 to 14 on sm_80, 14 to 17 on sm_90, read from compiled code of the first six tiles above."""
+TABLE_SPILLS = "gelu"
+"""An activation behind whose derivative, 3,000 instructions of a step, a table saves 2% and spills on sm_80."""
 LAST_RESORT = WeightGradConfig(block_m=16, block_n=32, block_k=16, num_warps=4, num_stages=1)
 """Runs every problem of the family on every device."""
 
@@ -59,7 +65,9 @@ def defaults(
                 continue
             block_k = 32 if problem.dtype == "float32" else 64
             config = WeightGradConfig(block_m=block_m, block_n=block_n, block_k=block_k, num_warps=warps, num_stages=3)
-            yield replace(config, splits=splits(problem, config, device, max_workspace))
+            for table in (False, True) if problem.epilogue.activation != TABLE_SPILLS else (False,):
+                config = replace(config, pixel_table=table)
+                yield replace(config, splits=splits(problem, config, device, max_workspace))
     yield replace(LAST_RESORT, splits=splits(problem, LAST_RESORT, device, max_workspace))
 
 
@@ -68,7 +76,7 @@ def splits(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec, m
     _, _, programs = tiles(problem, replace(config, splits=1))
     steps = math.ceil(pixels(problem) / config.block_k)
     wanted = math.ceil(WAVES * device.sm_count / max(programs, 1))
-    most = max_workspace // max(workspace_bytes(problem, 1), 1)
+    most = max(0, max_workspace - table_bytes(problem, config)) // max(workspace_bytes(problem, 1), 1)
     return max(1, min(wanted, most, steps // LEAST_STEPS))
 
 
@@ -79,7 +87,8 @@ def ranked(problem: ConvProblem, device: DeviceSpec) -> list[WeightGradConfig]:
         for stages in (2, 3, 4):
             for more in (1, 2):
                 other = replace(config, num_stages=stages, splits=config.splits * more)
-                fits = workspace_bytes(problem, other.splits) <= WORKSPACE_BYTES or other.splits == 1
+                borrowed = workspace_bytes(problem, other.splits) + table_bytes(problem, other)
+                fits = borrowed <= WORKSPACE_BYTES or other.splits == 1
                 if fits and why_invalid(problem, other) is None and why_not_on(problem, other, device) is None:
                     found.add(other)
     return sorted(found, key=lambda config: (predict(problem, config, device).weighed_us, str(config)))
@@ -88,10 +97,11 @@ def ranked(problem: ConvProblem, device: DeviceSpec) -> list[WeightGradConfig]:
 def predict(
     problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec, resources: Resources | None = None
 ) -> Prediction:
-    """Predict the weight gradient of `problem` with `config` on `device`, the second pass included."""
+    """Predict the weight gradient of `problem` with `config` on `device`, the passes before and after included."""
     _, _, programs = tiles(problem, config)
     steps = pixels_per_split(problem, config) / config.block_k
     issued = programs * config.block_m * config.block_n * config.block_k * steps
+    copies = config.block_n * config.block_k * problem.item_size / 16 / (config.num_warps * device.warp_size)
     work = GemmWork(
         programs=programs,
         trips=steps,
@@ -101,5 +111,7 @@ def predict(
         padding_efficiency=min(1.0, problem.macs / issued) if issued else 1.0,
         scattered=True,
         second_pass_bytes=2 * workspace_bytes(problem, config.splits),
+        table_bytes=table_bytes(problem, config),
+        more_instructions=0.0 if config.pixel_table else FIND_PIXEL * copies,
     )
     return predict_gemm(problem, work, device, resources)

@@ -136,7 +136,8 @@ def measure(name: str, batch: int, dtype: str, device: str) -> Memory:
 def _workspace(layer: str, table: str, batch: int, dtype: str, device: DeviceSpec) -> int:
     problem = gradient_problem(workload(table, batch, dtype, epilogue=Epilogue())[layer], "weight_grad")
     config = capped(problem, choose(problem, device), max_workspace_bytes())
-    return sum(4 * math.prod(temporary.shape) for temporary in plan_gradient(problem, config).temporaries)
+    temporaries = plan_gradient(problem, config).temporaries
+    return sum(getattr(torch, one.dtype).itemsize * math.prod(one.shape) for one in temporaries)
 
 
 @click.command()

@@ -3,7 +3,7 @@
 | gradient | launches                                                                                       |
 |----------|------------------------------------------------------------------------------------------------|
 | input    | pack weight (a KCRS weight only), the family's kernel                                           |
-| weight   | the family's kernel, which leaves one partial sum per split in a workspace, and `gradient_reduce` |
+| weight   | `pixel_table` where asked for, the family's kernel, which leaves a sum per split, `gradient_reduce` |
 | input, groups that share channels | the family's kernel, which leaves a part per group, and `ragged_gather` |
 | weight, unequal groups | the family's kernel and `ragged_weight_reduce`, for one flat buffer               |
 | bias     | `channel_sums`, which may write the residual's gradient as well, and `gradient_reduce`          |
@@ -27,6 +27,7 @@ from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.gradient_reduce import plan_gradient_reduce
 from grouped_conv.kernels.operands import Operand, format_strides
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.weight_grad_rules import WeightGradConfig, table_bytes
 
 WORKSPACE = "workspace"
 """Partial sums in fp32: `[splits, K, R, S, C / groups]`, or one flat weight storage per split for unequal groups."""
@@ -99,22 +100,35 @@ def plan_gradient(
         return Call(problem, config, (*launches, *second), tuple(temporaries), tables)
     _require_channels_innermost("input", given["input"], problem.input_shape)
     workspace = Temporary(WORKSPACE, family.workspace(problem, config), "float32")
+    before, filled = family.first_pass(problem, config, given)
     first = family.plan(problem, config, given)
     if family.second_pass:
         second = family.second_pass(problem, config, given, grad_scale)
     else:
         second = [plan_gradient_reduce(problem, family.splits(problem, config), given, grad_scale)]
-    return Call(problem, config, (first, *second), (workspace,), tables)
+    tables_filled = (Temporary(name, (size,), "int64") for name, size in filled.items())
+    return Call(problem, config, (*before, first, *second), (workspace, *tables_filled), tables)
 
 
 def capped(problem: ConvProblem, config: KernelConfig, max_workspace: int) -> KernelConfig:
-    """The configuration with as many of its splits as `max_workspace` bytes hold, at least one."""
+    """The configuration with as many of its splits as `max_workspace` bytes hold, at least one.
+
+    A table of pixels belongs to these bytes; where they have no room for it and one part, there is none.
+    """
+    if problem.direction != "weight_grad":
+        return config
     family = gradient_family_of(config)
     splits = family.splits(problem, config)
-    if problem.direction != "weight_grad" or splits == 1:
+    part = 4 * math.prod(family.workspace(problem, config)) // splits
+    if isinstance(config, WeightGradConfig) and config.pixel_table:
+        table = table_bytes(problem, config)
+        if table + part > max_workspace:
+            config = replace(config, pixel_table=False)
+        else:
+            max_workspace -= table
+    if splits == 1 or splits * part <= max_workspace:
         return config
-    needed = 4 * math.prod(family.workspace(problem, config))
-    return replace(config, splits=max(1, splits * max_workspace // needed)) if needed > max_workspace else config  # type: ignore[call-arg]
+    return replace(config, splits=max(1, max_workspace // part))  # type: ignore[call-arg]
 
 
 def plan_bias_gradient(

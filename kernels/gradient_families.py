@@ -41,6 +41,20 @@ def _splits(problem: ConvProblem, config: Any) -> int:
     return int(getattr(config, "splits", 1))
 
 
+def _no_first_pass(
+    problem: ConvProblem, config: Any, operands: Mapping[str, Operand]
+) -> tuple[list[Launch], dict[str, int]]:
+    return [], {}
+
+
+def _pixel_table(
+    problem: ConvProblem, config: Any, operands: Mapping[str, Operand]
+) -> tuple[list[Launch], dict[str, int]]:
+    from grouped_conv.kernels.weight_grad import plan_first_pass
+
+    return plan_first_pass(problem, config, operands)
+
+
 def _uniform_workspace(problem: ConvProblem, config: Any) -> tuple[int, ...]:
     return (_splits(problem, config), problem.out_channels, *problem.kernel_size, problem.c_per_group)
 
@@ -56,6 +70,8 @@ class GradientFamily:
             asked for by input gradients only.
         splits: (problem, configuration) to the parts into which a weight gradient divides the output pixels.
         workspace: (problem, configuration) to the shape of the fp32 values between the two passes.
+        first_pass: (problem, configuration, operands) to the launches before the kernel of a weight gradient, and the
+            int64 elements of each buffer that they fill for it.
         second_pass: (problem, configuration, operands, whether the scale's gradient is wanted) to the launches that
             turn the workspace into the gradient; an input gradient may need none and then has no workspace. None stands
             for `gradient_reduce` after a weight gradient and for nothing after an input gradient.
@@ -71,6 +87,9 @@ class GradientFamily:
     tables: Callable[[ConvProblem, Any], dict[str, np.ndarray]] = _no_tables
     splits: Callable[[ConvProblem, Any], int] = _splits
     workspace: Callable[[ConvProblem, Any], tuple[int, ...]] = _uniform_workspace
+    first_pass: Callable[[ConvProblem, Any, Mapping[str, Operand]], tuple[list[Launch], dict[str, int]]] = (
+        _no_first_pass
+    )
     second_pass: Callable[[ConvProblem, Any, Mapping[str, Operand], bool], list[Launch]] | None = None
 
 
@@ -109,7 +128,7 @@ GRADIENT_FAMILIES: dict[str, GradientFamily] = {
             depthwise_input_grad_rules,
             weight_order=depthwise_input_grad_rules.weight_order,
         ),
-        _family(weight_grad_rules.WeightGradConfig, weight_grad_rules),
+        _family(weight_grad_rules.WeightGradConfig, weight_grad_rules, first_pass=_pixel_table),
         _family(packed_weight_grad_rules.PackedWeightGradConfig, packed_weight_grad_rules),
         _family(depthwise_weight_grad_rules.DepthwiseWeightGradConfig, depthwise_weight_grad_rules),
         _ragged(ragged_input_grad_rules.RaggedInputGradConfig, ragged_input_grad_rules),

@@ -15,7 +15,7 @@ import triton.language as tl
 from grouped_conv.kernels.gradient_operands import gradient_arguments
 from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import inside, next_pixels
+from grouped_conv.kernels.jit_index import OUTSIDE, inside, next_pixels
 from grouped_conv.kernels.jit_reduction import multiply_add
 from grouped_conv.kernels.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.operands import FLOAT32_VECTOR, Operand
@@ -97,27 +97,31 @@ def ragged_weight_grad(
     if index_ptr is not None:
         in_channel = tl.load(index_ptr + in_channel)  # inside the list even past the last weight
         in_channel = tl.max_contiguous(tl.multiple_of(in_channel, IN_ALIGN), IN_ALIGN)
-    x_cols = down.to(tl.int64) * stride_xh + right.to(tl.int64) * stride_xw + in_channel
+    x_cols = x_ptr + (down.to(tl.int64) * stride_xh + right.to(tl.int64) * stride_xw + in_channel)
+    down = tl.where(col_ok, down, OUTSIDE)
+    g_channels = dy_ptr + channel
 
     begin = split.to(tl.int64) * part
     end = tl.minimum(begin + part, M)
-    pixel = begin + tl.arange(0, BLOCK_K)
+    offs_k = tl.arange(0, BLOCK_K)
+    pixel = begin + offs_k
     image, out_h, out_w = pixel // (OUT_H * OUT_W), (pixel // OUT_W % OUT_H).to(tl.int32), (pixel % OUT_W).to(tl.int32)
     over_n = BLOCK_K // (OUT_H * OUT_W)
     over_h = BLOCK_K // OUT_W % OUT_H
     over_w = BLOCK_K % OUT_W
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in tl.range(begin, end, BLOCK_K, num_stages=NUM_STAGES):
-        ok = first + tl.arange(0, BLOCK_K) < end
+        left = tl.minimum(end - first, BLOCK_K).to(tl.int32)
+        ok = offs_k < left
         g_rows = pixel_offsets(image, out_h, out_w, stride_gn, stride_gh, stride_gw)
         known_ptrs = None
         if ACTIVATION != "none":
             k_rows = pixel_offsets(image, out_h, out_w, stride_kn, stride_kh, stride_kw)
             known_ptrs = known_ptr + (k_rows[None, :] + channel[:, None])
         a = load_gradient(
-            dy_ptr + (g_rows[None, :] + channel[:, None]),
+            g_channels[:, None] + g_rows[None, :],
             known_ptrs,
-            ok[None, :] & row_ok[:, None],
+            offs_k[None, :] < tl.where(row_ok, left, 0)[:, None],
             None,
             ACTIVATION,
             NEGATIVE_SLOPE,
@@ -125,9 +129,9 @@ def ragged_weight_grad(
         in_h = out_h * STRIDE_H
         in_w = out_w * STRIDE_W
         x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
+        in_h = tl.where(ok, in_h, OUTSIDE)
         mask = inside(in_h[:, None] + down[None, :], IN_H) & inside(in_w[:, None] + right[None, :], IN_W)
-        mask = mask & ok[:, None] & col_ok[None, :]
-        b = tl.load(x_ptr + (x_rows[:, None] + x_cols[None, :]), mask=mask, other=0.0)  # [BLOCK_K, BLOCK_N]
+        b = tl.load(x_cols[None, :] + x_rows[:, None], mask=mask, other=0.0)  # [BLOCK_K, BLOCK_N]
         acc = multiply_add(a, b, acc, PRECISION)
         image, out_h, out_w = next_pixels(image, out_h, out_w, over_n, over_h, over_w, OUT_H, OUT_W)
 

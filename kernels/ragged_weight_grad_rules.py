@@ -115,6 +115,8 @@ def why_invalid(problem: ConvProblem, config: RaggedWeightGradConfig) -> str | N
     layout = problem.layout
     if layout.is_uniform:
         return "ragged_weight_grad is for unequal, overlapping or listed groups; these are equal and consecutive"
+    if config.pixel_table:
+        return "ragged_weight_grad reads no pixel_table"
     if problem.input_shuffle > 1 or problem.epilogue.shuffle > 1:
         return "ragged_weight_grad shuffles no channels; a layout's index lists can say the same of the input"
     for bucket in layout.buckets:

@@ -2,7 +2,8 @@
 
 Rows are output channels of one group, columns its weights in (kernel row, kernel column, channel) order, the reduction
 runs over output pixels. A program sums one part of the pixels and stores it in a workspace; `gradient_reduce` adds the
-parts. Rows and images of pixels are found by multiplication: a division per step would double the loop.
+parts. Where a pixel's window lies in the input is read from a table (`pixel_table`) or computed; then rows and images
+are found by multiplication: a division per step would double the loop.
 """
 
 from __future__ import annotations
@@ -16,12 +17,26 @@ import triton.language as tl
 from grouped_conv.kernels.gradient_operands import gradient_arguments, is_wide
 from grouped_conv.kernels.jit_epilogue import store_tile
 from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import inside, shuffled
+from grouped_conv.kernels.jit_index import OUTSIDE, inside, shuffled
 from grouped_conv.kernels.jit_reduction import multiply_add
 from grouped_conv.kernels.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.operands import FLOAT32_VECTOR, Operand, is_dense
+from grouped_conv.kernels.pixel_table import (
+    TABLE,
+    entry_has,
+    entry_offset,
+    offset_divisor,
+    plan_pixel_table,
+    taps_needed,
+)
 from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig, pixels, pixels_per_split, tiles
+from grouped_conv.kernels.weight_grad_rules import (
+    WeightGradConfig,
+    pixels,
+    pixels_per_split,
+    table_entries,
+    tiles,
+)
 
 
 @triton.jit
@@ -44,6 +59,7 @@ def weight_grad(
     dy_ptr,
     known_ptr,
     x_ptr,
+    table_ptr,
     workspace_ptr,
     M,
     part,
@@ -91,6 +107,8 @@ def weight_grad(
     NUM_STAGES: tl.constexpr,
     DENSE_G: tl.constexpr,
     DENSE_K: tl.constexpr,
+    EVEN_M: tl.constexpr,
+    TABLE_DIVISOR: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
@@ -105,7 +123,7 @@ def weight_grad(
     row = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     row_ok = row < K_PER_GROUP
     channel = group * K_PER_GROUP + row
-    grad_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
+    g_channels = dy_ptr + shuffled(channel, SHUFFLE, OUT_CHANNELS)
     known_channel = shuffled(channel, SHUFFLE_KNOWN, OUT_CHANNELS)
 
     column = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -116,36 +134,50 @@ def weight_grad(
     in_channel = group * C_PER_GROUP + column % C_PER_GROUP
     if INPUT_SHUFFLE > 1:  # a shuffle in C / s groups undoes one in s
         in_channel = shuffled(in_channel, IN_CHANNELS // INPUT_SHUFFLE, IN_CHANNELS)
-    x_cols = down * stride_xh + right * stride_xw + in_channel
+    x_cols = x_ptr + (down * stride_xh + right * stride_xw + in_channel)
+    down = tl.where(col_ok, down, OUTSIDE)
+    needed = taps_needed(tap // KERNEL_W, tap % KERNEL_W, col_ok)[None, :]
 
     begin = split.to(tl.int64) * part if WIDE else split * part
     end = tl.minimum(begin + part, M)
+    offs_k = tl.arange(0, BLOCK_K)
+    row_end = tl.where(row_ok, end, 0)[:, None]  # one comparison for both bounds of a tile of the gradient
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if table_ptr is not None:  # read a step ahead: the copies of x wait for no load, and need no stage for one
+        ahead = tl.load(table_ptr + (tl.minimum(begin, end) + offs_k))
     for first in tl.range(begin, end, BLOCK_K, num_stages=NUM_STAGES):
-        m = first + tl.arange(0, BLOCK_K)
-        ok = m < end
-        row_of = quotient(m, OUT_W, magic_w, shift_w, WIDE)  # output rows, counted through all images
-        image = quotient(row_of, OUT_H, magic_h, shift_h, WIDE)
+        m = first + offs_k
+        if table_ptr is None or not (DENSE_G and DENSE_K):
+            row_of = quotient(m, OUT_W, magic_w, shift_w, WIDE)  # output rows, counted through all images
+            image = quotient(row_of, OUT_H, magic_h, shift_h, WIDE)
         known_ptrs = None
         if ACTIVATION != "none":
             k_rows = m * stride_kw
             if not DENSE_K:
                 k_rows = places(m, row_of, image, OUT_H, OUT_W, stride_kn, stride_kh, stride_kw)
+            # its pointer is added last: kept across the loop per channel, 64-bit pointers spill on some tiles
             known_ptrs = known_ptr + (k_rows[None, :] + known_channel[:, None])
         g_rows = m * stride_gw
         if not DENSE_G:
             g_rows = places(m, row_of, image, OUT_H, OUT_W, stride_gn, stride_gh, stride_gw)
+        g_mask = m[None, :] < row_end
+        if EVEN_M:
+            g_mask = None if K_PER_GROUP % BLOCK_M == 0 else row_ok[:, None]
         # [BLOCK_M, BLOCK_K] through transposed pointers: transposing a loaded tile costs the asynchronous copy
-        a = load_gradient(
-            dy_ptr + (g_rows[None, :] + grad_channel[:, None]), known_ptrs, ok[None, :] & row_ok[:, None], None,
-            ACTIVATION, NEGATIVE_SLOPE,
-        )  # fmt: skip
-        in_h = ((row_of - image * OUT_H) * STRIDE_H).to(tl.int32)
-        in_w = ((m - row_of * OUT_W) * STRIDE_W).to(tl.int32)
-        x_rows = places(m, row_of, image, OUT_H, OUT_W, stride_xn, STRIDE_H * stride_xh, STRIDE_W * stride_xw)
-        inside_h = inside(in_h[:, None] + down[None, :], IN_H)
-        mask = inside_h & inside(in_w[:, None] + right[None, :], IN_W) & ok[:, None] & col_ok[None, :]
-        b = tl.load(x_ptr + (x_rows[:, None] + x_cols[None, :]), mask=mask, other=0.0)  # [BLOCK_K, BLOCK_N]
+        a = load_gradient(g_channels[:, None] + g_rows[None, :], known_ptrs, g_mask, None, ACTIVATION, NEGATIVE_SLOPE)
+        if table_ptr is not None:
+            entry = ahead
+            ahead = tl.load(table_ptr + (first + BLOCK_K + offs_k))
+            x_rows = entry_offset(entry, TABLE_DIVISOR)
+            mask = entry_has(entry, needed)
+        else:
+            in_h = ((row_of - image * OUT_H) * STRIDE_H).to(tl.int32)
+            if not EVEN_M:
+                in_h = tl.where(m < end, in_h, OUTSIDE)
+            in_w = ((m - row_of * OUT_W) * STRIDE_W).to(tl.int32)
+            x_rows = places(m, row_of, image, OUT_H, OUT_W, stride_xn, STRIDE_H * stride_xh, STRIDE_W * stride_xw)
+            mask = inside(in_h[:, None] + down[None, :], IN_H) & inside(in_w[:, None] + right[None, :], IN_W)
+        b = tl.load(x_cols[None, :] + x_rows[:, None], mask=mask, other=0.0)  # [BLOCK_K, BLOCK_N]
         acc = multiply_add(a, b, acc, PRECISION)
 
     target = workspace_ptr + split.to(tl.int64) * out_channels * DEPTH
@@ -153,11 +185,15 @@ def weight_grad(
 
 
 def plan_weight_grad(problem: ConvProblem, config: WeightGradConfig, operands: Mapping[str, Operand]) -> Launch:
-    """The launch that leaves partial sums in `workspace`, `[splits, K, R, S, C / groups]` in fp32."""
+    """The launch that leaves partial sums in `workspace`, `[splits, K, R, S, C / groups]` in fp32.
+
+    It reads `pixel_table` where `reads_table` says so.
+    """
     x = operands["input"]
     _, _, programs = tiles(problem, config)
     part = pixels_per_split(problem, config)
     wide = is_wide(problem, operands)
+    table = reads_table(problem, config, operands)
     loading = gradient_arguments(problem, operands, wide=wide)
     integers = (
         Integer.of("M", pixels(problem)),
@@ -196,16 +232,34 @@ def plan_weight_grad(problem: ConvProblem, config: WeightGradConfig, operands: M
         "VECTOR": FLOAT32_VECTOR if depth % FLOAT32_VECTOR == 0 else 1,
         "NUM_STAGES": config.num_stages,
         "DENSE_G": is_dense(problem, operands["grad_output"]),
-        "DENSE_K": problem.epilogue.activation != "none" and is_dense(problem, operands["known"]),
+        "DENSE_K": problem.epilogue.activation == "none" or is_dense(problem, operands["known"]),
+        "EVEN_M": pixels(problem) % config.block_k == 0,
+        "TABLE_DIVISOR": offset_divisor(x, problem.stride),
         "WIDE": wide,
+        **({} if table else {"table_ptr": None}),
         **loading.constants,
     }
     buffers = (
         *loading.buffers,
         Buffer("x_ptr", x.buffer, problem.dtype, x.alignment),
+        *((Buffer("table_ptr", TABLE, "int64"),) if table else ()),
         Buffer("workspace_ptr", "workspace", "float32"),
     )
     return Launch(weight_grad, config, (programs, 1, 1), buffers, integers, constants, math.ceil(part / config.block_k))
+
+
+def reads_table(problem: ConvProblem, config: WeightGradConfig, operands: Mapping[str, Operand]) -> bool:
+    """Does this call read a table of pixels? Its offsets have 32 bits: beyond them pixels are found as without one."""
+    return config.pixel_table and not is_wide(problem, operands)
+
+
+def plan_first_pass(
+    problem: ConvProblem, config: WeightGradConfig, operands: Mapping[str, Operand]
+) -> tuple[list[Launch], dict[str, int]]:
+    """(launches before the kernel, int64 elements of each buffer they fill)."""
+    if not reads_table(problem, config, operands):
+        return [], {}
+    return [plan_pixel_table(problem, config, operands["input"])], {TABLE: table_entries(problem, config)}
 
 
 def magic_division(divisor: int) -> tuple[int, int]:

@@ -35,8 +35,9 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 
 def poisoned(shape: Iterable[int], dtype: str, channels_last: bool = False) -> Tensor:
-    """A tensor of NaN: whatever is not written shows."""
-    full = torch.full(tuple(shape), float("nan"), dtype=getattr(torch, dtype))
+    """A tensor of NaN (of -1, as a table an offset before the buffer with all bits set): what is not written shows."""
+    kind = getattr(torch, dtype)
+    full = torch.full(tuple(shape), float("nan") if kind.is_floating_point else -1, dtype=kind)
     return full.contiguous(memory_format=memory_format(channels_last)) if full.dim() == 4 else full
 
 

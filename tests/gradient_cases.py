@@ -10,7 +10,7 @@ from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig, pixels
+from grouped_conv.kernels.weight_grad_rules import TABLE_KERNEL, WeightGradConfig, pixels
 
 PLAIN = Epilogue()
 
@@ -100,6 +100,29 @@ def cases() -> Iterator[GradientCase]:
         next(dtypes)
 
 
+TABLE_SHAPES: tuple[tuple[str, ConvProblem], ...] = (
+    *((reason, problem) for reason, problem in SHAPES if problem.kernel_size <= TABLE_KERNEL),
+    ("a bit for every row and column of the kernel", conv((1, 16, 8, 9), (16, 8, 15, 16), padding=7)),
+    ("windows that touch nothing but padding", conv((1, 16, 3, 4), (16, 8, 3, 2), padding=(4, 0, 2, 5))),
+    ("whole steps of pixels, whole tiles of channels", conv((2, 16, 8, 16), (64, 16, 3, 3), padding=1)),
+    ("parts that begin beyond the last pixel", conv((1, 16, 9, 15), (16, 16, 3, 3), padding=1)),
+)
+
+
+def table_cases() -> Iterator[GradientCase]:
+    """Weight gradients that read a table of pixels, plain and behind an activation."""
+    dtypes = itertools.cycle(DTYPES)
+    epilogues = itertools.cycle((PLAIN, Epilogue("relu", scale=True), PLAIN, Epilogue("gelu")))
+    configs = itertools.cycle((*WEIGHT_CONFIGS, WeightGradConfig(block_m=16, block_n=32, block_k=32, splits=4)))
+    for reason, problem in TABLE_SHAPES:
+        for _ in range(2):
+            dtype, precision = next(dtypes)
+            varied = replace(problem, dtype=dtype, precision=precision, epilogue=next(epilogues))
+            yield GradientCase(reason, varied, replace(fitted(varied, next(configs)), pixel_table=True))
+        next(epilogues)
+        next(dtypes)
+
+
 def shuffled_cases() -> Iterator[GradientCase]:
     """Channel shuffles before and after, with an activation whose derivative reads the shuffled output or not."""
     for activation in ("none", "relu", "gelu"):
@@ -108,3 +131,4 @@ def shuffled_cases() -> Iterator[GradientCase]:
         )
         yield GradientCase("shuffles", problem, fitted(problem, INPUT_CONFIGS[0]))
         yield GradientCase("shuffles", problem, fitted(problem, WEIGHT_CONFIGS[0]))
+        yield GradientCase("shuffles", problem, replace(fitted(problem, WEIGHT_CONFIGS[0]), pixel_table=True))

@@ -6,6 +6,7 @@ from grouped_conv.autotune import lrn_pool_model, separable_model
 from grouped_conv.autotune.families import MODELS
 from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
 from grouped_conv.autotune.offline import gpu_target
+from grouped_conv.autotune.resources import read_resources
 from grouped_conv.kernels import ConvProblem, Epilogue, GroupLayout
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.device import DeviceSpec
@@ -18,6 +19,7 @@ from grouped_conv.kernels.operands import Operand, channels_last_strides
 from grouped_conv.kernels.separable import plan_separable_call
 from grouped_conv.kernels.separable_rules import SeparableProblem
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
 
 RELU = Epilogue("relu", bias=True)
 LAYOUTS = {
@@ -95,3 +97,21 @@ def test_the_bias_pass_compiles() -> None:
     problem = gradient_problem(ConvProblem.of((2, 64, 13, 13), (64, 32, 3, 3), groups=2, epilogue=RELU), "weight_grad")
     for launch in plan_bias_gradient(problem, grad_residual=True).launches:
         assert compile_launch(launch, gpu_target(DeviceSpec.get("a100"))).asm["cubin"]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("key", ["a100", "h100", "mi300x"])
+@pytest.mark.parametrize(("kernel", "activation"), [((3, 3), "none"), ((15, 16), "relu")])
+def test_a_table_of_pixels_compiles(key: str, kernel: tuple[int, int], activation: str) -> None:
+    device = DeviceSpec.get(key)
+    forward = ConvProblem.of((2, 64, 16, 16), (64, 32, *kernel), padding=7, groups=2, epilogue=Epilogue(activation))
+    config = WeightGradConfig(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=3, pixel_table=True)
+    launches = plan_gradient(gradient_problem(forward, "weight_grad"), config).launches
+    assert [launch.name for launch in launches] == ["pixel_table", "weight_grad", "gradient_reduce"]
+    for launch in launches:
+        resources = read_resources(compile_launch(launch, gpu_target(device)))
+        assert not resources.spill_bytes
+        if launch.name == "weight_grad":  # behind an activation one tile is not copied but loaded, as wide
+            assert resources.loop
+            assert resources.loop.load_widths.get(16, 0) >= 4
+            assert not {2, 4} & set(resources.loop.load_widths)

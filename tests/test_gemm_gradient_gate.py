@@ -28,3 +28,13 @@ def test_the_gate_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "at most" in judge("sm_80", "conv4", problem, config).faults[0]
     narrow = replace(problem, layout=replace(problem.layout, in_channels=384, out_channels=382))
     assert any("loads" in fault for fault in judge("sm_80", "odd", narrow, replace(config, loop_order="flat")).faults)
+
+
+def test_narrow_loads_are_found_beside_those_of_a_table() -> None:
+    table, limit = next((c, lim) for c, lim in LIMITS["sm_80"].items() if getattr(c, "pixel_table", False))
+    problem = gradient_problem(layers("float16")["conv4"], table.direction)
+    good = judge("sm_80", "conv4", problem, table)
+    assert good.figure <= limit
+    assert not good.faults
+    narrow = replace(problem, layout=replace(problem.layout, in_channels=376))
+    assert any("loads" in fault for fault in judge("sm_80", "94 groups of 4", narrow, table).faults)

@@ -6,7 +6,7 @@ import random
 import hypothesis.strategies as st
 import pytest
 import torch
-from gradient_cases import INPUT_CONFIGS, WEIGHT_CONFIGS, GradientCase, cases, conv, fitted, shuffled_cases
+from gradient_cases import INPUT_CONFIGS, WEIGHT_CONFIGS, GradientCase, cases, conv, fitted, shuffled_cases, table_cases
 from gradient_oracle import check_gradient, gradient_tensors, placed, run_bias_gradient, run_gradient
 from hypothesis import given, settings
 
@@ -17,7 +17,7 @@ from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.interpreter import interpret_launch
 from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
 
-ALL = [*cases(), *shuffled_cases()]
+ALL = [*cases(), *shuffled_cases(), *table_cases()]
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.id)
@@ -171,6 +171,37 @@ def test_a_small_workspace_is_honoured() -> None:
         assert call.temporaries[0].shape == (splits, 64, 3, 3, 32)
 
 
+def test_a_table_of_pixels_belongs_to_the_workspace() -> None:
+    problem = gradient_problem(conv((8, 64, 28, 28), (64, 32, 3, 3), padding=1), "weight_grad")
+    config = WeightGradConfig(block_k=64, splits=6, pixel_table=True)
+    one, table = 4 * 64 * 32 * 9, 8 * (8 * 28 * 28 + 64)
+    limits = (100 * one, table + 3 * one, table + one, table + one - 1, 0)
+    allowed = [capped(problem, config, limit) for limit in limits]
+    assert [(c.splits, c.pixel_table) for c in allowed] == [(6, True), (3, True), (1, True), (1, False), (1, False)]  # type: ignore[attr-defined]
+    shapes = {t.name: (t.shape, t.dtype) for t in plan_gradient(problem, allowed[1]).temporaries}
+    assert shapes == {"workspace": ((3, 64, 3, 3, 32), "float32"), "pixel_table": ((table // 8,), "int64")}
+
+
+def test_a_table_of_pixels_is_for_kernels_its_words_hold_and_for_32_bit_offsets() -> None:
+    config = WeightGradConfig(pixel_table=True)
+    for kernel in ((16, 16), (15, 17)):
+        large = gradient_problem(conv((1, 16, 20, 20), (16, 8, *kernel)), "weight_grad")
+        with pytest.raises(ValueError, match="bits for kernels up to"):
+            plan_gradient(large, config)
+        assert not heuristic.choose(large, DeviceSpec.get("h100")).pixel_table  # type: ignore[attr-defined]
+    wide = gradient_problem(conv((600, 64, 256, 256), (64, 32, 3, 3), padding=1), "weight_grad")
+    call = plan_gradient(wide, config)
+    assert [launch.name for launch in call.launches] == ["weight_grad", "gradient_reduce"]
+    assert [one.name for one in call.temporaries] == ["workspace"]
+
+
+def test_the_model_takes_a_table_where_there_are_pixels_enough() -> None:
+    device = DeviceSpec.get("mi300x")
+    for batch in (1, 128):
+        problem = gradient_problem(conv((batch, 384, 13, 13), (384, 192, 3, 3), padding=1), "weight_grad")
+        assert heuristic.choose(problem, device).pixel_table == (batch == 128)  # type: ignore[attr-defined]
+
+
 def test_the_bias_pass_fills_the_device() -> None:
     problem = gradient_problem(conv((128, 96, 55, 55), (96, 96, 1, 1)), "weight_grad")
     launch = plan_bias_gradient(problem).launches[0]
@@ -181,7 +212,9 @@ def test_the_weight_gradient_of_alexnets_conv2_fills_two_waves() -> None:
     """Batch 128 on 108 multiprocessors: a peer launches 20 blocks."""
     problem = gradient_problem(conv((128, 96, 27, 27), (256, 48, 5, 5), padding=2), "weight_grad")
     device = DeviceSpec.get("a100")
-    launch = plan_gradient(problem, heuristic.choose(problem, device)).launches[0]
+    launch = next(
+        one for one in plan_gradient(problem, heuristic.choose(problem, device)).launches if one.name == "weight_grad"
+    )
     assert launch.grid[0] >= 2 * device.sm_count
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gradient_cases import SHAPES, GradientCase, conv, fitted
+from gradient_cases import SHAPES, TABLE_SHAPES, GradientCase, conv, fitted
 from gradient_oracle import check_gradient, gradient_tensors, run_bias_gradient, run_gradient
 from test_compiled_ptx import emulator
 
@@ -63,7 +63,28 @@ def emulated_cases() -> list[tuple[int, GradientCase]]:
     return found
 
 
-@pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
+def emulated_table_cases() -> list[tuple[int, GradientCase]]:
+    """Weight gradients that read a table of pixels: every shape, with stages, warps, dtypes and splits in turn."""
+    variants = itertools.cycle(itertools.product((3, 2, 1, 4), (4, 8), (2, 1, 4)))
+    dtypes = itertools.cycle((("float16", "ieee"), ("bfloat16", "ieee"), ("float32", "tf32")))
+    epilogues = itertools.cycle((Epilogue(), Epilogue("relu", scale=True), Epilogue(), Epilogue(), Epilogue("silu")))
+    found = []
+    for (reason, problem), arch in itertools.product(TABLE_SHAPES, (80, 90)):
+        (dtype, precision), (stages, warps, splits) = next(dtypes), next(variants)
+        varied = replace(problem, dtype=dtype, precision=precision, epilogue=next(epilogues))
+        config = WeightGradConfig(
+            block_m=64 if arch == 90 and precision == "ieee" else 32, block_n=32, block_k=32, splits=splits,
+            num_stages=stages, num_warps=warps, pixel_table=True,
+        )  # fmt: skip
+        case = GradientCase(reason, varied, fitted(varied, config))
+        assert gradient_family_of(case.config).why_not_on(case.gradient, case.config, DEVICES[arch]) is None
+        found.append((arch, case))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arch", "case"), [*emulated_cases(), *emulated_table_cases()], ids=lambda value: getattr(value, "id", value)
+)
 def test_compiled_code_is_right(arch: int, case: GradientCase) -> None:
     tensors = gradient_tensors(case.problem)
     scaled = case.problem.epilogue.scale and case.config.direction == "weight_grad"
@@ -94,7 +115,14 @@ ALIGNED = {
 }
 
 
-LOOPS = ("input_grad.py", "weight_grad.py", "jit_gradient.py", "jit_reduction.py", "gradient_reduce.py")
+LOOPS = (
+    "input_grad.py",
+    "weight_grad.py",
+    "pixel_table.py",
+    "jit_gradient.py",
+    "jit_reduction.py",
+    "gradient_reduce.py",
+)
 
 
 def figures(stats: Any) -> tuple[float, float]:
@@ -110,11 +138,14 @@ def figures(stats: Any) -> tuple[float, float]:
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("name", ALIGNED)
-@pytest.mark.parametrize("direction", ["input_grad", "weight_grad"])
+@pytest.mark.parametrize("direction", ["input_grad", "weight_grad", "weight_grad table"])
 def test_aligned_problems(direction: str, name: str, arch: int, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
     problem: ConvProblem = replace(ALIGNED[name], dtype=dtype, precision="tf32")
     block_k, block_m = (32, 32) if dtype == "float32" else (64, 64)
-    config: KernelConfig = WeightGradConfig(block_m=block_m, block_n=64, block_k=block_k, num_stages=3)
+    direction, _, table = direction.partition(" ")
+    config: KernelConfig = WeightGradConfig(
+        block_m=block_m, block_n=64, block_k=block_k, num_stages=3, pixel_table=bool(table)
+    )
     if direction == "input_grad":
         config = InputGradConfig(
             block_m=block_m, block_n=64, block_k=block_k, num_stages=3, loop_order="channels_inner"
