@@ -27,6 +27,7 @@ from grouped_conv.kernels.validity import why_invalid
 from grouped_conv.tracing import CallRecord
 
 BEHIND = [c for c in (*cases(), *shuffled_cases()) if c.gradient != written_problem(c.gradient)]
+SOME = [case if index % 4 == 0 else pytest.param(case, marks=pytest.mark.sweep) for index, case in enumerate(BEHIND)]
 BOTH = pytest.mark.parametrize("written", [True, False], ids=["written", "in the loads"])
 DEVICES = ("a100", "h100", "mi300x")
 
@@ -58,7 +59,7 @@ def check_results(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None
         torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
 
 
-@pytest.mark.parametrize("case", BEHIND, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.id)
 def test_agrees_with_float64_and_with_the_loads(case: GradientCase) -> None:
     """Without a scale, which is applied to a gradient that is rounded already, the same bit for bit."""
     tensors, direction = gradient_tensors(case.problem), case.config.direction.removesuffix("_grad")
@@ -86,7 +87,7 @@ def test_every_activation_and_dtype(activation: str, dtype: str) -> None:
             check_gradient(problem, tensors, name, activation)
 
 
-@pytest.mark.parametrize("case", BEHIND[::6], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", BEHIND[::12], ids=lambda case: case.id)
 def test_the_order_of_programs_changes_no_bit(case: GradientCase) -> None:
     results = []
     for seed in (None, 0, 1):
