@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from grouped_conv.autotune import written_gradient
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.gradient_call import written_problem
 from grouped_conv.kernels.problem import ConvProblem
@@ -37,6 +37,8 @@ def choose(
         residual_strides: of the residual's gradient, where it is wanted.
         max_workspace: bytes that the written gradient and the partial sums may take together.
     """
+    from grouped_conv.autotune import written_gradient  # late: importing the package loads no models
+
     problems = {direction: _problem(record) for direction, record in loading.items()}
     plain = {direction: written_problem(problem) for direction, problem in problems.items()}
     if plain == problems:
@@ -74,7 +76,7 @@ def _problem(record: CallRecord) -> ConvProblem:
     return record.problem
 
 
-def _kernels(records: Mapping[str, CallRecord]) -> written_gradient.Kernels:
+def _kernels(records: Mapping[str, CallRecord]) -> list[tuple[ConvProblem, KernelConfig]]:
     return [(_problem(record), record.config) for record in records.values() if record.config is not None]
 
 

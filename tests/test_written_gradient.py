@@ -35,7 +35,8 @@ DEVICES = ("a100", "h100", "mi300x")
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch, written: bool) -> Iterator[list[CallRecord]]:
     """What was traced with the choice made beforehand."""
-    monkeypatch.setattr(written_gradient.written_gradient, "trade", lambda *_: Trade(1.0, 0.0 if written else 2.0))
+    outcome = Trade(1.0, 0.0 if written else 2.0)
+    monkeypatch.setattr("grouped_conv.autotune.written_gradient.trade", lambda *_: outcome)
     plan_cache.forget_plans()  # a plan's key holds no choice that a test makes
     with grouped_conv.interpret(), grouped_conv.trace() as calls:
         yield calls
