@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.gemm_gradient_terms import known_bytes
 from grouped_conv.autotune.prediction import LAUNCH_US, Prediction
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
@@ -63,8 +64,8 @@ def predict(
         num_warps=config.num_warps,
         instructions=FIXED + steps * step + taps * config.multipliers * REDUCTION,
         tensor_clocks=program / (device.fp32_flops / (2 * device.sm_count * device.clock_hz)),
-        l2_bytes=problem.min_bytes * (1 + again) + workspace,
-        dram_bytes=problem.min_bytes + workspace,
+        l2_bytes=(problem.min_bytes + known_bytes(problem)) * (1 + again) + workspace,
+        dram_bytes=problem.min_bytes + known_bytes(problem) + workspace,
         registers=resources.registers if resources else int(min(255, 80 + held(problem, config, device))),
         padding_efficiency=padding_efficiency(problem, config),
     )

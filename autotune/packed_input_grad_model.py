@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.gemm_gradient_terms import known_bytes
 from grouped_conv.autotune.machine import machine_of
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.records import canonical
@@ -61,7 +62,7 @@ def predict(
         instructions=PROGRAM_COST + config.tiles_per_program * _tile_instructions(problem, config, device),
         tensor_clocks=2 * issued / per_clock / rate,
         l2_bytes=_l2_bytes(problem, config),
-        dram_bytes=problem.min_bytes + _known_bytes(problem),
+        dram_bytes=problem.min_bytes + known_bytes(problem),
         registers=resources.registers if resources else min(limit, 90 + sum(_register_terms(problem, config, device))),
         shared_bytes=resources.shared_bytes if resources else shared_memory(problem, config),
         padding_efficiency=math.prod(problem.input_shape) / computed if computed else 1.0,
@@ -182,17 +183,13 @@ def _fits_registers(problem: ConvProblem, config: PackedInputGradConfig, device:
     return sums <= 64 and sums + loaded <= 136
 
 
-def _known_bytes(problem: ConvProblem) -> int:
-    return math.prod(problem.output_shape) * problem.item_size * (problem.epilogue.activation != "none")
-
-
 def _l2_bytes(problem: ConvProblem, config: PackedInputGradConfig) -> float:
     """Bytes asked of L2: inputs once, each tile's output rows once for each class, weights once per program."""
     strips, _, _ = grid(problem, config)
     high, _ = class_size(problem)
     rows = min(max(1.0, config.block_m / max(strips, 1)), max(high, 1))
     halo = back(problem)[0] * (most_taps(problem)[0] - 1)
-    read = math.prod(problem.output_shape) * problem.item_size + _known_bytes(problem)
+    read = math.prod(problem.output_shape) * problem.item_size + known_bytes(problem)
     weights = problem.taps * config.pack * problem.c_per_group * problem.k_per_group * problem.item_size
     classes = math.prod(problem.stride)
     return problem.min_bytes + read * (classes * (1 + halo / rows) - 1) + programs(problem, config) * weights

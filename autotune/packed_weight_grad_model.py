@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.gemm_gradient_terms import known_bytes
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
@@ -63,7 +64,7 @@ def predict(
         instructions=PROGRAM_COST + steps_each(problem, config) * _step_instructions(problem, config, device),
         tensor_clocks=2 * products * _repeats(problem, config) / per_clock,
         l2_bytes=_l2_bytes(problem, config) + partial,
-        dram_bytes=problem.min_bytes + _known_bytes(problem),
+        dram_bytes=problem.min_bytes + known_bytes(problem),
         registers=registers,
         shared_bytes=resources.shared_bytes if resources else 0,
         padding_efficiency=pixels / max(1, steps_each(problem, config) * config.splits * config.block_k * config.strip),
@@ -206,15 +207,11 @@ def _fits_registers(problem: ConvProblem, config: PackedWeightGradConfig, device
     return sums <= 112 and sums + tiles <= 160
 
 
-def _known_bytes(problem: ConvProblem) -> int:
-    return math.prod(problem.output_shape) * problem.item_size * (problem.epilogue.activation != "none")
-
-
 def _l2_bytes(problem: ConvProblem, config: PackedWeightGradConfig) -> float:
     """Bytes asked of L2: the output's gradient once per part of the kernel, each step's input rows once."""
     strips, _, _, parts = grid(problem, config)
     rows = max(1.0, config.block_k / max(strips, 1)) * problem.stride[0]
     reach = problem.dilation[0] * (kernel_rows(problem, config) - 1) + 1
     inputs = math.prod(problem.input_shape) * problem.item_size
-    outputs = math.prod(problem.output_shape) * problem.item_size + _known_bytes(problem)
+    outputs = math.prod(problem.output_shape) * problem.item_size + known_bytes(problem)
     return parts * (outputs + inputs * max(1.0, (rows + reach - problem.stride[0]) / rows))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.gemm_gradient_terms import known_bytes, loading_instructions
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
@@ -47,10 +48,12 @@ def predict(
     per_clock = device.peak_flops(problem.dtype, problem.precision) / (device.sm_count * device.clock_hz)
     vector = traits(problem.layout).out_align * problem.item_size
     operands = (config.block_m + config.block_n) * config.block_k * problem.item_size
+    known = config.block_m * config.block_k * problem.item_size * (problem.epilogue.activation != "none")
     trips = mean / (config.block_m * config.block_n * config.block_k)
     threads = config.num_warps * device.warp_size
     per_trip = config.block_m * config.block_n * config.block_k / MMA_PRODUCTS / config.num_warps
     per_trip += LOAD_COST * operands / min(vector, 16) / threads
+    per_trip += loading_instructions(problem, config.block_m * config.block_k / threads, False)
     parts = 2.0 * 4 * problem.batch * math.prod(problem.in_size) * parts_width(problem.layout)
     parts = parts if shares_channels(problem.layout) else 0.0
     work = Work(
@@ -58,10 +61,10 @@ def predict(
         num_warps=config.num_warps,
         instructions=PROGRAM_COST + trips * per_trip,
         tensor_clocks=2 * mean / per_clock,
-        l2_bytes=blocks * tiles_m * operands + parts,
-        dram_bytes=problem.min_bytes + parts,
+        l2_bytes=blocks * tiles_m * (operands + known) + parts,
+        dram_bytes=problem.min_bytes + known_bytes(problem) + parts,
         registers=resources.registers if resources else 40 + config.block_m * config.block_n // threads * 3,
-        shared_bytes=resources.shared_bytes if resources else max(config.num_stages - 1, 1) * operands,
+        shared_bytes=resources.shared_bytes if resources else max(config.num_stages - 1, 1) * (operands + known),
         padding_efficiency=min(1.0, problem.macs / issued) if issued else 1.0,
     )
     return predict_stream(problem, device, work, (0.0, int(shares_channels(problem.layout))))

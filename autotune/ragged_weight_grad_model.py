@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.gemm_gradient_terms import known_bytes, loading_instructions
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
@@ -40,21 +41,23 @@ def predict(
     products = config.block_m * config.block_n * config.block_k
     issued = programs * trips * products
     per_clock = device.peak_flops(problem.dtype, problem.precision) / (device.sm_count * device.clock_hz)
-    known = traits(problem.layout)
-    vector = min(known.out_align, known.in_align) * problem.item_size
+    aligned = traits(problem.layout)
+    vector = min(aligned.out_align, aligned.in_align) * problem.item_size
+    known = config.block_m * config.block_k * problem.item_size * (problem.epilogue.activation != "none")
     operands = (config.block_m + config.block_n) * config.block_k * problem.item_size
     threads = config.num_warps * device.warp_size
     per_trip = products / MMA_PRODUCTS / config.num_warps + LOAD_COST * operands / min(vector, 16) / threads
+    per_trip += loading_instructions(problem, config.block_m * config.block_k / threads, False)
     sums = 2.0 * 4 * config.splits * weight_elements(problem.layout, problem.taps)
     work = Work(
         programs=programs,
         num_warps=config.num_warps,
         instructions=PROGRAM_COST + trips * per_trip,
         tensor_clocks=2 * trips * products / per_clock,
-        l2_bytes=programs * trips * operands + sums,
-        dram_bytes=problem.min_bytes + sums,
+        l2_bytes=programs * trips * (operands + known) + sums,
+        dram_bytes=problem.min_bytes + known_bytes(problem) + sums,
         registers=resources.registers if resources else 40 + config.block_m * config.block_n // threads * 3,
-        shared_bytes=resources.shared_bytes if resources else max(config.num_stages - 1, 1) * operands,
+        shared_bytes=resources.shared_bytes if resources else max(config.num_stages - 1, 1) * (operands + known),
         padding_efficiency=min(1.0, problem.macs / issued) if issued else 1.0,
     )
     return predict_stream(problem, device, work, (0.0, 1))

@@ -1,4 +1,5 @@
-"""The gate of the dot-product gradients: AlexNet's and a ResNeXt's layers as their gradients compile by default.
+"""The gate of the dot-product gradients: AlexNet's and a ResNeXt's layers as their gradients compile by default, and
+the pass that may write the activation's gradient for them.
 
 No spills, shared memory within the device, tensor-core instructions in the loop, 16-byte loads there and 16-byte stores
 everywhere, and no more instructions per tensor-core instruction than the code that was first found to be right.
@@ -17,7 +18,7 @@ from grouped_conv.autotune.workloads import workload
 from grouped_conv.bench.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
+from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
 from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.launch import compile_launch
 from grouped_conv.kernels.problem import ConvProblem
@@ -61,6 +62,9 @@ def findings(archs: Sequence[str], dtypes: Sequence[str] = DTYPES) -> Iterator[F
                     for epilogue in (PLAIN, RELU) if dtype == "float16" else (PLAIN,):
                         gradient = gradient_problem(replace(problem, epilogue=epilogue), direction)
                         yield judge(arch, f"{layer} {dtype} {epilogue}", gradient, default(gradient, device))
+            for activation in ("relu", "gelu"):
+                behind = replace(layers(dtype)["conv4"], epilogue=Epilogue(activation))
+                yield judge_pass(arch, f"conv4 {dtype} {activation}", gradient_problem(behind, "weight_grad"))
         for config in LIMITS.get(arch, {}):
             for layer in ("conv4", "conv2", "fat stride 2"):
                 gradient = gradient_problem(layers("float16")[layer], config.direction)
@@ -104,3 +108,19 @@ def copied(
         copies = config.block_n * config.block_k * problem.item_size // (VECTOR_BYTES * threads)
         widths[ENTRY_BYTES] = max(0, widths.get(ENTRY_BYTES, 0) - copies)
     return {width: count for width, count in widths.items() if count}
+
+
+def judge_pass(arch: str, layer: str, problem: ConvProblem) -> Finding:
+    """Compile the pass that writes the activation's gradient; of the bias's each thread stores one sum of 4 bytes."""
+    device = DeviceSpec.get(arch)
+    launch = plan_bias_gradient(problem, grad_residual=True).launches[0]
+    resources = read_resources(compile_launch(launch, gpu_target(device)))
+    stores = dict(resources.total.store_widths)
+    sums = stores.pop(4, 0)
+    faults = [
+        *resource_faults(resources, device),
+        *width_fault("loads", resources.total.load_widths),
+        *width_fault("stores", stores),
+        *([f"{sums} stores of sums"] if sums != 1 else []),
+    ]
+    return Finding(arch, launch.name, layer, str(launch.config), resources, None, None, UNIT, tuple(faults))

@@ -1,4 +1,4 @@
-"""What a training step keeps and borrows: bytes saved for backward, ours beside plain torch's, and weight workspaces.
+"""What a training step keeps and borrows: bytes saved for backward, ours beside plain torch's, and workspaces.
 
 `python -m grouped_conv.bench.training_memory` needs no GPU and no memory: networks run on torch's meta device, and the
 tensors that autograd keeps are counted, each storage once, parameters left out. A workspace lives for one call; its
@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 import grouped_conv
+from grouped_conv import GroupedConv2d
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.written_gradient import default_trade, written_bytes
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_gradient
+from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_gradient, written_problem
+from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.models import AlexNet
 from grouped_conv.workspace import max_workspace_bytes
 
@@ -77,7 +80,8 @@ class Memory:
         network, batch, dtype, device: of what, and the device whose heuristic chose the workspaces.
         saved: for backward, with our layers.
         saved_by_torch: with plain torch's.
-        largest_workspace: of one weight gradient, the largest of the network's grouped layers.
+        largest_workspace: of one layer's gradients, the largest of the network's grouped layers: the weight's partial
+            sums, and the activation's gradient where a pass writes it.
         layer: which one that is.
     """
 
@@ -117,9 +121,9 @@ def measure(name: str, batch: int, dtype: str, device: str) -> Memory:
     plain = copy.deepcopy(ours)
     grouped_conv.unconvert(plain)
     grouped_conv.convert(ours)
-    workspaces = {
-        layer: _workspace(layer, table, batch, dtype, DeviceSpec.get(device)) for layer in workload(table, batch, dtype)
-    }
+    fused = any(isinstance(module, GroupedConv2d) and module.activation != "none" for module in ours.modules())
+    layers = workload(table, batch, dtype, epilogue=None if fused else Epilogue())
+    workspaces = {layer: workspace(problem, DeviceSpec.get(device)) for layer, problem in layers.items()}
     largest = max(workspaces, key=lambda layer: workspaces[layer])
     return Memory(
         name,
@@ -133,11 +137,18 @@ def measure(name: str, batch: int, dtype: str, device: str) -> Memory:
     )
 
 
-def _workspace(layer: str, table: str, batch: int, dtype: str, device: DeviceSpec) -> int:
-    problem = gradient_problem(workload(table, batch, dtype, epilogue=Epilogue())[layer], "weight_grad")
-    config = capped(problem, choose(problem, device), max_workspace_bytes())
-    temporaries = plan_gradient(problem, config).temporaries
-    return sum(getattr(torch, one.dtype).itemsize * math.prod(one.shape) for one in temporaries)
+def workspace(problem: ConvProblem, device: DeviceSpec) -> int:
+    """Bytes that the gradients of one layer borrow, all of them wanted, at the heuristic's configurations."""
+    gradient, limit = gradient_problem(problem, "weight_grad"), max_workspace_bytes()
+    epilogue = problem.epilogue
+    written = 0 if epilogue.residual else written_bytes(problem)  # the residual's gradient is a result
+    if (epilogue.bias or epilogue.residual) and written <= limit and default_trade(problem, device).writes:
+        gradient = written_problem(gradient)
+    else:
+        written = 0
+    config = capped(gradient, choose(gradient, device), limit - written)
+    temporaries = plan_gradient(gradient, config).temporaries
+    return written + sum(getattr(torch, one.dtype).itemsize * math.prod(one.shape) for one in temporaries)
 
 
 @click.command()

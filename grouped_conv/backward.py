@@ -2,7 +2,8 @@
 
 Each gradient is decided on its own, as the forward pass is: by policy, records and what the caller insists on. What our
 kernels do not compute, ATen does. A trace shows one record per gradient of input and weight; the sums for bias and
-residual are launches of the weight's record, or of the input's where the weight needs no gradient.
+residual are launches of the weight's record, or of the input's where the weight needs no gradient. Where they write the
+activation's gradient for the kernels that follow (`written_gradient`), they come first, in the first record.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_conv import decisions, device_tables, executors, overrides, plan_cache, tracing, workspace
+from grouped_conv import (
+    decisions,
+    device_tables,
+    executors,
+    overrides,
+    plan_cache,
+    tracing,
+    workspace,
+    written_gradient,
+)
 from grouped_conv.decisions import Conditions
 from grouped_conv.executors import Executor
 from grouped_conv.gradients import Saved, vector_jacobian
@@ -24,6 +34,7 @@ from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_bi
 from grouped_conv.kernels.operands import Operand, channels_last_strides
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.layouts import is_channels_last
+from grouped_conv.live_device import live_device
 from grouped_conv.plan import Steps, native_settings, operand_of
 from grouped_conv.plan_cache import placement
 from grouped_conv.policies import get_policy
@@ -34,6 +45,7 @@ NAMES = ("input", "weight", "bias", "scale", "residual")
 READ = ("grad_output", "known", "input")
 """Operands that the kernels read with their channels innermost; others are copied so."""
 BUFFERS = (*READ, "weight", "scale", *(f"grad_{name}" for name in NAMES))
+GRADIENT, WRITTEN = BUFFERS.index("grad_output"), BUFFERS.index("grad_residual")
 
 Wanted = tuple[bool, ...]
 Gradients = list[Tensor | None]
@@ -104,6 +116,8 @@ class BackwardPlan:
         self.request, self.by_aten, self.by_kernel = request, by_aten, by_kernel
         self.records: tuple[CallRecord, ...] = ()
         self.copied: tuple[str, ...] = ()
+        self.writes = False
+        """Does the first part write the gradient that the others read?"""
         self.parts: list[tuple[Steps, tuple[Any, ...]]] = []
 
     def add(self, call: Call, executor: Executor, device: torch.device) -> None:
@@ -112,6 +126,10 @@ class BackwardPlan:
         index = -1 if device.index is None else device.index
         steps = Steps(call.launches, call.temporaries, (*BUFFERS, *call.tables), executor, index)
         self.parts.append((steps, tables))
+
+    def runs(self, direction: str) -> bool:
+        """Do kernels compute the gradient of this direction? The scale's comes with the weight's."""
+        return self.by_kernel[0] if direction == "input_grad" else self.by_kernel[1] or self.by_kernel[3]
 
     def empty(self, operands: BackwardOperands, wanted: Sequence[bool]) -> Gradients:
         """Uninitialised gradients."""
@@ -144,8 +162,7 @@ class BackwardPlan:
 
     def _by_kernels(self, operands: BackwardOperands) -> Gradients:
         grad, saved = operands
-        needs_weight = self.by_kernel[1] or self.by_kernel[3]  # the scale's gradient comes with the weight's
-        made = self.empty(operands, (self.by_kernel[0], needs_weight, *self.by_kernel[2:]))
+        made = self.empty(operands, (self.by_kernel[0], self.runs("weight_grad"), *self.by_kernel[2:]))
         named: dict[str, Tensor | None] = {
             "grad_output": grad,
             "known": saved.known,
@@ -158,10 +175,14 @@ class BackwardPlan:
             assert tensor is not None
             named[name] = tensor.contiguous(memory_format=torch.channels_last)
         buffers = [*named.values(), *made]
+        if self.writes and buffers[WRITTEN] is None:
+            buffers[WRITTEN] = torch.empty_like(grad, memory_format=torch.channels_last)
         for steps, tables in self.parts:
             all_buffers: list[Any] = [*buffers, *map(device_tables.fetch, tables)]
             steps.add_temporaries(all_buffers, grad.device)
             steps.launch(all_buffers)
+            if self.writes:
+                buffers[GRADIENT] = buffers[WRITTEN]
         return [result if want else None for result, want in zip(made, self.by_kernel, strict=True)]
 
 
@@ -187,6 +208,12 @@ def make_plan(
     device = grad.get_device()
     barred = decisions.why_nothing_compiles() if device >= 0 else ""
     executor = executors.gpu_executor() if device >= 0 else executors.executor_of_cpu_tensors()
+    limit = workspace.max_workspace_bytes()
+
+    def decide(problem: ConvProblem | str, direction: str, max_workspace: int) -> CallRecord:
+        conditions = Conditions(get_policy(), request.backend, executor, overrides.given_config(direction), barred)
+        return _decide(problem, conditions, device, max_workspace, grad.numel() == 0)
+
     records: dict[str, CallRecord] = {}
     for direction, needed in (
         ("input_grad", wanted[0]),
@@ -194,34 +221,38 @@ def make_plan(
     ):
         if needed:
             problem = described if isinstance(described, str) else gradient_problem(described, direction)
-            records[direction] = _decide(problem, direction, request, executor, barred, device, grad.numel() == 0)
+            records[direction] = decide(problem, direction, limit)
     chosen = {direction: record for direction, record in records.items() if record.config is not None}
     by_weight, sums = "weight_grad" in chosen, bool(chosen)
     kernels = ("input_grad" in chosen, by_weight, sums, by_weight, sums)
     by_kernel = tuple(want and mine for want, mine in zip(wanted, kernels, strict=True))
     by_aten = tuple(want and not mine for want, mine in zip(wanted, kernels, strict=True))
     plan = kind(request, by_aten, by_kernel)
-    if executor is not None:
-        for direction, launches in _add_kernels(plan, operands, chosen, executor).items():
+    if executor is not None and chosen:
+        behind = [*chosen.values()][-1].problem
+        assert isinstance(behind, ConvProblem)
+        running = {direction: record for direction, record in chosen.items() if plan.runs(direction)}
+        if running and (by_kernel[2] or by_kernel[4]):
+            spec = live_device(device) if device >= 0 else executor.spec
+            residual = plan.empty(operands, (False, False, False, False, by_kernel[4]))[4]
+            strides = None if residual is None else residual.stride()
+            running, plan.writes = written_gradient.choose(running, decide, spec, strides, limit)
+            chosen |= running
+            records |= running
+        for direction, launches in _add_kernels(plan, behind, operands, chosen, executor).items():
             records[direction] = replace(records[direction], launches=tuple(launches))
     plan.records = tuple(records.values())
     return plan, not barred
 
 
 def _decide(
-    problem: ConvProblem | str,
-    direction: str,
-    request: Request,
-    executor: Executor | None,
-    barred: str,
-    device: int,
-    empty: bool,
+    problem: ConvProblem | str, conditions: Conditions, device: int, max_workspace: int, empty: bool
 ) -> CallRecord:
     """One gradient's path; a kernel's launches are filled in later."""
     known = None if isinstance(problem, str) else problem
+    executor = conditions.executor
     if empty:
         return CallRecord(known, "aten", "the output has no elements")
-    conditions = Conditions(get_policy(), request.backend, executor, overrides.given_config(direction), barred)
     if executor is None:  # also where the forward pass insisted on kernels, inside a block that has ended since
         return CallRecord(known, "aten", "the tensors are on the CPU, outside grouped_conv.interpret()")
     decision = decisions.decide(problem, conditions, device)
@@ -229,21 +260,28 @@ def _decide(
     if config is None or known is None:
         return CallRecord(known, "aten", decision.reason, source=decision.source)
     known = decisions.adapted(known, executor)
-    config = capped(known, config, workspace.max_workspace_bytes())
+    config = capped(known, config, max_workspace)
     return CallRecord(known, config.family, decision.reason, (), config, decision.source)
 
 
 def _add_kernels(
-    plan: BackwardPlan, operands: BackwardOperands, chosen: Mapping[str, CallRecord], executor: Executor
+    plan: BackwardPlan,
+    behind: ConvProblem,
+    operands: BackwardOperands,
+    chosen: Mapping[str, CallRecord],
+    executor: Executor,
 ) -> dict[str, list[str]]:
-    """Plan the launches for the operands as they lie in memory; their names, by direction."""
+    """Plan the launches for the operands as they lie in memory; their names, by direction.
+
+    Args:
+        behind: whose activation the output's gradient is behind.
+    """
     grad, saved = operands
     made = plan.empty(operands, (True,) * len(NAMES))
     tensors = {"grad_output": grad, "known": saved.known, "input": saved.input, "weight": saved.weight}
     tensors |= {f"grad_{name}": result for name, result in zip(NAMES, made, strict=True)}
     placed = {name: operand_of(tensor) for name, tensor in tensors.items() if tensor is not None}
-    weighs = "weight_grad" in chosen and (plan.by_kernel[1] or plan.by_kernel[3])
-    calls: list[tuple[str, Call]] = []
+    weighs = plan.runs("weight_grad")
     plan.copied = tuple(
         name
         for name in READ
@@ -251,18 +289,22 @@ def _add_kernels(
     )
     for name in plan.copied:
         placed[name] = Operand(channels_last_strides(tuple(tensors[name].shape)))  # type: ignore[union-attr]
-    for direction, record in chosen.items():
-        problem, config = record.problem, record.config
-        assert isinstance(problem, ConvProblem) and config is not None
-        if direction == "input_grad" or weighs:
-            grad_scale = direction == "weight_grad" and plan.by_kernel[3]
-            calls.append((direction, plan_gradient(problem, config, placed, grad_scale=grad_scale)))
+    sums: list[tuple[str, Call]] = []
     if plan.by_kernel[2] or plan.by_kernel[4]:
-        direction = "weight_grad" if "weight_grad" in chosen else "input_grad"
-        problem = chosen[direction].problem
-        assert isinstance(problem, ConvProblem)
-        wanted = {"grad_bias": plan.by_kernel[2], "grad_residual": plan.by_kernel[4]}
-        calls.append((direction, plan_bias_gradient(problem, placed, **wanted)))
+        wanted = {"grad_bias": plan.by_kernel[2], "grad_residual": plan.by_kernel[4] or plan.writes}
+        if plan.writes:
+            placed["grad_residual"] = Operand(channels_last_strides(tuple(grad.shape)))
+        direction = [*chosen][0 if plan.writes else -1]
+        sums.append((direction, plan_bias_gradient(behind, placed, **wanted)))
+    if plan.writes:
+        placed["grad_output"] = placed["grad_residual"]
+    calls: list[tuple[str, Call]] = []
+    for direction, record in chosen.items():
+        if plan.runs(direction):
+            assert isinstance(record.problem, ConvProblem) and record.config is not None
+            grad_scale = direction == "weight_grad" and plan.by_kernel[3]
+            calls.append((direction, plan_gradient(record.problem, record.config, placed, grad_scale=grad_scale)))
+    calls = sums + calls if plan.writes else calls + sums
     launches: dict[str, list[str]] = {}
     for direction, call in calls:
         plan.add(call, executor, grad.device)

@@ -40,6 +40,10 @@ class Executor(Protocol):
     def name(self) -> str:
         """What it is called in a record's reason."""
 
+    @property
+    def spec(self) -> DeviceSpec:
+        """The device whose predictions configurations are chosen by."""
+
     def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """A configuration that runs `problem` here, without looking at any record."""
 
@@ -61,9 +65,14 @@ class InterpreterExecutor:
         """What it is called in a record's reason."""
         return f"Triton's interpreter, as for {self.device}"
 
+    @property
+    def spec(self) -> DeviceSpec:
+        """The device that is played."""
+        return DeviceSpec.get(self.device)
+
     def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """The heuristic's answer for the device that is played."""
-        return _heuristic(problem, DeviceSpec.get(self.device))
+        return _heuristic(problem, self.spec)
 
     def prepare(self, launch: Launch, names: Sequence[str], device: int) -> Step:
         """Nothing to prepare: the interpreter reads the launch."""
@@ -101,13 +110,17 @@ class DriverExecutor:
         """True for the lane that runs compiled kernels natively on the CPU."""
         return bool(self.driver.get_current_target().backend == "cpu_native")
 
+    @property
+    def spec(self) -> DeviceSpec:
+        """A device of the target's architecture; an H100 on the native lane."""
+        target = self.driver.get_current_target()
+        if self.is_native:
+            return DeviceSpec.get("h100")
+        return DeviceSpec.get(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch))
+
     def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """The heuristic's answer for the target; on the native lane a tile that its lowering gets right."""
-        if self.is_native:
-            return native_config(problem)
-        target = self.driver.get_current_target()
-        name = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
-        return _heuristic(problem, DeviceSpec.get(name))
+        return native_config(problem) if self.is_native else _heuristic(problem, self.spec)
 
     def prepare(self, launch: Launch, names: Sequence[str], device: int) -> Step:
         """Compile the launch, or find it compiled, and load it on the current device."""

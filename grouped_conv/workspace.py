@@ -1,7 +1,8 @@
-"""How much memory the partial sums of a weight gradient may take: a process-wide default and a scoped override.
+"""How much memory a call's gradients may borrow: a process-wide default and a scoped override.
 
-The workspace comes from torch's allocator and lives as long as one call. A smaller limit is honoured by dividing the
-output pixels among fewer programs, at least one.
+The workspace comes from torch's allocator and lives as long as one call. It holds the partial sums of a weight gradient
+and, where that is predicted to pay, the activation's gradient. A smaller limit is honoured by taking the activation in
+the loads and by dividing the output pixels among fewer programs, at least one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def max_workspace_bytes() -> int:
 
 
 def set_max_workspace(size: int) -> None:
-    """Let weight gradients of this process take at most `size` bytes of workspace each.
+    """Let the gradients of each call of this process take at most `size` bytes of workspace.
 
     Raises:
         ValueError: for a negative size.

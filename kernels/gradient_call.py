@@ -8,6 +8,9 @@
 | weight, unequal groups | the family's kernel and `ragged_weight_reduce`, for one flat buffer               |
 | bias     | `channel_sums`, which may write the residual's gradient as well, and `gradient_reduce`          |
 
+The residual's gradient is the output's behind the activation. Written before the others it is their `grad_output`, and
+they are those of `written_problem`.
+
 The gradient of the scale comes out of `gradient_reduce` too: of `scale * conv(x, w)` it is `sum(w * d)` over each
 output channel, where `d` is the weight's gradient before it is multiplied by the scale. So no launch computes the
 convolution again. Each pass adds in a fixed order; no two programs write the same address.
@@ -38,6 +41,11 @@ def gradient_problem(problem: ConvProblem, direction: str) -> ConvProblem:
     epilogue = problem.epilogue
     kept = Epilogue(epilogue.activation, epilogue.negative_slope, scale=epilogue.scale, shuffle=epilogue.shuffle)
     return replace(problem, direction=direction, epilogue=kept)
+
+
+def written_problem(problem: ConvProblem) -> ConvProblem:
+    """The same gradient, read from what `plan_bias_gradient` stores: behind the activation, in the filters' order."""
+    return replace(problem, epilogue=Epilogue(scale=problem.epilogue.scale))
 
 
 def canonical_gradient_operands(problem: ConvProblem) -> dict[str, Operand]:
@@ -140,6 +148,8 @@ def plan_bias_gradient(
     sm_count: int = 108,
 ) -> Call:
     """The launches that sum the gradient behind the activation per channel, and may store it as it is.
+
+    Stored, it is the residual's gradient, and what the others may read in place of the output's: `written_problem`.
 
     Args:
         operands: as of `plan_gradient`, with `grad_bias` and `grad_residual`.

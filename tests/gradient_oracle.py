@@ -15,7 +15,7 @@ from torch import Tensor
 from grouped_conv.kernels import ConvProblem
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
+from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient, written_problem
 from grouped_conv.kernels.gradient_operands import reads_preactivation
 from grouped_conv.kernels.interpreter_numerics import to_tf32
 from grouped_conv.kernels.launch import Launch
@@ -77,7 +77,7 @@ def behind_activation(problem: ConvProblem, tensors: Mapping[str, Tensor], dtype
     if epilogue.activation == "none":
         return grad
     if reads_preactivation(epilogue):
-        known.requires_grad_()
+        known = known.detach().requires_grad_()
         (result,) = torch.autograd.grad(activated(epilogue, known), known, grad)
         return result
     known = shuffled(known, back)
@@ -97,13 +97,13 @@ def gradients(
     """Every gradient of the problem, all steps in `dtype`."""
     inner = behind_activation(problem, tensors, dtype)
     top, bottom, left, right = problem.padding
-    x = tensors["input"].to(dtype).requires_grad_()
-    weight = tensors["weight"].to(dtype).requires_grad_()
+    x = tensors["input"].to(dtype).detach().requires_grad_()
+    weight = tensors["weight"].to(dtype).detach().requires_grad_()
     operands = {"input": x, "weight": weight}
     padded = F.pad(shuffled(x, problem.input_shuffle), (left, right, top, bottom))
     y = F.conv2d(padded, weight, None, problem.stride, 0, problem.dilation, problem.groups)
     if problem.epilogue.scale:
-        operands["scale"] = tensors["scale"].to(dtype).requires_grad_()
+        operands["scale"] = tensors["scale"].to(dtype).detach().requires_grad_()
         y = y * operands["scale"][:, None, None]
     found = dict(zip(operands, torch.autograd.grad(y, list(operands.values()), inner), strict=True))
     return found | {"bias": inner.sum((0, 2, 3)), "residual": inner}
@@ -133,6 +133,15 @@ def run_gradient(
 ) -> list[Any]:
     """Run the launches of the gradient that `config` computes; what each run returned."""
     return run_call(plan_gradient(problem, config, placed(tensors), **wanted), tensors, run)
+
+
+def run_written_gradient(
+    problem: ConvProblem, config: KernelConfig, tensors: dict[str, Tensor], run: Run, **wanted: Any
+) -> list[Any]:
+    """The same behind the pass that writes the activation's gradient, which is the residual's."""
+    runs = run_bias_gradient(problem, tensors, run, grad_residual=True)
+    behind = tensors | {"grad_output": tensors["grad_residual"]}
+    return runs + run_gradient(written_problem(problem), config, behind, run, **wanted)
 
 
 def run_bias_gradient(problem: ConvProblem, tensors: dict[str, Tensor], run: Run, **wanted: Any) -> list[Any]:

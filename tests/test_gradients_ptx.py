@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 from gradient_cases import SHAPES, TABLE_SHAPES, GradientCase, conv, fitted
-from gradient_oracle import check_gradient, gradient_tensors, run_bias_gradient, run_gradient
+from gradient_oracle import (
+    check_gradient,
+    gradient_tensors,
+    run_bias_gradient,
+    run_gradient,
+    run_written_gradient,
+)
 from test_compiled_ptx import emulator
 
 from grouped_conv.autotune.offline import gpu_target
@@ -125,9 +131,9 @@ LOOPS = (
 )
 
 
-def figures(stats: Any) -> tuple[float, float]:
+def figures(stats: Any, sources: tuple[str, ...] = LOOPS) -> tuple[float, float]:
     """(useful part of the sectors of the loops, shared-memory wavefronts over the conflict-free number)."""
-    files = {index for index, name in stats.files.items() if name.endswith(LOOPS)}
+    files = {index for index, name in stats.files.items() if name.endswith(sources)}
     reads = [c for (line, _), c in stats.gline.items() if line and line[0] in files]
     shared = [c for (line, _), c in stats.sline.items() if line and line[0] in files]
     sectors, useful = sum(c[1] for c in reads), sum(c[2] for c in reads)
@@ -160,6 +166,27 @@ def test_aligned_problems(direction: str, name: str, arch: int, dtype: str, caps
         assert not run.races
         assert useful >= 0.9
         assert conflict <= 1.2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("arch", [80, 90])
+def test_a_written_gradient(arch: int, activation: str, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The pass wastes no sector, and what it writes is what the other kernels read."""
+    epilogue = Epilogue(activation, bias=True, residual=True)
+    problem = conv((2, 64, 9, 9), (128, 32, 3, 3), padding=1, dtype=dtype, precision="tf32", epilogue=epilogue)
+    configs: list[KernelConfig] = [InputGradConfig(block_m=32, block_n=32, block_k=32, num_stages=3)]
+    configs.append(WeightGradConfig(block_m=32, block_n=32, block_k=32, num_stages=3, splits=2))
+    for config in configs:
+        tensors = gradient_tensors(problem)
+        runs = run_written_gradient(gradient_problem(problem, config.direction), config, tensors, emulator(arch))
+        for name in ("bias", "residual", config.direction.removesuffix("_grad")):
+            check_gradient(problem, tensors, name)
+        assert not any(run.races or any(b["rewritten"] for b in run.buffers.values()) for run in runs)
+    useful, _ = figures(runs[0], ("channel_sums.py", "jit_gradient.py"))
+    with capsys.disabled():
+        print(f"\nwritten {activation} sm_{arch} {dtype}: useful {useful:.3f}", end="")
+    assert useful >= 0.9
 
 
 @pytest.mark.parametrize("device", ["a100", "h100"])

@@ -58,7 +58,7 @@ def test_every_gradient_by_kernels(activation: str, last: bool, interpreted: lis
     weighting = torch.randn(output.shape)
     found = torch.autograd.grad(output, leaves, weighting)
     assert directions(interpreted) == BY_KERNEL
-    assert "channel_sums" in interpreted[2].launches
+    assert [name for call in interpreted[1:] for name in call.launches].count("channel_sums") == 1
     exact = [t.detach().double().requires_grad_() for t in leaves]
     wanted = torch.autograd.grad(torchs(*exact, activation), exact, weighting.double())
     for name, mine, true, leaf in zip(NAMES, found, wanted, leaves, strict=True):
