@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from grouped_conv.autotune.machine import machine_of
+from grouped_conv.autotune.machine import dram_us, machine_of
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
@@ -64,7 +64,7 @@ def predict_gemm(
     if resources and resources.loop:
         loop = resources.loop.instructions
     registers = resources.registers if resources else min(255, 60 + (block_m * block_n + operands // 8) // threads)
-    second_us = 1e6 * work.second_pass_bytes / device.dram_bytes_per_s
+    second_us = dram_us(work.second_pass_bytes, device)
     return predict_stream(
         problem,
         device,

@@ -21,8 +21,8 @@ REGISTER_BUDGET = {"mma": 176, "fma": 176, "wgmma": 196, "tcgen05": 196, "mfma":
 With operands in registers 256x128x64 on 8 warps (128 sums, 12 loads) fits and 128x128x64 on 4 (128 sums, 16 loads) does
 not; wgmma and tcgen05 leave the operands in shared memory, and take 16 loads but not 20.
 """
-LDMATRIX_BYTES = 512  # what one warp-wide shared load of matrix operands brings in
-L2_PORT_BYTES_PER_CLOCK = 64  # from L2 into one multiprocessor; assumed
+LDMATRIX_BYTES = 512  # what one warp-wide `ldmatrix.x4` brings in: four 8x8 matrices of 2 bytes (PTX ISA)
+L2_PORT_BYTES_PER_CLOCK = 64  # from L2 into one multiprocessor while few others read; assumed
 
 
 def mma_form(problem: ConvProblem, config: ImplicitGemmConfig, machine: Machine) -> str:
@@ -170,6 +170,12 @@ def input_pixels(problem: ConvProblem, rows: int) -> float:
     window = problem.dilation[0] * (problem.kernel_size[0] - 1) + 1
     high = min(images * in_h, span * problem.stride[0] + images * (window - min(problem.stride[0], window)))
     return max(1.0, min(high * in_w, rows * problem.taps))
+
+
+def load_latency(problem: ConvProblem, config: ImplicitGemmConfig, machine: Machine) -> float:
+    """Clocks from a load of the loop to its data, on average: a pixel's first read misses L2, its other taps' hit."""
+    first = input_pixels(problem, config.block_m) / (config.block_m * problem.taps)
+    return machine.l2_latency + min(1.0, first) * (machine.dram_latency - machine.l2_latency)
 
 
 def l1_hit_rate(
