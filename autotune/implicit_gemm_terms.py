@@ -11,6 +11,7 @@ from grouped_conv.autotune.instructions import Mix
 from grouped_conv.autotune.machine import SCHEDULERS, SHARED_BYTES_PER_CLOCK, Machine, machine_of
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.implicit_gemm_rules import load_widths
 from grouped_conv.kernels.problem import ConvProblem
 
 REGISTERS_BESIDE_SUMS = 90
@@ -84,13 +85,6 @@ def shared_clocks(problem: ConvProblem, config: ImplicitGemmConfig, form: str, t
     """
     written = (config.block_m * (1 + through_l1) + config.block_n) * config.block_k * problem.item_size
     return (written + operand_bytes(problem, config, form)) / SHARED_BYTES_PER_CLOCK
-
-
-def load_widths(problem: ConvProblem) -> tuple[int, int]:
-    """(input, weight) bytes of one load: what a group's channels and a filter's row are divisible by; 16 at most."""
-    run = problem.c_per_group * problem.item_size
-    width_a = problem.item_size if problem.input_shuffle > 1 else math.gcd(16, run)
-    return width_a, math.gcd(16, run * problem.taps)
 
 
 def mma_count(problem: ConvProblem, config: ImplicitGemmConfig, form: str) -> float:

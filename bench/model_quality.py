@@ -12,7 +12,7 @@ Three comparisons, on A100 and H100, of the model before anything is compiled:
 Where the output says that the model must not be trusted, in short:
 
 - Times below about 20 us: measured ones are up to 2.5 times longer, 3 to 5 us of which are events and a cold L2.
-- Bound by memory (thin m, n or k): NVIDIA expects 2 to 3 times our time, and up to 5 times with deep splits of k. No
+- Bound by memory (thin m, n or k): NVIDIA expects 2 to 3 times our time, and up to 6 times with deep splits of k. No
   measurement was found; take ours as what a perfect kernel would need.
 - The order of tiles of one shape: Kendall's tau with NVIDIA's is 0.3 to 0.5 in the median, and a tenth of our choices
   cost 1.7 times its best in its eyes. Compile and measure the first few, never the first alone.

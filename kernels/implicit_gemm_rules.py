@@ -76,15 +76,26 @@ def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: D
     """Bytes of shared memory of the pipelined loop's operand tiles; 0 without a pipeline, where compilers differ.
 
     Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
-    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile of less than 4 bytes per thread is
-    not copied asynchronously and has one buffer. Never more than compiled code has (tests).
+    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile of less than 4 bytes per thread, or
+    whose loads are narrower than that, is not copied asynchronously and has one buffer. Never more than compiled code has
+    (tests).
     """
     if config.num_stages == 1:
         return 0
     copies = config.num_stages if _uses_wgmma(config, device) else config.num_stages - 1
     threads = config.num_warps * device.warp_size
-    tiles = [rows * config.block_k * problem.item_size for rows in (config.block_m, config.block_n)]
-    return sum(tile * (copies if tile >= 4 * threads else 1) for tile in tiles)
+    needed = 0
+    for rows, width in zip((config.block_m, config.block_n), load_widths(problem), strict=True):
+        tile = rows * config.block_k * problem.item_size
+        needed += tile * (copies if width >= 4 and tile >= 4 * threads else 1)
+    return needed
+
+
+def load_widths(problem: ConvProblem) -> tuple[int, int]:
+    """(input, weight) bytes of one load: what a group's channels and a filter's row are divisible by; 16 at most."""
+    run = problem.c_per_group * problem.item_size
+    width_a = problem.item_size if problem.input_shuffle > 1 else math.gcd(16, run)
+    return width_a, math.gcd(16, run * problem.taps)
 
 
 def shared_memory(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
