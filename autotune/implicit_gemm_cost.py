@@ -181,7 +181,8 @@ def _edge_clocks(
 def _dram_bytes(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> float:
     """Bytes across DRAM in the main launch: every tensor once, and weights again for each band that finds them evicted.
 
-    The input's re-reads by neighbouring tiles hit L2: they follow each other closely in the launch order.
+    The input's re-reads by neighbouring tiles hit L2: they follow each other closely in the launch order. What takes
+    more than half of L2 is counted as evicted; the half is assumed, other tensors need room too.
     """
     tiles_m, tiles_n, _ = tiles(problem, config)
     weights = math.prod(problem.weight_shape) * problem.item_size / problem.groups

@@ -5,8 +5,6 @@ Every function says what it assumes. All figures are predictions from published 
 
 from __future__ import annotations
 
-import math
-
 from grouped_conv.autotune.instructions import Mix
 from grouped_conv.autotune.machine import SCHEDULERS, SHARED_BYTES_PER_CLOCK, Machine, machine_of
 from grouped_conv.kernels.config import ImplicitGemmConfig
@@ -15,7 +13,7 @@ from grouped_conv.kernels.implicit_gemm_rules import load_widths
 from grouped_conv.kernels.problem import ConvProblem
 
 REGISTERS_BESIDE_SUMS = 90
-"""Registers per thread besides the accumulators, in compiled kernels of AlexNet's layers (70 to 110 seen)."""
+"""Registers per thread besides the accumulators, counted in compiled kernels of AlexNet's layers (70 to 110)."""
 REGISTER_BUDGET = {"mma": 176, "fma": 176, "wgmma": 196, "tcgen05": 196, "mfma": 400}
 """Sums plus 4 per global load of a trip, per thread, up to which compiled kernels of AlexNet's layers did not spill.
 
@@ -60,8 +58,8 @@ def warp_grid(config: ImplicitGemmConfig) -> tuple[int, int]:
 def operand_bytes(problem: ConvProblem, config: ImplicitGemmConfig, form: str) -> float:
     """Bytes of shared memory the multiplies of one trip read.
 
-    wgmma reads its 64 rows and all columns per instruction, tcgen05 128 rows; warps with register operands each read
-    their own rows and columns.
+    wgmma reads its 64 rows and all columns per instruction, tcgen05 128 rows (PTX ISA, operands by descriptor); warps
+    with register operands each read their own rows and columns.
     """
     rows, columns = config.block_m, config.block_n
     if form in ("wgmma", "tcgen05"):
@@ -88,7 +86,11 @@ def shared_clocks(problem: ConvProblem, config: ImplicitGemmConfig, form: str, t
 
 
 def mma_count(problem: ConvProblem, config: ImplicitGemmConfig, form: str) -> float:
-    """Multiply instructions of one warp for one trip."""
+    """Multiply instructions of one warp for one trip.
+
+    Shapes: mma m16n8k16, wgmma of 64 rows and up to 256 columns, tcgen05 of 128 rows (PTX ISA; TF32 half as deep),
+    v_mfma 32x32x8 and for fp32 32x32x2 (CDNA3 ISA).
+    """
     products = config.block_m * config.block_n * config.block_k
     depth = 16 if problem.item_size == 2 else 8
     if form == "fma":

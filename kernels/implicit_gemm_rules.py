@@ -77,7 +77,7 @@ def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: D
 
     Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
     shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile of less than 4 bytes per thread, or
-    whose loads are narrower than that, is not copied asynchronously and has one buffer. Never more than compiled code has
+    with loads narrower than that, is not copied asynchronously and has one buffer. Never more than compiled code has
     (tests).
     """
     if config.num_stages == 1:
