@@ -30,7 +30,7 @@ from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, floor_us, pa
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.implicit_gemm_rules import shared_memory, tiles, total_trips
+from grouped_conv.kernels.implicit_gemm_rules import copied_ahead, shared_memory, tiles, total_trips
 from grouped_conv.kernels.problem import ConvProblem
 
 HIDDEN = 0.75
@@ -94,7 +94,7 @@ def gemm_terms(
     turns = full + (last > 0)
     resident = min(resident_programs(config.num_warps, device, shared, registers), turns)
     own, l2_bytes = _trip(problem, config, device, machine, resources, shared, resident)
-    ahead = config.num_stages - 1
+    ahead = config.num_stages - 1 if all(copied_ahead(problem, config, device)) else 0
     latency = LOADED_LATENCY * terms_of.load_latency(problem, config, machine)
     exposed = (TRIP_OVERHEAD + LATE * latency / max(ahead, 1)) / resident
     overlap = (1 - HIDDEN) / max(1.0, resident * config.num_warps / SCHEDULERS)

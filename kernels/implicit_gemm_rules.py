@@ -76,19 +76,28 @@ def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: D
     """Bytes of shared memory of the pipelined loop's operand tiles; 0 without a pipeline, where compilers differ.
 
     Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
-    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile of less than 4 bytes per thread, or
-    with loads narrower than that, is not copied asynchronously and has one buffer. Never more than compiled code has
-    (tests).
+    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile that is not copied ahead has one
+    buffer. Never more than compiled code has (tests).
     """
     if config.num_stages == 1:
         return 0
     copies = config.num_stages if _uses_wgmma(config, device) else config.num_stages - 1
+    tiles = [rows * config.block_k * problem.item_size for rows in (config.block_m, config.block_n)]
+    ahead = copied_ahead(problem, config, device)
+    return sum(tile * (copies if early else 1) for tile, early in zip(tiles, ahead, strict=True))
+
+
+def copied_ahead(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> tuple[bool, bool]:
+    """Are the (input, weight) tiles copied to shared memory trips before their use?
+
+    Not without a pipeline, and not where a thread loads less than 4 bytes at a time: such a tile is loaded in the trip
+    that multiplies it, on NVIDIA and AMD alike (seen in Triton 3.8's intermediate code).
+    """
     threads = config.num_warps * device.warp_size
-    needed = 0
-    for rows, width in zip((config.block_m, config.block_n), load_widths(problem), strict=True):
-        tile = rows * config.block_k * problem.item_size
-        needed += tile * (copies if width >= 4 and tile >= 4 * threads else 1)
-    return needed
+    width_a, width_b = load_widths(problem)
+    each = 4 * threads / (config.block_k * problem.item_size)  # rows with 4 bytes for every thread
+    piped = config.num_stages > 1
+    return piped and width_a >= 4 and config.block_m >= each, piped and width_b >= 4 and config.block_n >= each
 
 
 def load_widths(problem: ConvProblem) -> tuple[int, int]:

@@ -168,6 +168,14 @@ def test_pixels_miss_l2_once():
     assert 260 < latency < 260 + (570 - 260) / 3
 
 
+def test_narrow_loads_are_waited_for():
+    one = replace(ALEXNET["conv1"], batch=1)  # 3 channels: 2 bytes at a time, loaded in the trip that multiplies them
+    deep, shallow = (predict(one, replace(TILE, loop_order="flat", num_stages=stages), A100) for stages in (4, 2))
+    assert deep.us == shallow.us
+    wide = replace(ALEXNET["conv5"], batch=1)
+    assert predict(wide, replace(TILE, num_stages=4), A100).us < predict(wide, replace(TILE, num_stages=2), A100).us
+
+
 def test_the_last_turn_has_l2_to_itself():
     machine = machine_of(A100)
     assert l2_rate(A100) == pytest.approx(35.5 * 108)
