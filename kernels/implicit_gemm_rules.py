@@ -77,14 +77,16 @@ def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: D
 
     Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
     shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile that is not copied ahead has one
-    buffer. Never more than compiled code has (tests).
+    buffer, and two of those may take turns in it. Never more than compiled code has (tests).
     """
     if config.num_stages == 1:
         return 0
     copies = config.num_stages if _uses_wgmma(config, device) else config.num_stages - 1
     tiles = [rows * config.block_k * problem.item_size for rows in (config.block_m, config.block_n)]
-    ahead = copied_ahead(problem, config, device)
-    return sum(tile * (copies if early else 1) for tile, early in zip(tiles, ahead, strict=True))
+    rows = list(zip(tiles, copied_ahead(problem, config, device), strict=True))
+    return sum(copies * tile for tile, ahead in rows if ahead) + max(
+        (tile for tile, ahead in rows if not ahead), default=0
+    )
 
 
 def copied_ahead(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> tuple[bool, bool]:
