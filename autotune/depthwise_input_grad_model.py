@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
+from grouped_conv.autotune.machine import dram_us
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
@@ -65,7 +66,7 @@ def predict(
         padding_efficiency=padding_efficiency(problem, config),
     )
     moved = math.prod(problem.weight_shape) * (problem.item_size + 4) if config.pack_weight else 0
-    return predict_stream(problem, device, work, (1e6 * moved / device.dram_bytes_per_s, int(config.pack_weight)))
+    return predict_stream(problem, device, work, (dram_us(moved, device), int(config.pack_weight)))
 
 
 def _places(problem: ConvProblem, config: DepthwiseInputGradConfig, axis: int) -> set[int]:

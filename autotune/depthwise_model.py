@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.machine import dram_us
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
@@ -161,7 +162,7 @@ def _pack_pass(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec
     if not config.pack_weight:
         return 0.0, 0
     moved = math.prod(problem.weight_shape) * (problem.item_size + 4)
-    return 1e6 * moved / device.dram_bytes_per_s, 1
+    return dram_us(moved, device), 1
 
 
 def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConfig]:

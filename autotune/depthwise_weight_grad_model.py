@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from grouped_conv.autotune.gemm_gradient_terms import known_bytes
+from grouped_conv.autotune.machine import dram_us
 from grouped_conv.autotune.prediction import LAUNCH_US, Prediction
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
@@ -69,7 +70,7 @@ def predict(
         registers=resources.registers if resources else int(min(255, 80 + held(problem, config, device))),
         padding_efficiency=padding_efficiency(problem, config),
     )
-    return predict_stream(problem, device, work, (1e6 * workspace / device.dram_bytes_per_s + LAUNCH_US, 1))
+    return predict_stream(problem, device, work, (dram_us(workspace, device) + LAUNCH_US, 1))
 
 
 def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseWeightGradConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from grouped_conv.autotune.machine import machine_of
+from grouped_conv.autotune.machine import dram_us, machine_of
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
@@ -95,7 +95,7 @@ def predict_gemm(
     if resources and resources.loop:
         loop = resources.loop.instructions
     registers = resources.registers if resources else min(255, 60 + (block_m * block_n + copied // 8) // threads)
-    passes_us = 1e6 * (work.second_pass_bytes + work.table_bytes) / device.dram_bytes_per_s
+    passes_us = dram_us(work.second_pass_bytes + work.table_bytes, device)
     passes = bool(work.second_pass_bytes) + bool(work.table_bytes)
     read = operands + (ENTRY_BYTES * block_k if work.table_bytes else 0)
     return predict_stream(

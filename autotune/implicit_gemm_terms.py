@@ -5,24 +5,23 @@ Every function says what it assumes. All figures are predictions from published 
 
 from __future__ import annotations
 
-import math
-
 from grouped_conv.autotune.instructions import Mix
 from grouped_conv.autotune.machine import SCHEDULERS, SHARED_BYTES_PER_CLOCK, Machine, machine_of
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.implicit_gemm_rules import load_widths
 from grouped_conv.kernels.problem import ConvProblem
 
 REGISTERS_BESIDE_SUMS = 90
-"""Registers per thread besides the accumulators, in compiled kernels of AlexNet's layers (70 to 110 seen)."""
+"""Registers per thread besides the accumulators, counted in compiled kernels of AlexNet's layers (70 to 110)."""
 REGISTER_BUDGET = {"mma": 176, "fma": 176, "wgmma": 196, "tcgen05": 196, "mfma": 400}
 """Sums plus 4 per global load of a trip, per thread, up to which compiled kernels of AlexNet's layers did not spill.
 
 With operands in registers 256x128x64 on 8 warps (128 sums, 12 loads) fits and 128x128x64 on 4 (128 sums, 16 loads) does
 not; wgmma and tcgen05 leave the operands in shared memory, and take 16 loads but not 20.
 """
-LDMATRIX_BYTES = 512  # what one warp-wide shared load of matrix operands brings in
-L2_PORT_BYTES_PER_CLOCK = 64  # from L2 into one multiprocessor; assumed
+LDMATRIX_BYTES = 512  # what one warp-wide `ldmatrix.x4` brings in: four 8x8 matrices of 2 bytes (PTX ISA)
+L2_PORT_BYTES_PER_CLOCK = 64  # from L2 into one multiprocessor while few others read; assumed
 
 
 def mma_form(problem: ConvProblem, config: ImplicitGemmConfig, machine: Machine) -> str:
@@ -59,8 +58,8 @@ def warp_grid(config: ImplicitGemmConfig) -> tuple[int, int]:
 def operand_bytes(problem: ConvProblem, config: ImplicitGemmConfig, form: str) -> float:
     """Bytes of shared memory the multiplies of one trip read.
 
-    wgmma reads its 64 rows and all columns per instruction, tcgen05 128 rows; warps with register operands each read
-    their own rows and columns.
+    wgmma reads its 64 rows and all columns per instruction, tcgen05 128 rows (PTX ISA, operands by descriptor); warps
+    with register operands each read their own rows and columns.
     """
     rows, columns = config.block_m, config.block_n
     if form in ("wgmma", "tcgen05"):
@@ -86,15 +85,12 @@ def shared_clocks(problem: ConvProblem, config: ImplicitGemmConfig, form: str, t
     return (written + operand_bytes(problem, config, form)) / SHARED_BYTES_PER_CLOCK
 
 
-def load_widths(problem: ConvProblem) -> tuple[int, int]:
-    """(input, weight) bytes of one load: what a group's channels and a filter's row are divisible by; 16 at most."""
-    run = problem.c_per_group * problem.item_size
-    width_a = problem.item_size if problem.input_shuffle > 1 else math.gcd(16, run)
-    return width_a, math.gcd(16, run * problem.taps)
-
-
 def mma_count(problem: ConvProblem, config: ImplicitGemmConfig, form: str) -> float:
-    """Multiply instructions of one warp for one trip."""
+    """Multiply instructions of one warp for one trip.
+
+    Shapes: mma m16n8k16, wgmma of 64 rows and up to 256 columns, tcgen05 of 128 rows (PTX ISA; TF32 half as deep),
+    v_mfma 32x32x8 and for fp32 32x32x2 (CDNA3 ISA).
+    """
     products = config.block_m * config.block_n * config.block_k
     depth = 16 if problem.item_size == 2 else 8
     if form == "fma":
@@ -170,6 +166,12 @@ def input_pixels(problem: ConvProblem, rows: int) -> float:
     window = problem.dilation[0] * (problem.kernel_size[0] - 1) + 1
     high = min(images * in_h, span * problem.stride[0] + images * (window - min(problem.stride[0], window)))
     return max(1.0, min(high * in_w, rows * problem.taps))
+
+
+def load_latency(problem: ConvProblem, config: ImplicitGemmConfig, machine: Machine) -> float:
+    """Clocks from a load of the loop to its data, on average: a pixel's first read misses L2, its other taps' hit."""
+    first = input_pixels(problem, config.block_m) / (config.block_m * problem.taps)
+    return machine.l2_latency + min(1.0, first) * (machine.dram_latency - machine.l2_latency)
 
 
 def l1_hit_rate(

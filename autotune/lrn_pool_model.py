@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from grouped_conv.autotune.machine import SCHEDULERS, machine_of, resident_programs
+from grouped_conv.autotune.machine import SCHEDULERS, dram_us, l2_rate, machine_of, resident_programs
 from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, wave_efficiency
 from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import DRAM_SHARE, EXPOSED, ROUND_LATENCY
+from grouped_conv.autotune.streaming import EXPOSED, ROUND_LATENCY
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
 from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, kept_lanes, why_invalid, why_not_on
@@ -76,8 +76,8 @@ def predict(
     terms = {
         "issue": warp_turns * instructions * machine.issue_clocks * clock_us,
         "roots": warp_turns * roots * ROOT_CLOCKS[device.backend] * clock_us,
-        "l2": (read + math.prod(problem.output_shape) * problem.item_size) / machine.l2_bytes_per_clock * clock_us,
-        "dram": floor / DRAM_SHARE,
+        "l2": (read + math.prod(problem.output_shape) * problem.item_size) / l2_rate(device) * clock_us,
+        "dram": dram_us(problem.min_bytes, device),
     }
     largest, total = max(terms.values()), sum(terms.values())
     registers = resources.registers if resources else 30 + round(REGISTERS_PER_LANE * kept_lanes(problem, config))

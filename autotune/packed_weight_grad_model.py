@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from grouped_conv.autotune.gemm_gradient_terms import known_bytes
+from grouped_conv.autotune.machine import dram_us
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
@@ -69,7 +70,7 @@ def predict(
         shared_bytes=resources.shared_bytes if resources else 0,
         padding_efficiency=pixels / max(1, steps_each(problem, config) * config.splits * config.block_k * config.strip),
     )
-    reduce_us = 1e6 * (partial + workspace_bytes(problem, 1) / 2) / device.dram_bytes_per_s
+    reduce_us = dram_us(partial + workspace_bytes(problem, 1) / 2, device)
     return predict_stream(problem, device, work, (reduce_us, 1))
 
 

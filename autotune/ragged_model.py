@@ -12,10 +12,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from grouped_conv.autotune.implicit_gemm_cost import gemm_terms
+from grouped_conv.autotune.implicit_gemm_cost import gemm_terms, streamed_us
 from grouped_conv.autotune.implicit_gemm_defaults import DEPTHS, LITTLE_WASTE, TILES
 from grouped_conv.autotune.implicit_gemm_terms import register_pressure
-from grouped_conv.autotune.machine import machine_of
+from grouped_conv.autotune.machine import dram_us, machine_of
 from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
@@ -53,8 +53,8 @@ def predict(
         for name, us in gemm_terms(group, gemm, device, machine, programs, resources).items():
             terms[name] = terms.get(name, 0.0) + share * us
         alone = max(alone, gemm_terms(group, gemm, device, machine, 1, resources)["gemm"])
-    terms["dram"] = 1e6 * _dram_bytes(problem, config, device) / device.dram_bytes_per_s
-    main = max(terms.pop("gemm"), alone, terms["dram"])
+    terms["dram"] = dram_us(_dram_bytes(problem, config, device), device)
+    main = max(terms.pop("gemm"), alone, streamed_us(terms["dram"], device))
     terms["latency"] = max(terms["latency"], alone if alone == main else 0.0)
     terms["passes"], packs = pack_passes(problem, device)
     terms["launch"] = (1 + packs) * LAUNCH_US

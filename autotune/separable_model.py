@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from grouped_conv.autotune import heuristic
 from grouped_conv.autotune.cost import predict as predict_convolution
-from grouped_conv.autotune.machine import machine_of
+from grouped_conv.autotune.machine import dram_us, machine_of
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
@@ -173,7 +173,7 @@ def separate_us(problem: SeparableProblem, device: DeviceSpec) -> float:
     Where the tensor between them fits L2, what memory traffic it costs calls that are bound by memory is taken off.
     """
     kept = problem.saved_bytes / 2 <= CACHED_SHARE * device.l2_bytes
-    relief = 1e6 * problem.saved_bytes / 2 / device.dram_bytes_per_s if kept else 0.0
+    relief = dram_us(problem.saved_bytes / 2, device) if kept else 0.0
     total = 0.0
     for part in (problem.first, problem.second):
         found = _separate(part, device)

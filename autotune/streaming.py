@@ -11,13 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from grouped_conv.autotune.machine import SCHEDULERS, machine_of, resident_programs
+from grouped_conv.autotune.machine import SCHEDULERS, dram_us, l2_rate, machine_of, resident_programs
 from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 
-DRAM_SHARE = 0.9
-"""Share of the peak bandwidth that a streaming kernel reaches; assumed."""
 EXPOSED = 0.15
 """Share of the smaller terms that the largest does not hide; assumed."""
 ROUND_LATENCY = 2000
@@ -69,8 +67,8 @@ def predict_stream(
     terms = {
         "issue": turns * issue * clock_us,
         "tensor": turns * work.tensor_clocks * clock_us,
-        "l2": work.l2_bytes / machine.l2_bytes_per_clock * clock_us,
-        "dram": 1e6 * work.dram_bytes / (DRAM_SHARE * device.dram_bytes_per_s),
+        "l2": work.l2_bytes / l2_rate(device) * clock_us,
+        "dram": dram_us(work.dram_bytes, device),
     }
     largest = max(terms.values())
     rounds = math.ceil(turns / resident_programs(work.num_warps, device, work.shared_bytes, work.registers))

@@ -76,15 +76,37 @@ def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: D
     """Bytes of shared memory of the pipelined loop's operand tiles; 0 without a pipeline, where compilers differ.
 
     Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
-    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile of less than 4 bytes per thread is
-    not copied asynchronously and has one buffer. Never more than compiled code has (tests).
+    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile that is not copied ahead has one
+    buffer, and two of those may take turns in it. Never more than compiled code has (tests).
     """
     if config.num_stages == 1:
         return 0
     copies = config.num_stages if _uses_wgmma(config, device) else config.num_stages - 1
-    threads = config.num_warps * device.warp_size
     tiles = [rows * config.block_k * problem.item_size for rows in (config.block_m, config.block_n)]
-    return sum(tile * (copies if tile >= 4 * threads else 1) for tile in tiles)
+    rows = list(zip(tiles, copied_ahead(problem, config, device), strict=True))
+    return sum(copies * tile for tile, ahead in rows if ahead) + max(
+        (tile for tile, ahead in rows if not ahead), default=0
+    )
+
+
+def copied_ahead(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> tuple[bool, bool]:
+    """Are the (input, weight) tiles copied to shared memory trips before their use?
+
+    Not without a pipeline, and not where a thread loads less than 4 bytes at a time: such a tile is loaded in the trip
+    that multiplies it, on NVIDIA and AMD alike (seen in Triton 3.8's intermediate code).
+    """
+    threads = config.num_warps * device.warp_size
+    width_a, width_b = load_widths(problem)
+    each = 4 * threads / (config.block_k * problem.item_size)  # rows with 4 bytes for every thread
+    piped = config.num_stages > 1
+    return piped and width_a >= 4 and config.block_m >= each, piped and width_b >= 4 and config.block_n >= each
+
+
+def load_widths(problem: ConvProblem) -> tuple[int, int]:
+    """(input, weight) bytes of one load: what a group's channels and a filter's row are divisible by; 16 at most."""
+    run = problem.c_per_group * problem.item_size
+    width_a = problem.item_size if problem.input_shuffle > 1 else math.gcd(16, run)
+    return width_a, math.gcd(16, run * problem.taps)
 
 
 def shared_memory(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:

@@ -13,7 +13,7 @@ from grouped_conv.autotune.cost import predict
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.implicit_gemm_defaults import LAST_RESORT
 from grouped_conv.autotune.instructions import Mix
-from grouped_conv.autotune.machine import machine_of, resident_programs
+from grouped_conv.autotune.machine import DRAM_SHARE, l2_rate, machine_of, resident_programs
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.space import axes, candidates
 from grouped_conv.autotune.workloads import workload
@@ -144,11 +144,50 @@ def test_passes_and_launches_are_counted():
     assert plain.terms["launch"] == prediction.LAUNCH_US
     assert packed.terms["launch"] == 3 * prediction.LAUNCH_US
     moved = 2 * 2 * (math.prod(conv4.input_shape) + math.prod(conv4.weight_shape))
-    assert packed.terms["passes"] == pytest.approx(moved / 2039e9 * 1e6)
+    assert packed.terms["passes"] == pytest.approx(moved / (DRAM_SHARE * 2039e9) * 1e6)
     one = replace(conv4, batch=1)
     split = predict(one, replace(TILE, split_k=9), A100)
     assert split.terms["launch"] == 2 * prediction.LAUNCH_US
-    assert split.terms["passes"] == pytest.approx(4 * 9 * 169 * 384 / (5120 * 1.41e9) * 1e6)
+    assert split.terms["passes"] == pytest.approx(4 * 9 * 169 * 384 / (35.5 * 108 * 1.41e9) * 1e6)
+
+
+def test_no_bytes_before_the_first_load():
+    wide = ConvProblem.of((128, 256, 56, 56), (64, 256, 1, 1))  # bound by its bytes
+    found = predict(wide, TILE, A100)
+    assert found.bound == "dram"
+    assert found.terms["dram"] == pytest.approx(wide.min_bytes / (DRAM_SHARE * 2039e9) * 1e6)
+    edges = implicit_gemm_cost.EDGE_LATENCY / 1410
+    assert found.us == pytest.approx(found.terms["dram"] + edges + prediction.LAUNCH_US)
+
+
+def test_pixels_miss_l2_once():
+    conv4 = ALEXNET["conv4"]
+    pointwise = ConvProblem.of((128, 192, 13, 13), (192, 192, 1, 1))
+    assert cost_terms.load_latency(pointwise, TILE, machine_of(A100)) == 570
+    latency = cost_terms.load_latency(conv4, TILE, machine_of(A100))  # of 9 taps, most hit
+    assert 260 < latency < 260 + (570 - 260) / 3
+
+
+def test_narrow_loads_are_waited_for():
+    one = replace(ALEXNET["conv1"], batch=1)  # 3 channels: 2 bytes at a time, loaded in the trip that multiplies them
+    deep, shallow = (predict(one, replace(TILE, loop_order="flat", num_stages=stages), A100) for stages in (4, 2))
+    assert deep.us == shallow.us
+    wide = replace(ALEXNET["conv5"], batch=1)
+    assert predict(wide, replace(TILE, num_stages=4), A100).us < predict(wide, replace(TILE, num_stages=2), A100).us
+
+
+def test_the_last_turn_has_l2_to_itself():
+    machine = machine_of(A100)
+    assert l2_rate(A100) == pytest.approx(35.5 * 108)
+    wide = ConvProblem.of((1, 4096, 64, 64), (4096, 4096, 1, 1))
+
+    def l2_us(programs):
+        return implicit_gemm_cost.gemm_terms(wide, TILE, A100, machine, programs, None)["l2"]
+
+    one = l2_us(108)
+    assert l2_us(216) == pytest.approx(2 * one)
+    assert l2_us(108 + 54) == pytest.approx(one * (1 + 35.5 / 64))  # half of them: as much as a port takes
+    assert l2_us(108 + 100) == pytest.approx(one * (1 + 100 / 108))
 
 
 def test_compiled_figures_replace_the_estimates():
@@ -206,7 +245,7 @@ def test_alexnet_wastes_little(device, layer):
     config = choose(ALEXNET[layer], spec)
     prediction = predict(ALEXNET[layer], config, spec)
     assert prediction.padding_efficiency >= 0.95
-    assert prediction.wave_efficiency >= 0.8
+    assert prediction.wave_efficiency >= 0.75  # conv5 on A100: 170 large tiles in two turns, not 676 in seven
     assert config.loop_order == ("flat" if layer == "conv2" else config.loop_order)
 
 
