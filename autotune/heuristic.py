@@ -8,8 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.families import MODELS
-from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
+from grouped_conv.autotune.directions import models_for
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -24,7 +23,7 @@ def choose(problem: ConvProblem, device: DeviceSpec) -> KernelConfig:
         ValueError: when no configuration of any family can run the problem, with each family's reason.
     """
     valid, reasons = [], []
-    for name, model in (MODELS if problem.direction == "forward" else GRADIENT_MODELS).items():
+    for name, model in models_for(problem).items():
         reason = "it has no configuration for such a problem"
         found = False
         for config in model.defaults(problem, device):

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.families import MODELS, model_of
+from grouped_conv.autotune.directions import model_of
+from grouped_conv.autotune.families import MODELS
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.prediction import MODEL_VERSION
 from grouped_conv.autotune.records import canonical, problem_key

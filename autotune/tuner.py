@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from grouped_conv.autotune import compile_job
 from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.families import model_of
+from grouped_conv.autotune.directions import model_of
 from grouped_conv.autotune.prediction import MODEL_VERSION, Prediction
 from grouped_conv.autotune.ranking import pick
 from grouped_conv.autotune.records import Record, canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.shortlist import shortlist
 from grouped_conv.autotune.store import Store, default_store, triton_version
-from grouped_conv.autotune.workers import Outcome, WorkerPool
+from grouped_conv.autotune.workers import JobResult as Outcome
+from grouped_conv.autotune.workers import WorkerPool
 from grouped_conv.kernels import ABI_VERSION
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec

@@ -17,7 +17,7 @@ from grouped_conv.autotune.shortlist import shortlist
 from grouped_conv.autotune.space import candidates
 from grouped_conv.autotune.store import Store
 from grouped_conv.autotune.tuner import tune_offline
-from grouped_conv.autotune.workers import Outcome
+from grouped_conv.autotune.workers import JobResult as Outcome
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec
 
