@@ -74,7 +74,7 @@ def tune(
 
     Every configuration is compiled for the device and judged by a cost model. No time shown here was measured.
     """
-    from grouped_conv.autotune.store import StoreError, default_store
+    from grouped_conv.autotune.store import default_store
     from grouped_conv.autotune.tuner import LIMIT, tune_offline
 
     problems = workload(model, batch, dtype)
@@ -82,7 +82,7 @@ def tune(
     try:
         with _progress(f"{model} on {device.key}") as progress:
             frame = tune_offline(problems, device, jobs=jobs, progress=progress, store=store, limit=limit or LIMIT)
-    except (StoreError, RuntimeError) as error:
+    except RuntimeError as error:
         raise click.ClickException(str(error)) from error
     rows = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
     if as_json:
@@ -100,13 +100,10 @@ def tune(
 def show(device: DeviceSpec | None, everything: bool, as_json: bool) -> None:
     """List what the store holds: the chosen configuration of each problem, and whether its time was measured."""
     from grouped_conv.autotune.ranking import pick
-    from grouped_conv.autotune.store import StoreError, default_store
+    from grouped_conv.autotune.store import default_store
 
     store = default_store()
-    try:
-        records = store.trials(device_key=device.key if device else None)
-    except StoreError as error:
-        raise click.ClickException(str(error)) from error
+    records = store.trials(device_key=device.key if device else None)
     if not everything:
         groups: dict[tuple[Any, ...], list[Any]] = {}
         for record in records:

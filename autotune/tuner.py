@@ -6,9 +6,10 @@ so a search that was interrupted goes on, and a finished one costs nothing.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from grouped_conv.autotune import compile_job
@@ -69,11 +70,14 @@ def tune_offline(
 
     Raises:
         ValueError: when no configuration can run a problem, with the reason.
+        StoreError: when the store cannot be written, before anything is compiled.
         RuntimeError: when every configuration of a problem failed to compile, with the first failure.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, but got {limit}")
-    search = _Search(problems, device, default_store() if store is None else store, jobs, progress)
+    store = default_store() if store is None else store
+    store.ready()
+    search = _Search(problems, device, store, jobs, progress)
     pending = list(problems)
     for widened in range(ROUNDS):
         search.compile_best(pending, limit << widened)
@@ -132,6 +136,7 @@ def _rows(problem: ConvProblem, device: DeviceSpec, store: Store) -> dict[str, R
     for record in store.trials(problem, device.key):
         if record.abi == ABI_VERSION and record.triton == triton_version():
             stale = record.data.get("model") != MODEL_VERSION and "resources" in record.data
+            stale = stale and record.failure in (None, "resources")
             fresh = _judged(record, device) if stale else record
             if stale:
                 store.put([fresh])
@@ -151,25 +156,23 @@ def _compiled(trials: Sequence[_Trial], device: DeviceSpec, jobs: int | None) ->
 
 def _record(problem: ConvProblem, config: KernelConfig, device: DeviceSpec, outcome: Outcome) -> Record:
     """The outcome of one compilation as a row."""
-    base = Record(problem, config, device.key, ABI_VERSION, triton_version(), "failed")
+    base = Record(problem, config, device.key, ABI_VERSION, triton_version(), "started")
     if outcome.status != "ok":
-        return _with(base, "failed", None, {"failure": outcome.status, "detail": outcome.detail})
+        return base.failed("compile" if outcome.status == "error" else outcome.status, outcome.detail)
     main = next(launch for launch in outcome.value if launch["kernel"] == config.family)
     data = {"resources": main["resources"], "launches": [launch["kernel"] for launch in outcome.value]}
     return _judged(_with(base, "predicted", None, {**data, "compile_seconds": round(outcome.seconds, 2)}), device)
 
 
 def _judged(record: Record, device: DeviceSpec) -> Record:
-    """The record with the prediction that its resources lead to, and `rejected` where they rule it out."""
+    """The record with the prediction that its resources lead to, failed where they rule it out."""
     resources = Resources.from_json(record.data["resources"])
     prediction = predict(record.problem, record.config, device, resources)
     reason = why_rejected(record.problem, record.config, resources, device)
     data = {**record.data, **_prediction_json(prediction), "model": MODEL_VERSION}
-    data.pop("rejected", None)
-    if reason is not None:
-        data["rejected"] = reason
     status = "measured" if record.measured_us is not None else "predicted"
-    return _with(record, "rejected" if reason else status, prediction.us, data)
+    judged = _with(record, status, prediction.us, data)
+    return judged if reason is None else judged.failed("resources", reason)
 
 
 def why_rejected(problem: ConvProblem, config: KernelConfig, resources: Resources, device: DeviceSpec) -> str | None:
@@ -185,10 +188,9 @@ def why_rejected(problem: ConvProblem, config: KernelConfig, resources: Resource
 
 
 def _with(record: Record, status: str, predicted_us: float | None, data: dict[str, Any]) -> Record:
-    return Record(
-        record.problem, record.config, record.device, record.abi, record.triton, status, predicted_us,
-        record.measured_us, record.aten_us, data,
-    )  # fmt: skip
+    return replace(
+        record, status=status, predicted_us=predicted_us, data=data, failure=None, detail="", updated=time.time()
+    )
 
 
 def _prediction_json(prediction: Prediction) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _table_row(
     """The winner's figures; all times predicted."""
     best = pick([record for record in records if record.predicted_us is not None])
     if best is None or best.predicted_us is None:
-        reasons = [record.data.get("detail") or record.data.get("rejected") for record in records]
+        reasons = [record.detail for record in records]
         raise RuntimeError(f"no configuration of {name} ({problem}) can be used on {device.known_as}: {reasons[0]}")
     resources = Resources.from_json(best.data["resources"])
     return {
@@ -224,7 +226,7 @@ def _table_row(
         "floor_over_predicted": best.data["floor_us"] / best.predicted_us,
         "bound": best.data["bound"],
         "candidates": len(records),
-        "unusable": sum(record.status not in ("predicted", "measured") for record in records),
+        "unusable": sum(record.failure is not None for record in records),
         "compiled_now": compiled,
         "source": "predicted",
     }

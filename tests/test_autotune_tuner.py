@@ -89,8 +89,9 @@ def test_spilling_code_is_never_chosen(kept, compiled):
     assert any(config.block_m == 256 for config in compiled)
     assert list(table["spill_bytes"]) == [0, 0]
     assert (table["unusable"] > 0).all()
-    rejected = [record for record in kept.trials() if record.status == "rejected"]
-    assert {record.data["rejected"] for record in rejected} == {"spills 8 bytes per thread"}
+    rejected = [record for record in kept.trials() if record.status == "failed"]
+    assert {record.failure for record in rejected} == {"resources"}
+    assert all(record.detail == f"implicit_gemm {record.config}: spills 8 bytes per thread" for record in rejected)
 
 
 def test_a_shortlist_without_a_usable_configuration_is_widened(kept, monkeypatch):
@@ -116,7 +117,7 @@ def test_failures_are_rows_and_everything_failing_is_an_error(kept, monkeypatch)
     monkeypatch.setattr(tuner, "_compiled", instead)
     with pytest.raises(RuntimeError, match=r"no configuration of conv4 .* on h100-sxm .*: no result within 60 s"):
         tune_offline({"conv4": TWO["conv4"]}, H100, store=kept)
-    assert {record.status for record in kept.trials()} == {"failed"}
+    assert {(record.status, record.failure) for record in kept.trials()} == {("failed", "timeout")}
 
 
 def test_predictions_of_an_older_model_are_made_anew(kept, compiled, monkeypatch):
