@@ -15,7 +15,7 @@ from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import dtype_name
 
 if TYPE_CHECKING:
-    from grouped_conv.autotune.tuner import Progress
+    from grouped_conv.autotune.tuner import Event
 
 DEFAULT_DEVICE = "h100"
 
@@ -74,15 +74,15 @@ def tune(
 
     Every configuration is compiled for the device and judged by a cost model. No time shown here was measured.
     """
-    from grouped_conv.autotune.store import StoreError, default_store
-    from grouped_conv.autotune.tuner import LIMIT, tune_offline
+    from grouped_conv.autotune.store import default_store
+    from grouped_conv.autotune.tuner import tune_offline
 
     problems = workload(model, batch, dtype)
     store = default_store()
     try:
         with _progress(f"{model} on {device.key}") as progress:
-            frame = tune_offline(problems, device, jobs=jobs, progress=progress, store=store, limit=limit or LIMIT)
-    except (StoreError, RuntimeError) as error:
+            frame = tune_offline(problems, device, jobs=jobs, progress=progress, store=store, limit=limit)
+    except RuntimeError as error:
         raise click.ClickException(str(error)) from error
     rows = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
     if as_json:
@@ -100,13 +100,10 @@ def tune(
 def show(device: DeviceSpec | None, everything: bool, as_json: bool) -> None:
     """List what the store holds: the chosen configuration of each problem, and whether its time was measured."""
     from grouped_conv.autotune.ranking import pick
-    from grouped_conv.autotune.store import StoreError, default_store
+    from grouped_conv.autotune.store import default_store
 
     store = default_store()
-    try:
-        records = store.trials(device_key=device.key if device else None)
-    except StoreError as error:
-        raise click.ClickException(str(error)) from error
+    records = store.trials(device_key=device.key if device else None)
     if not everything:
         groups: dict[tuple[Any, ...], list[Any]] = {}
         for record in records:
@@ -121,7 +118,7 @@ def show(device: DeviceSpec | None, everything: bool, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Progress]:
+def _progress(title: str) -> Iterator[Any]:
     """A progress bar on stderr while something is compiled; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -131,7 +128,8 @@ def _progress(title: str) -> Iterator[Progress]:
     with Progress(*columns, TextColumn("{task.fields[last]}"), console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(f"compiling {title}", total=None, last="", visible=False)
 
-        def report(done: int, total: int, last: str) -> None:
-            bar.update(task, completed=done, total=total, last=last, visible=total > 0)
+        def report(event: Event) -> None:
+            last = f"{event.name} {event.record.config}" if event.record else ""
+            bar.update(task, completed=event.done, total=event.total, last=last, visible=event.total > 0)
 
         yield report

@@ -2,20 +2,20 @@
 
 | policy      | a kernel runs when                                                                              |
 |-------------|-------------------------------------------------------------------------------------------------|
-| `measured`  | the self-check of this device, ABI and Triton passed, and the problem has a measured win over ATen |
-| `predicted` | the self-check passed: measured, predicted or heuristic configuration, unless ATen measured faster |
+| `measured`  | its family's self-check on this device, ABI and Triton passed, and the problem a measured win |
+| `predicted` | its self-check passed: measured, predicted or heuristic configuration, unless ATen measured faster |
 | `kernels`   | always: measured, predicted or heuristic configuration                                            |
 """
 
 from __future__ import annotations
 
-import threading
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import Store, StoreError, default_store, triton_version
+from grouped_conv.autotune.store import SelfCheck, Store, StoreError, best_of, default_store, triton_version
 from grouped_conv.kernels import ABI_VERSION
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
@@ -24,6 +24,10 @@ from grouped_conv.kernels.validity import why_invalid
 
 POLICIES = ("measured", "predicted", "kernels")
 CACHE_SIZE = 8192
+LAST_RESORT = 'run the kernels anyway with `grouped_conv.set_policy("kernels")`'
+
+Checks = Mapping[tuple[str, str], SelfCheck]
+"""Self-checks of a device by kernel family and direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,6 @@ class Choice:
     reason: str
 
 
-_lock = threading.Lock()
 _cache: dict[tuple[ConvProblem, DeviceSpec, str, str, int], Choice] = {}
 _warned: set[str] = set()
 
@@ -57,47 +60,79 @@ def resolve(problem: ConvProblem, device: DeviceSpec, policy: str, store: Store 
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}; accepted: {', '.join(POLICIES)}")
     known = default_store() if store is None else store
-    try:
-        key = (problem, device, policy, str(known.path), known.generation)
-    except StoreError as error:
-        _warn_once(f"the tuning store is not usable, nothing recorded is known: {error}")
-        return _resolve(problem, device, policy, None, False)
+    key = (problem, device, policy, str(known.path), known.generation)
     choice = _cache.get(key)
     if choice is None:
-        record = _valid(known.best(problem, device.key), problem, device)
-        choice = _resolve(problem, device, policy, record, known.self_checked(device.key))
-        with _lock:
-            if len(_cache) >= CACHE_SIZE:
-                _cache.clear()
-            _cache[key] = choice
+        try:
+            related, checks = known.related(problem), known.self_checks(device.key)
+        except StoreError as error:
+            _warn_once(f"the tuning store is not usable, nothing recorded is known: {error}")
+            related, checks = [], {}
+        choice = _resolve(problem, device, policy, related, checks)
+        if len(_cache) >= CACHE_SIZE:
+            _cache.clear()
+        _cache[key] = choice
     return choice
 
 
-def _resolve(problem: ConvProblem, device: DeviceSpec, policy: str, record: Record | None, checked: bool) -> Choice:
-    last_resort = 'run the kernels anyway with `grouped_conv.set_policy("kernels")`'
+def _resolve(
+    problem: ConvProblem, device: DeviceSpec, policy: str, related: Sequence[Record], checks: Checks
+) -> Choice:
+    passed = {key for key, check in checks.items() if check.passed}
+    runnable = [
+        record
+        for record in related
+        if record.device == device.key and why_invalid(problem, record.config, device) is None
+    ]
     if policy == "kernels":
-        return _kernel(problem, device, record, "policy 'kernels' was asked for")
-    if not checked:
-        versions = f"kernel ABI {ABI_VERSION}, Triton {triton_version()}"
-        return _aten(f"no self-check of the kernels is recorded for {device.name} ({versions}); {last_resort}")
+        return _kernel(problem, device, best_of(runnable, problem), None, "policy 'kernels' was asked for")
+    checked = [record for record in runnable if (record.config.family, record.config.direction) in passed]
+    families = frozenset(family for family, direction in passed if direction == problem.direction)
+    record = best_of(checked, problem)
     measured = record is not None and record.measured_us is not None
     if measured and record is not None and not record.trusted:
         aten = "was not timed" if record.aten_us is None else f"took {record.aten_us:.1f} us"
-        return _aten(f"measured on {device.name}: our best {record.measured_us:.1f} us, ATen {aten}; {last_resort}")
-    if measured or policy == "predicted":
-        return _kernel(problem, device, record, f"the kernels passed their self-check on {device.name}")
+        return _aten(f"measured on {device.name}: our best {record.measured_us:.1f} us, ATen {aten}; {LAST_RESORT}")
+    if measured or (policy == "predicted" and families):
+        return _kernel(problem, device, record, families, f"the kernels passed their self-check on {device.name}")
+    unchecked = best_of(runnable, problem)
+    missing = _why_unchecked(problem, device, checks, families, unchecked if policy == "measured" else None)
     return _aten(
-        f"this convolution has not been measured on {device.name}; run the predicted configuration with "
+        missing
+        or f"this convolution has not been measured on {device.name}; run the predicted configuration with "
         '`grouped_conv.set_policy("predicted")`'
     )
 
 
-def _kernel(problem: ConvProblem, device: DeviceSpec, record: Record | None, because: str) -> Choice:
+def _why_unchecked(
+    problem: ConvProblem, device: DeviceSpec, checks: Checks, families: frozenset[str], measured: Record | None
+) -> str | None:
+    """What keeps the kernels from running; None when their self-checks do not."""
+    where = f"{device.name} (kernel ABI {ABI_VERSION}, Triton {triton_version()})"
+    failed = {family: check.detail for (family, direction), check in checks.items() if direction == problem.direction}
+    if measured is not None and measured.measured_us is not None and measured.config.family not in families:
+        wanted, failed = (
+            measured.config.family,
+            {family: detail for family, detail in failed.items() if family == measured.config.family},
+        )
+    elif families:
+        return None
+    else:
+        wanted = "the kernels"
+    if failed:
+        words = ", ".join(f"{family}: {detail or 'wrong results'}" for family, detail in sorted(failed.items()))
+        return f"the {problem.direction} self-check failed on {where} ({words}); {LAST_RESORT}"
+    return f"no {problem.direction} self-check of {wanted} is recorded for {where}; {LAST_RESORT}"
+
+
+def _kernel(
+    problem: ConvProblem, device: DeviceSpec, record: Record | None, families: frozenset[str] | None, because: str
+) -> Choice:
     if record is not None:
         times = f"measured {record.measured_us:.1f} us" if record.measured_us is not None else "predicted, not measured"
         return Choice("kernel", record.config, record.source, f"{because}; configuration from the store ({times})")
     try:
-        config = choose(problem, device)
+        config = choose(problem, device, families)
     except ValueError as error:
         return _aten(str(error))
     return Choice("kernel", config, "heuristic", f"{because}; configuration from the heuristic (never tuned here)")
@@ -107,14 +142,7 @@ def _aten(reason: str) -> Choice:
     return Choice("aten", None, "", reason)
 
 
-def _valid(record: Record | None, problem: ConvProblem, device: DeviceSpec) -> Record | None:
-    """The record, unless its configuration cannot run: a store may hold rows of another machine or an older space."""
-    return record if record is None or why_invalid(problem, record.config, device) is None else None
-
-
 def _warn_once(message: str) -> None:
-    with _lock:
-        if message in _warned:
-            return
+    if message not in _warned:
         _warned.add(message)
-    warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=3)

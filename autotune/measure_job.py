@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from grouped_conv.autotune import native_lane
 from grouped_conv.autotune.clocks import Clocks
 from grouped_conv.autotune.failures import classify
-from grouped_conv.autotune.live_tensors import make_operands, poisoned_outputs
-from grouped_conv.autotune.live_truth import OUTPUT, computed, preactivation, relative_error
+from grouped_conv.autotune.live_tensors import OUTPUT, make_operands, poisoned_outputs
+from grouped_conv.autotune.live_truth import computed, preactivation, relative_error
 from grouped_conv.autotune.prepared import Prepared
 from grouped_conv.autotune.timers import CpuTimer, CudaTimer, Timer
 from grouped_conv.autotune.tolerance import allowed_error
@@ -28,33 +28,46 @@ from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
 
-FUNCTION = f"{__name__}:measure_job"
 AGAIN = 3
 """How often samples are taken again while the device is throttled."""
 PAUSE_SECONDS = 2.0
+MOST_PREPARED = 512
+"""Loaded calls that are kept; a module takes some 100 kB of device memory."""
 
 Failure = tuple[str, str]
 
 
 class Bench:
-    """Tensors of one problem with one seed, the truth about them, and the configurations prepared for it."""
+    """Tensors of one problem with one seed, and the truth about them.
 
-    def __init__(self, problem: ConvProblem, seed: int, place: torch.device) -> None:
-        self.problem, self.seed, self.place = problem, seed, place
+    Args:
+        prepared: compiled calls by problem and configuration, which outlive the tensors.
+    """
+
+    def __init__(
+        self,
+        problem: ConvProblem,
+        seed: int,
+        place: torch.device,
+        prepared: dict[tuple[ConvProblem, KernelConfig], Prepared],
+    ) -> None:
+        self.problem, self.seed, self.place, self.prepared = problem, seed, place, prepared
         self.operands = make_operands(problem, seed, place)
         self.exact = computed(problem, self.operands, torch.float64)
-        self.prepared: dict[KernelConfig, Prepared] = {}
         self._sets: list[Mapping[str, Tensor]] = []
 
     def prepare(self, config: KernelConfig) -> Prepared | Failure:
         """The configuration compiled and loaded, or its failure."""
-        known = self.prepared.get(config)
+        known = self.prepared.get((self.problem, config))
         if known is not None:
             return known
         reason = why_invalid(self.problem, config)
         if reason is not None:
             return "invalid", reason
-        return self._attempt(lambda: self.prepared.setdefault(config, Prepared(self.problem, config, self.place)), True)
+        made = self.attempt(lambda: Prepared(self.problem, config, self.place), True)
+        if isinstance(made, Prepared):
+            self.prepared[self.problem, config] = made
+        return made
 
     def verify(self, config: KernelConfig) -> Failure | float:
         """The error on outputs of its own that begin as NaN, or the failure."""
@@ -71,7 +84,7 @@ class Bench:
                 error = max(error, relative_error(outputs["preactivation"], before))
             return error
 
-        error = self._attempt(run, False)
+        error = self.attempt(run, False)
         if isinstance(error, tuple) or error <= allowed_error(self.problem):
             return error
         return (
@@ -87,12 +100,19 @@ class Bench:
             self._sets.append({**fresh, **poisoned_outputs(self.problem, self.place)})
         sets = self._sets[:copies]
         if config is None:
-            dtype = getattr(torch, self.problem.dtype)
-            return lambda index: void(computed(self.problem, sets[index % copies], dtype))
+            return self._by_torch(sets)
         prepared = self.prepare(config)
         return prepared if isinstance(prepared, tuple) else prepared.bound(sets)
 
-    def _attempt(self, action: Callable[[], Any], compiling: bool) -> Any:
+    def _by_torch(self, sets: Sequence[Mapping[str, Tensor]]) -> Callable[[int], None]:
+        dtype = getattr(torch, self.problem.dtype)
+
+        def run(index: int) -> None:
+            computed(self.problem, sets[index % len(sets)], dtype)
+
+        return run
+
+    def attempt(self, action: Callable[[], Any], compiling: bool) -> Any:
         """The action's result, or the failure that its exception means."""
         try:
             result = action()
@@ -104,10 +124,6 @@ class Bench:
                 raise
             return kind, f"{type(error).__name__}: {error}"[:2000]
         return result
-
-
-def void(value: object) -> None:
-    """Drop a result."""
 
 
 class Session:
@@ -127,13 +143,16 @@ class Session:
             self.clocks = Clocks.of_gpu(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
         apply_flags(flags)
         self.bench: Bench | None = None
+        self.prepared: dict[tuple[ConvProblem, KernelConfig], Prepared] = {}
         self.warm = False
 
     def bench_of(self, problem: ConvProblem, seed: int = 0) -> Bench:
         """The bench in work, or a new one in its place: tensors of one problem at a time."""
         if self.bench is None or (self.bench.problem, self.bench.seed) != (problem, seed):
             self.bench = None  # freed before the next one is made
-            self.bench = Bench(problem, seed, self.place)
+            if len(self.prepared) > MOST_PREPARED:
+                self.prepared.clear()
+            self.bench = Bench(problem, seed, self.place, self.prepared)
         return self.bench
 
     def verify(self, problem: ConvProblem, config: KernelConfig, seed: int) -> dict[str, Any]:
@@ -154,7 +173,7 @@ class Session:
         if not self.warm:
             self.timer.warm_up(run)
             self.warm = True
-        found = bench._attempt(lambda: self._times(bench, config, run, count), False)
+        found = bench.attempt(lambda: self._times(bench, config, run, count), False)
         if isinstance(found, tuple):
             return {"failure": found[0], "detail": found[1]}
         return {"failure": None, **found, "protocol": self.timer.protocol}

@@ -35,7 +35,7 @@ class Prepared:
             self.kernels.append((launch, kernel))
 
     def bound(self, sets: list[Mapping[str, Tensor]]) -> Callable[[int], None]:
-        """A function of a number that runs the call on that set of operands and outputs; temporaries hold NaN at first."""
+        """A function of a number that runs the call on that set of operands and outputs; temporaries begin as NaN."""
         temporaries = {
             item.name: torch.full(item.shape, float("nan"), dtype=getattr(torch, item.dtype), device=self.place)
             for item in self.temporaries

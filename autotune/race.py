@@ -5,7 +5,7 @@ Pure: times come from a function, so that the rules are tested on invented clock
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -33,18 +33,26 @@ class Rung:
 
 QUALIFYING = (Rung(5, 5, 2.0), Rung(20, 5, 1.25))
 """5 samples tell within 10 to 20 % how long a kernel takes: twice the best is then no accident."""
-FINAL = (Rung(100, 10, float("inf")),)
+FINAL_SAMPLES, LEAST_FINAL_SAMPLES = 100, 20
+FINAL_SECONDS = 20.0
+"""A final of long kernels takes fewer samples; of kernels below 20 ms it takes them all."""
 
 
 def race(
-    racers: Sequence[Racer], sample: Sample[Racer], rungs: Sequence[Rung], kept: Sequence[Racer] = ()
+    racers: Sequence[Racer],
+    sample: Sample[Racer],
+    rungs: Sequence[Rung],
+    *,
+    kept: Sequence[Racer] = (),
+    begun: Mapping[Racer, Sequence[float]] | None = None,
 ) -> Mapping[Racer, Median]:
     """The median of every racer that did not fail, those dropped early included.
 
     Args:
         kept: racers that are never dropped and by which none is dropped: what the others are compared with afterwards.
+        begun: samples that were taken before.
     """
-    times: dict[Racer, list[float]] = {racer: [] for racer in (*racers, *kept)}
+    times: dict[Racer, list[float]] = {racer: list((begun or {}).get(racer, ())) for racer in (*racers, *kept)}
     alive = list(times)
     for rung in rungs:
         while any(len(times[racer]) < rung.samples for racer in alive):
@@ -62,3 +70,10 @@ def race(
         limit = min(medians.values(), default=0.0) * rung.drop_above
         alive = [racer for racer in alive if racer in kept or medians[racer] <= limit]
     return {racer: median_of(samples) for racer, samples in times.items()}
+
+
+def final_rungs(rough_us: Iterable[float]) -> tuple[Rung, ...]:
+    """The one stage of a final, given rough times of all that race in it."""
+    one_round = 1e-6 * sum(rough_us)
+    fitting = int(FINAL_SECONDS / one_round) if one_round else FINAL_SAMPLES
+    return (Rung(max(LEAST_FINAL_SAMPLES, min(FINAL_SAMPLES, fitting)), 10, float("inf")),)

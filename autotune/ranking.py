@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from grouped_conv.autotune.records import USABLE, Record, canonical
+from grouped_conv.autotune.records import Record, canonical
 
 TIE = 0.01
 """Relative difference of times below which the cheaper configuration wins."""
 
 
-def pick(records: Sequence[Record]) -> Record | None:
+def pick(records: Iterable[Record]) -> Record | None:
     """The winner among usable records: measured before predicted, then the fastest.
 
     Times within `TIE` of the fastest are ties; fewer bytes of shared memory win, then fewer warps, then the first in
     alphabetical order, so that the same rows always give the same answer.
     """
-    usable = [record for record in records if record.status in USABLE and _time(record) is not None]
+    usable = [record for record in records if is_usable(record)]
     measured = [record for record in usable if record.measured_us is not None]
     usable = measured or usable
     if not usable:
         return None
     limit = min(_time(record) or 0.0 for record in usable) * (1 + TIE)
     return min((record for record in usable if (_time(record) or 0.0) <= limit), key=_cheapness)
+
+
+def is_usable(record: Record) -> bool:
+    """May this configuration win? It has a time and no failure; what is known holds while it is tried once more."""
+    return record.failure is None and _time(record) is not None
 
 
 def _time(record: Record) -> float | None:

@@ -15,7 +15,7 @@ Run = Callable[[int], None]
 """Launches on one of several equal sets of operands; the argument says which, modulo their number."""
 
 GRAPH_BELOW_US = 50.0
-"""Kernels shorter than this are timed inside a CUDA graph: launched one by one, the host's 5 to 10 us would rank them."""
+"""Kernels shorter than this are timed inside a CUDA graph: one by one, the host's 5 to 10 us would rank them."""
 UNROLL = 20
 """Launches in a graph, at least."""
 WARM_UP_SECONDS = 2.0

@@ -70,7 +70,7 @@ class WorkerPool:
         self._workers.clear()
 
     def run(self, payloads: Sequence[Any]) -> Iterator[JobResult]:
-        """Run every payload; outcomes come as they finish. Leaving the loop early leaves jobs to the pool's exit."""
+        """Run every payload; outcomes come as they finish. Leaving the loop early ends the workers that are at work."""
         waiting = list(enumerate(payloads))[::-1]
         with selectors.DefaultSelector() as selector:
             while len(self._workers) < min(self.jobs, len(waiting)):
@@ -79,10 +79,15 @@ class WorkerPool:
                 selector.register(worker.stdout, selectors.EVENT_READ, worker)
                 self._feed(worker, waiting)
             missing = len(payloads)
-            while missing:
-                for outcome in self._wait(selector, waiting):
-                    missing -= 1
-                    yield outcome
+            try:
+                while missing:
+                    for outcome in self._wait(selector, waiting):
+                        missing -= 1
+                        yield outcome
+            finally:
+                for worker in [worker for worker in self._workers if worker.job is not None]:
+                    self._workers.remove(worker)
+                    worker.kill()
 
     def _wait(self, selector: selectors.BaseSelector, waiting: list[tuple[int, Any]]) -> Iterator[JobResult]:
         deadline = min((self._deadline(worker) for worker in self._workers), default=time.monotonic())

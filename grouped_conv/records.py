@@ -31,10 +31,7 @@ def generation() -> int:
     """Changes when the records change; part of the key of every CUDA call."""
     from grouped_conv.autotune import store
 
-    try:
-        return store.default_store().generation
-    except store.StoreError:
-        return 0
+    return store.default_store().generation
 
 
 def _is_measured(problem: ConvProblem, device: DeviceSpec) -> bool:
