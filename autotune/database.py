@@ -21,6 +21,8 @@ from grouped_conv.autotune import schema, settings
 
 POLL_SECONDS = 0.5
 """How long `generation` trusts its last look at the file."""
+_LEAST_BYTES = 512
+"""SQLite's smallest page."""
 BUSY_SECONDS = 30.0
 """How long to wait for other processes' transactions, each of which takes milliseconds."""
 
@@ -76,6 +78,16 @@ class Database:
             connection = self._connect(create=True)
             assert connection is not None
             yield connection
+
+    def check(self) -> None:
+        """Read the whole file for faults, some 10 ms per megabyte.
+
+        Raises:
+            StoreError: naming the first fault.
+        """
+        faults = [row[0] for row in self.query("PRAGMA quick_check(1)")]
+        if faults not in ([], ["ok"]):
+            raise StoreError(f"{self.path}: the file is damaged ({faults[0]}); {_move()}")
 
     @property
     def generation(self) -> int:
@@ -148,6 +160,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _open(path: Path, create: bool) -> sqlite3.Connection:
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
+    if (
+        path.exists() and 0 < path.stat().st_size < _LEAST_BYTES
+    ):  # SQLite would take one byte for nothing and write over it
+        raise StoreError(f"{path}: not a tuning store; {_move()}")
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     try:
@@ -187,13 +203,16 @@ def _version(path: Path, connection: sqlite3.Connection) -> int:
     return version
 
 
+def _move() -> str:
+    return f"move it away to begin an empty one, or set {settings.STORE_VARIABLE} to another file"
+
+
 def _explain(error: sqlite3.DatabaseError) -> str:
     """What happened, and what to do where that is not obvious."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest is SQLite's finer distinction
-    move = f"move it away to begin an empty one, or set {settings.STORE_VARIABLE} to another file"
     return {
-        sqlite3.SQLITE_NOTADB: f"not a tuning store ({error}); {move}",
-        sqlite3.SQLITE_CORRUPT: f"the file is damaged ({error}); {move}",
+        sqlite3.SQLITE_NOTADB: f"not a tuning store ({error}); {_move()}",
+        sqlite3.SQLITE_CORRUPT: f"the file is damaged ({error}); {_move()}",
         sqlite3.SQLITE_FULL: "the disk is full",
         sqlite3.SQLITE_IOERR: f"reading or writing failed ({error}); is the disk full?",
         sqlite3.SQLITE_READONLY: f"not writable ({error}); set {settings.STORE_VARIABLE} to a file that is",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from grouped_conv.autotune import inflight, settings
 from grouped_conv.autotune.database import Database, StoreError
 from grouped_conv.autotune.inflight import Owner, fate
-from grouped_conv.autotune.ranking import pick
+from grouped_conv.autotune.ranking import best_of
 from grouped_conv.autotune.records import Record, base_key, canonical, problem_key
 from grouped_conv.kernels import ABI_VERSION
 from grouped_conv.kernels.config import KernelConfig
@@ -138,11 +138,12 @@ class Store:
         return Orphans(tuple(crashed), forgotten)
 
     def ready(self) -> None:
-        """Find out now, not after the first trial, whether rows can be written.
+        """Find out now, not after the first trial, whether the file is sound and rows can be written.
 
         Raises:
             StoreError: saying why not; the store is as before.
         """
+        self._file.check()
         with self._file.writing() as connection:
             probe = "INSERT OR REPLACE INTO searches (key, configs, updated) VALUES ('', zeroblob(?), 0)"
             connection.execute(probe, (_PROBE_BYTES,))
@@ -163,7 +164,7 @@ class Store:
 
         A problem that was never tuned takes a prediction of the same convolution with another epilogue.
         """
-        return best_of([record for record in self.related(problem) if record.device == device_key], problem)
+        return best_of((record for record in self.related(problem) if record.device == device_key), problem)
 
     # ---- searches
 
@@ -246,13 +247,6 @@ class Store:
             if row["abi"] != ABI_VERSION:
                 return None
             raise StoreError(f"{self.path}: a row is damaged ({error}); move the file away to begin anew") from error
-
-
-def best_of(related: Iterable[Record], problem: ConvProblem) -> Record | None:
-    """The best of one device's trials for `problem`; with another epilogue, predictions alone count."""
-    same_batch = [record for record in related if record.problem.batch == problem.batch]
-    exact = pick(record for record in same_batch if record.problem == problem)
-    return exact or pick(record for record in same_batch if record.measured_us is None)
 
 
 @lru_cache(maxsize=8)
