@@ -13,14 +13,15 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from grouped_conv.autotune import schema, settings
 
-POLL_SECONDS = 0.5
-"""How long `generation` trusts its last look at the file."""
+POLL_SECONDS = 5.0
+"""How long `generation` trusts its last look at the file. A change makes every call plan anew, which must stay rare
+while another process tunes."""
 _LEAST_BYTES = 512
 """SQLite's smallest page."""
 BUSY_SECONDS = 30.0
@@ -71,13 +72,19 @@ class Database:
                 yield connection
             self._changes += 1
 
-    @contextmanager
-    def exclusive(self) -> Iterator[sqlite3.Connection]:
-        """The connection outside a transaction, for what SQLite refuses inside one."""
+    def vacuum(self) -> None:
+        """Give the room of deleted rows back to the disk."""
         with self._lock, self._explained(""):
             connection = self._connect(create=True)
             assert connection is not None
-            yield connection
+            connection.execute("VACUUM")
+
+    def copy(self, path: Path) -> None:
+        """Write what the file holds now to a new one."""
+        with self._lock, self._explained(""), closing(sqlite3.connect(path)) as target:
+            connection = self._connect(create=False)
+            if connection is not None:
+                connection.backup(target)
 
     def check(self) -> None:
         """Read the whole file for faults, some 10 ms per megabyte.
