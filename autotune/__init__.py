@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grouped_conv.autotune.cost import predict
     from grouped_conv.autotune.heuristic import choose
-    from grouped_conv.autotune.lookup import Choice, resolve
+    from grouped_conv.autotune.lookup import Choice, UntunedError, resolve
     from grouped_conv.autotune.offline import CompiledLaunch, compile_offline
     from grouped_conv.autotune.prediction import Prediction
     from grouped_conv.autotune.records import Record
@@ -28,6 +28,7 @@ _HOMES = {
     "Record": "records",
     "Resources": "resources",
     "Store": "store",
+    "UntunedError": "lookup",
     "candidates": "space",
     "choose": "heuristic",
     "compile_offline": "offline",
@@ -45,6 +46,7 @@ __all__ = [
     "Record",
     "Resources",
     "Store",
+    "UntunedError",
     "candidates",
     "choose",
     "compile_offline",

@@ -13,14 +13,17 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from grouped_conv.autotune import schema, settings
 
-POLL_SECONDS = 0.5
-"""How long `generation` trusts its last look at the file."""
+POLL_SECONDS = 5.0
+"""How long `generation` trusts its last look at the file. A change makes every call plan anew, which must stay rare
+while another process tunes."""
+_LEAST_BYTES = 512
+"""SQLite's smallest page."""
 BUSY_SECONDS = 30.0
 """How long to wait for other processes' transactions, each of which takes milliseconds."""
 
@@ -69,13 +72,29 @@ class Database:
                 yield connection
             self._changes += 1
 
-    @contextmanager
-    def exclusive(self) -> Iterator[sqlite3.Connection]:
-        """The connection outside a transaction, for what SQLite refuses inside one."""
+    def vacuum(self) -> None:
+        """Give the room of deleted rows back to the disk."""
         with self._lock, self._explained(""):
             connection = self._connect(create=True)
             assert connection is not None
-            yield connection
+            connection.execute("VACUUM")
+
+    def copy(self, path: Path) -> None:
+        """Write what the file holds now to a new one."""
+        with self._lock, self._explained(""), closing(sqlite3.connect(path)) as target:
+            connection = self._connect(create=False)
+            if connection is not None:
+                connection.backup(target)
+
+    def check(self) -> None:
+        """Read the whole file for faults, some 10 ms per megabyte.
+
+        Raises:
+            StoreError: naming the first fault.
+        """
+        faults = [row[0] for row in self.query("PRAGMA quick_check(1)")]
+        if faults not in ([], ["ok"]):
+            raise StoreError(f"{self.path}: the file is damaged ({faults[0]}); {_move()}")
 
     @property
     def generation(self) -> int:
@@ -148,6 +167,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _open(path: Path, create: bool) -> sqlite3.Connection:
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
+    if (
+        path.exists() and 0 < path.stat().st_size < _LEAST_BYTES
+    ):  # SQLite would take one byte for nothing and write over it
+        raise StoreError(f"{path}: not a tuning store; {_move()}")
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     try:
@@ -187,13 +210,16 @@ def _version(path: Path, connection: sqlite3.Connection) -> int:
     return version
 
 
+def _move() -> str:
+    return f"move it away to begin an empty one, or set {settings.STORE_VARIABLE} to another file"
+
+
 def _explain(error: sqlite3.DatabaseError) -> str:
     """What happened, and what to do where that is not obvious."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest is SQLite's finer distinction
-    move = f"move it away to begin an empty one, or set {settings.STORE_VARIABLE} to another file"
     return {
-        sqlite3.SQLITE_NOTADB: f"not a tuning store ({error}); {move}",
-        sqlite3.SQLITE_CORRUPT: f"the file is damaged ({error}); {move}",
+        sqlite3.SQLITE_NOTADB: f"not a tuning store ({error}); {_move()}",
+        sqlite3.SQLITE_CORRUPT: f"the file is damaged ({error}); {_move()}",
         sqlite3.SQLITE_FULL: "the disk is full",
         sqlite3.SQLITE_IOERR: f"reading or writing failed ({error}); is the disk full?",
         sqlite3.SQLITE_READONLY: f"not writable ({error}); set {settings.STORE_VARIABLE} to a file that is",

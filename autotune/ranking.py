@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from grouped_conv.autotune.records import Record, canonical
+from grouped_conv.kernels.problem import ConvProblem
 
 TIE = 0.01
 """Relative difference of times below which the cheaper configuration wins."""
@@ -23,6 +24,18 @@ def pick(records: Iterable[Record]) -> Record | None:
         return None
     limit = min(_time(record) or 0.0 for record in usable) * (1 + TIE)
     return min((record for record in usable if (_time(record) or 0.0) <= limit), key=_cheapness)
+
+
+def best_of(related: Iterable[Record], problem: ConvProblem, batch: int | None = None) -> Record | None:
+    """The winner for `problem` among rows that differ from it in batch and epilogue only.
+
+    Args:
+        batch: whose rows to look at, by default the problem's. With another epilogue, predictions alone count.
+    """
+    wanted = problem.batch if batch is None else batch
+    rows = [record for record in related if record.problem.batch == wanted]
+    same = pick(record for record in rows if record.problem.epilogue == problem.epilogue)
+    return same or pick(record for record in rows if record.measured_us is None)
 
 
 def is_usable(record: Record) -> bool:

@@ -7,6 +7,7 @@ down when the trial starts and settled when it ends, one transaction each, so th
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from grouped_conv.autotune import inflight, settings
+from grouped_conv.autotune.collecting import Collected, delete_unusable
 from grouped_conv.autotune.database import Database, StoreError
 from grouped_conv.autotune.inflight import Owner, fate
-from grouped_conv.autotune.ranking import pick
+from grouped_conv.autotune.merging import Merged, merge
+from grouped_conv.autotune.ranking import best_of
 from grouped_conv.autotune.records import Record, base_key, canonical, problem_key
 from grouped_conv.kernels import ABI_VERSION
 from grouped_conv.kernels.config import KernelConfig
@@ -138,16 +141,34 @@ class Store:
         return Orphans(tuple(crashed), forgotten)
 
     def ready(self) -> None:
-        """Find out now, not after the first trial, whether rows can be written.
+        """Find out now, not after the first trial, whether the file is sound and rows can be written.
 
         Raises:
             StoreError: saying why not; the store is as before.
         """
+        self._file.check()
         with self._file.writing() as connection:
             probe = "INSERT OR REPLACE INTO searches (key, configs, updated) VALUES ('', zeroblob(?), 0)"
             connection.execute(probe, (_PROBE_BYTES,))
         with self._file.writing() as connection:
             connection.execute("DELETE FROM searches WHERE key = ''")
+
+    def merge(self, records: Iterable[Record]) -> Merged:
+        """Take in records of another store, all in one transaction; see `merging.merge` for which stay.
+
+        Returns:
+            The records of these trials as they are now, and what lost. Trials in flight elsewhere are passed over.
+        """
+        theirs = [record for record in records if record.status != "started"]
+        with self._file.writing() as connection:
+            ours = []
+            for record in theirs:
+                row = connection.execute(f"SELECT * FROM trials WHERE {_KEY}", record.row()).fetchone()
+                ours += [] if row is None else [Record.from_row(row)]
+            merged = merge(ours, theirs)
+            for record in merged.records:
+                _insert(connection, "trials", record.row())
+        return merged
 
     def trials(self, problem: ConvProblem | None = None, device_key: str | None = None) -> list[Record]:
         """All trials, or those of a problem and a device, of any ABI and Triton version, in a stable order."""
@@ -163,7 +184,7 @@ class Store:
 
         A problem that was never tuned takes a prediction of the same convolution with another epilogue.
         """
-        return best_of([record for record in self.related(problem) if record.device == device_key], problem)
+        return best_of((record for record in self.related(problem) if record.device == device_key), problem)
 
     # ---- searches
 
@@ -224,9 +245,27 @@ class Store:
         """A number that changes when rows change; see `Database.generation`."""
         return self._file.generation
 
-    def export(self) -> str:
-        """All trials as canonical JSON, one per line: sorted keys, no NaN, the same text for the same rows."""
-        return "".join(canonical(record.to_json()) + "\n" for record in self.trials())
+    def collect(self, older_than_days: float | None = None, *, dry_run: bool = False) -> Collected:
+        """Drop what cannot be used: trials of another kernel ABI or Triton version, and those too old.
+
+        Trials in flight stay. Shortlists go: they are made again in a moment.
+
+        Args:
+            dry_run: do it to a copy, and only say what it came to.
+        """
+        if not self.path.is_file():
+            return Collected(0, 0, 0, 0)
+        if dry_run:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder, "copy.sqlite3")
+                self._file.copy(copy)
+                return Store(copy).collect(older_than_days)
+        limit = -1.0 if older_than_days is None else time.time() - 86_400 * older_than_days
+        before = self.path.stat().st_size
+        with self._file.writing() as connection:
+            counts = delete_unusable(connection, ABI_VERSION, triton_version(), limit)
+        self._file.vacuum()
+        return Collected(*counts, before, self.path.stat().st_size)
 
     def close(self) -> None:
         """Close this process's connection; the next use opens another."""
@@ -246,13 +285,6 @@ class Store:
             if row["abi"] != ABI_VERSION:
                 return None
             raise StoreError(f"{self.path}: a row is damaged ({error}); move the file away to begin anew") from error
-
-
-def best_of(related: Iterable[Record], problem: ConvProblem) -> Record | None:
-    """The best of one device's trials for `problem`; with another epilogue, predictions alone count."""
-    same_batch = [record for record in related if record.problem.batch == problem.batch]
-    exact = pick(record for record in same_batch if record.problem == problem)
-    return exact or pick(record for record in same_batch if record.measured_us is None)
 
 
 @lru_cache(maxsize=8)

@@ -47,15 +47,24 @@ def print_records(path: str, records: Sequence[Record]) -> None:
             record.device,
             _problem(record),
             str(record.config),
-            record.status,
+            record.status if record.failure is None else f"{record.status}: {record.failure}",
             "" if record.predicted_us is None else f"{record.predicted_us:.1f}",
-            "" if record.measured_us is None else f"{record.measured_us:.1f}",
+            _measured(record),
+            "" if record.aten_us is None else f"{record.aten_us:.1f}",
             f"ABI {record.abi}, Triton {record.triton}",
         ]
         for record in records
     ]
-    names = ["device", "problem", "configuration", "status", "predicted us", "measured us", "compiled with"]
+    names = ["device", "problem", "configuration", "status", "predicted us", "measured us", "ATen us", "compiled with"]
     _print_table(path, rows, names)
+
+
+def _measured(record: Record) -> str:
+    """The median, and the interval and samples behind it where they are known."""
+    if record.measured_us is None:
+        return ""
+    bounds = "" if record.low_us is None or record.high_us is None else f" ({record.low_us:.1f}..{record.high_us:.1f})"
+    return f"{record.measured_us:.1f}{bounds}" + (f" n={record.samples}" if record.samples else "")
 
 
 def _problem(record: Record) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from grouped_conv.autotune import database, lookup, settings, store
+from grouped_conv.autotune.exchange import dumps
 from grouped_conv.autotune.lookup import resolve
 from grouped_conv.autotune.ranking import pick
 from grouped_conv.autotune.records import Record
@@ -92,10 +93,10 @@ def test_ties_go_to_the_cheaper_configuration():
 
 def test_export_is_canonical(kept):
     kept.put([record(LARGE), record(SMALL)])
-    text = kept.export()
-    rows = [json.loads(line) for line in text.splitlines()]
+    text = dumps(kept.trials())
+    rows = [json.loads(line) for line in text.splitlines()[1:]]
     assert [row["config"]["block_m"] for row in rows] == [64, 128]  # by key, not by time
-    assert text == Store(kept.path).export()
+    assert text == dumps(Store(kept.path).trials()[::-1])
     with pytest.raises(ValueError, match="not JSON compliant"):
         kept.put([record(data={"us": float("nan")})])
 
