@@ -95,7 +95,7 @@ class LiveRunner:
         sound: list[Trial] = []
         while standing and (not sound or medians[standing[0]].value <= medians[sound[0]].value * (1 + TIE)):
             trial = standing.pop(0)
-            checked = (self._verify(trial, problem, seed) for problem, seed in checks(trial))
+            checked = (self.verify(trial, problem, seed) for problem, seed in checks(trial))
             failure = next((outcome for outcome in checked if outcome is not None), None)
             if failure is None:
                 sound.append(trial)
@@ -118,7 +118,7 @@ class LiveRunner:
         for trial in (trial for trial in trials if trial in compiled):
             starting(trial)
             self._failed.clear()
-            failure = self._verify(trial, trial.problem, 0)
+            failure = self.verify(trial)
             samples = None if failure else self._sample(trial, FIRST.samples)
             if samples is None:
                 yield failure or self._failed[trial]
@@ -146,8 +146,14 @@ class LiveRunner:
             data=data or {},
         )
 
-    def _verify(self, trial: Trial, problem: ConvProblem, seed: int) -> Outcome | None:
-        """The failure, or None when the configuration gives right results for the problem and seed."""
+    def verify(self, trial: Trial, problem: ConvProblem | None = None, seed: int = 0) -> Outcome | None:
+        """The failure, or None when the configuration gives right results.
+
+        Args:
+            problem: another problem than the trial's to run the configuration on.
+            seed: of the operands.
+        """
+        problem = problem or trial.problem
         answer = self._job(trial, {"op": "verify", "problem": problem.to_json(), "seed": seed})
         if answer["failure"] is None:
             return None

@@ -49,21 +49,35 @@ def as_computed(problem: ConvProblem) -> ConvProblem:
 
 def default(problem: ConvProblem) -> KernelConfig:
     """What runs there without tuning: the smallest tile of the family that the heuristic takes for an H100."""
-    family = choose(problem, DeviceSpec.get("h100")).family
-    return (FAMILIES.get(family) or GRADIENT_FAMILIES[family]).one_warp(problem)
+    config = smallest(choose(problem, DeviceSpec.get("h100")).family, problem)
+    return config or next(configs(problem))
+
+
+def smallest(family: str, problem: ConvProblem) -> KernelConfig | None:
+    """The family's smallest tile; None where the family cannot run the problem.
+
+    The branch of the packed groups that recomputes tiles takes minutes to build on the lane: it is left out.
+    """
+    if problem.layout.is_uniform == family.startswith("ragged"):
+        return None
+    config = (FAMILIES.get(family) or GRADIENT_FAMILIES[family]).one_warp(problem)
+    if getattr(config, "isolate", False):
+        config = replace(config, isolate=False)  # type: ignore[call-arg]
+    right = config.direction == problem.direction and why_invalid(problem, config) is None
+    return config if right else None
 
 
 def configs(problem: ConvProblem) -> Iterator[KernelConfig]:
     """Each family's smallest tile; for the implicit GEMM also tiles that build in seconds and one known to go wrong."""
-    rows = FAMILIES.values() if problem.direction == "forward" else GRADIENT_FAMILIES.values()
-    candidates: list[KernelConfig] = [family.one_warp(problem) for family in rows]
-    if problem.direction == "forward":
-        for block_m, block_n, warps in itertools.product((16, 32, 64), (16, 32, 64), (1, 2)):
-            candidates.append(_tile(block_m, block_n, warps))
-        candidates += [_tile(32, 128, 1), _tile(64, 32, 4)]
-    for config in candidates:
-        if config.direction == problem.direction and why_invalid(problem, config) is None:
+    for family in FAMILIES if problem.direction == "forward" else GRADIENT_FAMILIES:
+        config = smallest(family, problem)
+        if config is not None:
             yield config
+    if problem.direction == "forward":
+        tiles = [_tile(*knobs) for knobs in itertools.product((16, 32, 64), (16, 32, 64), (1, 2))]
+        for tile in (*tiles, _tile(32, 128, 1), _tile(64, 32, 4)):
+            if why_invalid(problem, tile) is None:
+                yield tile
 
 
 def _tile(block_m: int, block_n: int, warps: int) -> ImplicitGemmConfig:

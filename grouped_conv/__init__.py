@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from grouped_conv.separable import separable_conv2d
     from grouped_conv.separable_modules import RootModule, SeparableConv2d
     from grouped_conv.tracing import trace
+    from grouped_conv.tuning import tune
     from grouped_conv.workspace import max_workspace, set_max_workspace
 
 __version__ = "0.1.0"
@@ -65,6 +66,7 @@ __all__ = [
     "set_strict",
     "strict",
     "trace",
+    "tune",
     "unconvert",
     "using_config",
 ]
@@ -102,6 +104,7 @@ _HOMES = {
     "set_strict": "grouped_conv.policies",
     "strict": "grouped_conv.policies",
     "trace": "grouped_conv.tracing",
+    "tune": "grouped_conv.tuning",
     "unconvert": "grouped_conv.conversion",
     "using_config": "grouped_conv.overrides",
 }

@@ -23,7 +23,8 @@ _COMMANDS = {
     "merge": "grouped_conv.autotune.merge_command:merge_records",
     "run": "grouped_conv.run_command:run",
     "show": "grouped_conv.autotune.commands:show",
-    "tune": "grouped_conv.autotune.commands:tune",
+    "tune": "grouped_conv.tune_command:tune",
+    "verify": "grouped_conv.tune_command:verify",
 }
 
 

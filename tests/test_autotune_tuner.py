@@ -1,20 +1,17 @@
-"""Offline tuning and its two commands: deterministic, resumable, free when everything is known, labelled predicted."""
+"""Offline tuning: deterministic, resumable, free when everything is known, every direction, labelled predicted."""
 
 import json
 
 import pytest
-from click.testing import CliRunner
+from fake_compiler import COMPILED, compiled_to, compiling, spilling_when_large
 
-from grouped_conv import cli
 from grouped_conv.autotune import compile_job, predicted_runner, search
 from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.efforts import COMPILED_SHARE, EFFORTS
+from grouped_conv.autotune.directions import in_directions
+from grouped_conv.autotune.efforts import EFFORTS, plan_effort
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.implicit_gemm_search import SPILL_SLACK, ranked
 from grouped_conv.autotune.implicit_gemm_terms import register_pressure
-from grouped_conv.autotune.instructions import Mix
-from grouped_conv.autotune.predicted_runner import PredictedRunner, compiled_outcome
-from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.shortlist import shortlist
 from grouped_conv.autotune.space import candidates
 from grouped_conv.autotune.store import Store
@@ -25,53 +22,6 @@ from grouped_conv.kernels import ABI_VERSION, DeviceSpec
 
 A100, H100 = DeviceSpec.get("a100"), DeviceSpec.get("h100")
 TWO = {name: problem for name, problem in workload("alexnet").items() if name in ("conv4", "conv5")}
-
-
-@pytest.fixture
-def kept(tmp_path, monkeypatch):
-    monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "tuning.sqlite3"))
-    return Store()
-
-
-def fake_resources(config, spill=0):
-    mma = config.block_m * config.block_n * config.block_k // 2048 // config.num_warps
-    loop = Mix(3 * mma, {"mma": mma}, {16: 8})
-    return Resources(200, spill, 40_000, Mix(3 * mma + 1000, {"mma": mma}, {16: 8}, {16: 8}), loop)
-
-
-COMPILED = round(EFFORTS["standard"] * COMPILED_SHARE)
-"""Configurations that the default effort compiles for each problem."""
-
-
-def compiling(monkeypatch, result, reverse=False):
-    """Compilation replaced by a function of the trial that returns a job's result."""
-
-    def instead(self, trials, starting):
-        for trial in list(trials)[::-1] if reverse else trials:
-            yield compiled_outcome(trial, self.device, result(trial))
-
-    monkeypatch.setattr(PredictedRunner, "measure", instead)
-
-
-def compiled_to(resources, family="implicit_gemm"):
-    return JobResult(0, "ok", {"launches": [{"kernel": family, "resources": resources.to_json()}]}, "", 1.0)
-
-
-def spilling_when_large(trial):
-    return compiled_to(fake_resources(trial.config, 8 if trial.config.block_m == 256 else 0))
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """Compilation replaced by invented figures; the list holds every configuration that was compiled."""
-    calls = []
-
-    def result(trial):
-        calls.append(trial.config)
-        return spilling_when_large(trial)
-
-    compiling(monkeypatch, result)
-    return calls
 
 
 def test_a_second_run_compiles_nothing(kept, compiled):
@@ -135,7 +85,7 @@ def test_a_search_without_a_usable_configuration_is_widened(kept, monkeypatch):
 
     def result(trial):
         tried.append(trial)
-        return compiled_to(fake_resources(trial.config, 8 if len(tried) <= 4 else 0))
+        return compiled_to(trial, 8 if len(tried) <= 4 else 0)
 
     compiling(monkeypatch, result)
     (row,) = tune_offline({"conv4": TWO["conv4"]}, H100, store=kept, limit=4).to_dict("records")
@@ -192,6 +142,37 @@ def test_searching_tiles_first_misses_nothing():
     assert predict(problem, ranked(problem, A100)[0], A100).weighed_us == best
 
 
+DIRECTIONS = ("forward", "input_grad", "weight_grad")
+
+
+def test_gradients_are_tuned_beside_the_forward_pass(kept, compiled):
+    problems = in_directions(TWO, DIRECTIONS)
+    table = tune_offline(problems, H100, store=kept, limit=3)
+    assert list(table["layer"]) == [f"{layer}{more}" for layer in TWO for more in ("", " input_grad", " weight_grad")]
+    assert (table["candidates"] == 3).all()
+    for name, problem in problems.items():
+        assert {record.config.direction for record in kept.trials(problem)} == {problem.direction}, name
+
+
+def test_an_unknown_direction_is_refused():
+    with pytest.raises(ValueError, match=r"unknown directions \['sideways'\]; accepted: forward, input_grad"):
+        in_directions(TWO, ["sideways"])
+
+
+def test_efforts():
+    live = {effort: plan_effort(effort, measures=True).trials for effort in EFFORTS}
+    assert live == {"none": 0, "quick": 16, "standard": 64, "full": 256, "exhaustive": None}
+    assert plan_effort("standard", measures=False).trials == COMPILED == 24
+    assert plan_effort("exhaustive", measures=True).strategy == "exhaustive"
+    with pytest.raises(ValueError, match="unknown effort 'huge'; accepted: none, quick"):
+        plan_effort("huge", measures=True)
+
+
+def test_effort_none_leaves_it_to_the_heuristic(kept, compiled):
+    (row,) = tune_offline({"conv4": TWO["conv4"]}, H100, store=kept, effort="none").to_dict("records")
+    assert (row["source"], row["config"], compiled) == ("heuristic", str(choose(TWO["conv4"], H100)), [])
+
+
 def test_limit_is_checked(kept):
     with pytest.raises(ValueError, match="limit must be at least 1"):
         tune_offline(TWO, H100, store=kept, limit=0)
@@ -219,70 +200,15 @@ def test_really_compiled_in_workers(kept):
     assert best.data["launches"] == ["implicit_gemm"]
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS[1:])
+def test_gradients_really_compile(kept, direction):
+    problems = in_directions({"conv5": TWO["conv5"]}, [direction])
+    (row,) = tune_offline(problems, A100, store=kept, limit=1, jobs=1).to_dict("records")
+    (record,) = kept.trials()
+    assert (row["registers"] > 32, row["source"], record.config.family) == (True, "predicted", direction)
+    assert record.data["launches"] == [direction, *(["gradient_reduce"] if direction == "weight_grad" else [])]
+
+
 def test_the_job_is_plain_json():
     payload = compile_job.payload(TWO["conv5"], choose(TWO["conv5"], A100), A100)
     assert json.loads(json.dumps(payload)) == payload
-
-
-# ---- commands
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(cli.main, arguments)
-
-
-def test_tune_prints_predictions(kept, compiled):
-    result = invoke("tune", "alexnet", "--device", "a100")
-    assert result.exit_code == 0, result.output
-    for text in ("conv1", "conv5", "predicted us", "floor/predicted", "none was measured", str(kept.path)):
-        assert text in result.stdout
-    assert "measured us" not in result.stdout
-
-
-def test_json_of_both_commands(kept, compiled):
-    tuned = json.loads(invoke("tune", "alexnet", "--json", "--batch", "16", "--dtype", "bf16").stdout)
-    assert tuned["times"] == "predicted, not measured"
-    assert (tuned["device"], tuned["dtype"], tuned["batch"]) == ("h100-sxm", "bfloat16", 16)
-    assert [layer["layer"] for layer in tuned["layers"]] == ["conv1", "conv2", "conv3", "conv4", "conv5"]
-    assert {layer["source"] for layer in tuned["layers"]} == {"predicted"}
-    shown = json.loads(invoke("show", "--json").stdout)
-    assert len(shown["rows"]) == 5
-    assert all(row["status"] == "predicted" and row["measured_us"] is None for row in shown["rows"])
-    everything = json.loads(invoke("show", "--json", "--all").stdout)
-    assert len(everything["rows"]) == len(compiled)
-
-
-def test_show(kept, compiled):
-    empty = invoke("show")
-    assert (empty.exit_code, "holds no rows" in empty.stdout) == (0, True)
-    invoke("tune", "alexnet")
-    result = invoke("show", "--device", "h100")
-    assert result.exit_code == 0
-    assert result.stdout.count("h100-sxm") == 5
-    assert "holds no rows" in invoke("show", "--device", "a100").stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("tune", "vgg"), "unknown model 'vgg'; known: alexnet"),
-        (("tune", "alexnet", "--device", "h900"), "unknown device 'h900'; known: a10, a100"),
-        (("tune", "alexnet", "--dtype", "int8"), "dtype 'int8' is not supported"),
-        (("tune", "alexnet", "--batch", "0"), "0 is not in the range"),
-        (("tune",), "Missing argument 'MODEL'"),
-        (("show", "--device", "h900"), "unknown device 'h900'"),
-    ],
-)
-def test_bad_arguments_are_one_line(kept, arguments, message):
-    result = invoke(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
-def test_an_unusable_store_is_one_line(kept, compiled):
-    kept.path.mkdir()
-    result = invoke("tune", "alexnet")
-    assert result.exit_code == 2
-    assert str(kept.path) in result.stderr
-    assert result.stderr.count("\n") == 1
