@@ -29,7 +29,8 @@ CHECKPOINTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 def regret_curve(sweep: Sweep, device: DeviceSpec, strategy: str, seed: int = 0) -> list[float]:
     """After each trial the best time so far over the best of the sweep; infinite while all have failed."""
     searcher = make_strategy(strategy, ranked(sweep.problem, device, sweep.outcomes), seed)
-    best, curve = math.inf, []
+    best = math.inf
+    curve: list[float] = []
     while len(curve) < len(sweep.outcomes):
         asked = searcher.ask(len(sweep.outcomes) - len(curve))
         if not asked:

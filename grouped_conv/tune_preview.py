@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -29,7 +30,7 @@ def dry_run(
     """Print how many trials each problem would take, beyond those that are known, and about how long all would take."""
     if target.spec.key == native_lane.KEY:
         problems = {name: native_lane.as_computed(problem) for name, problem in problems.items()}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, problem in problems.items():
         search = Search(name, problem, target.spec, store, plan, measures=target.measures)
         first = [str(trial.config) for trial in search.batch()]

@@ -1,4 +1,4 @@
-"""The measuring job with a kernel that is wrong: its epilogue forgets the bias. Loaded by name in the measuring process."""
+"""The measuring job with a kernel that is wrong: it forgets the bias. Loaded by name in the measuring process."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Live tuning for real: kernels compiled for this CPU, verified, timed beside torch's own; what goes wrong is rejected."""
+"""Live tuning for real: kernels compiled for this CPU, verified, timed beside torch's own; the wrong ones rejected."""
 
 import os
 from pathlib import Path
