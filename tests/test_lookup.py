@@ -16,6 +16,7 @@ from grouped_conv.autotune.prediction import MODEL_VERSION
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.store import Store, triton_version
 from grouped_conv.autotune.workloads import workload
+from grouped_conv.bench import lookup_cost
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, GroupLayout, ImplicitGemmConfig
 
 H100 = DeviceSpec.get("h100-sxm")
@@ -210,6 +211,12 @@ def test_threads_look_up_at_once(kept):
         thread.join()
     assert len(seen) == 6
     assert all(configs == seen[0] for configs in seen)
+
+
+def test_the_bench_of_look_ups_runs():
+    times = lookup_cost.measure(1)
+    assert {"empty dictionary", "hit", "miss"} < set(times)
+    assert all(us > 0 for us in times.values())
 
 
 # ---- strict mode

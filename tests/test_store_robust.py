@@ -4,15 +4,19 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import sqlite3
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_store_schema import VERSION_1
 
 from grouped_conv.autotune import lookup, tuner
 from grouped_conv.autotune.lookup import resolve
@@ -45,8 +49,9 @@ def kept(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that another user can reach; pytest's own cannot be."""
+    """A folder that another user can reach; pytest's own cannot be, and neither may Python's: all is loaded by now."""
     folder = Path(tempfile.mkdtemp())
+    assert looked_up(folder / "none") == ("heuristic", [])
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
@@ -199,6 +204,17 @@ def test_a_file_and_folder_that_are_read_only(kept: Store, open_folder: Path) ->
         assert os.listdir(open_folder) == [path.name]
 
 
+def test_an_old_file_that_cannot_be_migrated_for_want_of_permission(open_folder: Path) -> None:
+    path = open_folder / "tuning.sqlite3"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(VERSION_1)
+    path.chmod(0o444)
+    open_folder.chmod(0o555)
+    source, (warning,) = in_child(lambda: looked_up(path))  # type: ignore[misc]
+    assert source == "heuristic"
+    assert "not writable" in warning
+
+
 def test_a_file_that_may_not_be_read(kept: Store, open_folder: Path) -> None:
     path = open_folder / "tuning.sqlite3"
     shutil.copy(kept.path, path)
@@ -297,6 +313,26 @@ def test_eight_processes_put_and_look_up(tmp_path: Path) -> None:
     assert {record.config for record in store.trials()} == {won(index).config for index in range(96)}
     assert {record.status for record in store.trials()} == {"measured"}
     assert store._file.query("SELECT count(*) FROM starts")[0][0] == 0
+
+
+def test_killed_at_any_moment(kept: Store) -> None:
+    """Rows of one transaction are there together or not at all, and the next process goes on."""
+    seen = 40
+    for seconds in (0.02, 0.05, 0.08, 0.13, 0.21):
+        child = os.fork()
+        if child == 0:
+            for index in range(seen, 100_000, 2):
+                kept.put([won(index), won(index + 1)])
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        rows = {record.config.split_k for record in Store(kept.path).trials()}
+        assert rows == set(range(1, len(rows) + 1))
+        assert len(rows) >= seen
+        assert len(rows) % 2 == 0
+        seen = len(rows)
+    assert seen > 40
+    kept.ready()
 
 
 def test_a_fork_while_another_thread_is_writing(kept: Store) -> None:
