@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grouped_conv.autotune.prediction import Prediction
     from grouped_conv.autotune.records import Record
     from grouped_conv.autotune.resources import Resources, read_resources
+    from grouped_conv.autotune.self_check import check_kernels
     from grouped_conv.autotune.space import candidates
     from grouped_conv.autotune.store import Store
     from grouped_conv.autotune.tuner import tune_offline
@@ -30,6 +31,7 @@ _HOMES = {
     "Store": "store",
     "UntunedError": "lookup",
     "candidates": "space",
+    "check_kernels": "self_check",
     "choose": "heuristic",
     "compile_offline": "offline",
     "predict": "cost",
@@ -48,6 +50,7 @@ __all__ = [
     "Store",
     "UntunedError",
     "candidates",
+    "check_kernels",
     "choose",
     "compile_offline",
     "predict",

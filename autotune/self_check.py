@@ -67,7 +67,7 @@ def families() -> tuple[Pair, ...]:
     return (*((name, "forward") for name in FAMILIES), *gradients)
 
 
-def self_check(
+def check_kernels(
     device: DeviceSpec,
     store: Store,
     pairs: Iterable[Pair] | None = None,

@@ -245,7 +245,7 @@ def verify(device: str | None, families: tuple[str, ...], as_json: bool) -> None
         raise click.UsageError(f"unknown families {unknown}; known: {', '.join(name for name, _ in known)}")
     pairs = [pair for pair in known if not families or pair[0] in families]
     store = default_store()
-    found = self_check.self_check(target.spec, store, pairs, index=target.index)
+    found = self_check.check_kernels(target.spec, store, pairs, index=target.index)
     tables.print_checks(target.spec.key, str(store.path), found, as_json)
     if not all(check.passed for check in found):
         sys.exit(1)

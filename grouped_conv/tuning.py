@@ -17,7 +17,7 @@ from grouped_conv.autotune.live_runner import LiveRunner
 from grouped_conv.autotune.predicted_runner import PredictedRunner
 from grouped_conv.autotune.progress import progress_bar, trial_json
 from grouped_conv.autotune.runner import Runner
-from grouped_conv.autotune.self_check import self_check
+from grouped_conv.autotune.self_check import check_kernels
 from grouped_conv.autotune.store import Store, default_store
 from grouped_conv.autotune.tuner import Progress, Tuned, frame_of, tune_with
 from grouped_conv.kernels.device import DeviceSpec
@@ -176,7 +176,7 @@ def tune_on(
             winners = [best for search in tuned.searches if (best := search.best()) is not None]
             pairs = dict.fromkeys((best.config.family, best.config.direction) for best in winners)
             known = store.self_checks(spec.key)
-            self_check(spec, store, [pair for pair in pairs if pair not in known], runner=runner)
+            check_kernels(spec, store, [pair for pair in pairs if pair not in known], runner=runner)
     return tuned
 
 

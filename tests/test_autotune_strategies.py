@@ -183,3 +183,18 @@ def test_the_regret_command(tmp_path):
     result = CliRunner().invoke(regret.main, [str(path), "--plot", str(drawn)])
     assert result.exit_code == 0
     assert Path(drawn).read_bytes().startswith(b"\x89PNG")
+
+
+# ---- a sweep that was really measured: AlexNet's grouped layers on the native lane, batch 1
+
+
+RECORDED = Path(__file__).parent / "data" / "cpu_native_sweep.json"
+
+
+@pytest.mark.parametrize("sweep", Recording.load(RECORDED).sweeps, ids=lambda sweep: sweep.name)
+def test_the_default_strategy_finds_the_best_of_the_recorded_sweep(sweep):
+    assert len(sweep.outcomes) == 20
+    assert [outcome.failure for outcome in sweep.outcomes.values() if outcome.failure] == ["wrong"]
+    curve = regret.regret_curve(sweep, native_lane.DEVICE, "local")
+    assert regret.trials_until(curve, 1.05) <= 11
+    assert curve[0] > 1.5  # the model of a GPU knows nothing about this CPU: searching pays

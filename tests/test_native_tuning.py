@@ -14,7 +14,7 @@ from grouped_conv.autotune.efforts import plan_effort
 from grouped_conv.autotune.live_runner import LiveRunner
 from grouped_conv.autotune.runner import Trial
 from grouped_conv.autotune.search_space import search_space
-from grouped_conv.autotune.self_check import families, self_check
+from grouped_conv.autotune.self_check import check_kernels, families
 from grouped_conv.autotune.tuner import tune_with
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.kernels import ConvProblem, Epilogue, ImplicitGemmConfig
@@ -59,10 +59,10 @@ def test_a_known_miscompile_is_rejected() -> None:
 
 def test_a_self_check_passes_and_a_broken_kernel_fails_it(kept) -> None:  # type: ignore[no-untyped-def]
     pair = ("implicit_gemm", "forward")
-    assert self_check(CPU, kept, [pair])[0].passed
+    assert check_kernels(CPU, kept, [pair])[0].passed
     assert kept.self_checked("cpu-native", *pair)
     with LiveRunner(CPU, function="broken_kernels:job") as runner:
-        (check,) = self_check(CPU, kept, [pair], runner=runner)
+        (check,) = check_kernels(CPU, kept, [pair], runner=runner)
     assert (check.passed, kept.self_checked("cpu-native", *pair)) == (False, False)
     assert "wrong on implicit_gemm" in kept.self_checks("cpu-native")[pair].detail
 
@@ -76,7 +76,7 @@ def test_verify_is_a_command(kept) -> None:  # type: ignore[no-untyped-def]
 
 @pytest.mark.sweep
 def test_every_family_passes_its_self_check(kept) -> None:  # type: ignore[no-untyped-def]
-    checks = self_check(CPU, kept)
+    checks = check_kernels(CPU, kept)
     assert [(check.family, check.direction) for check in checks] == list(families())
     assert [check for check in checks if not check.passed] == []
 
