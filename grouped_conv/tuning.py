@@ -59,8 +59,9 @@ def target_of(device: Any, example_input: Any = None) -> Target:
     """The device that `tune` means.
 
     Args:
-        device: a `DeviceSpec`, or a name `DeviceSpec.get` knows, for predictions; a CUDA device as torch names it, or
-            `cpu-native`, for measurements; None for the GPU of `example_input` or the current one.
+        device: a `DeviceSpec`, or a name `DeviceSpec.get` knows, for predictions, but where the current GPU is of that
+            model it is measured; a CUDA device as torch names it, or `cpu-native`, for measurements; None for the GPU
+            of `example_input` or the current one.
 
     Raises:
         ValueError: for a name nobody knows, a GPU whose architecture the kernels do not know, or without any GPU.
@@ -79,7 +80,11 @@ def target_of(device: Any, example_input: Any = None) -> Target:
             )
         device = placed[0] if placed else torch.device("cuda")
     if isinstance(device, str) and device.partition(":")[0] != "cuda":
-        return Target(DeviceSpec.get(device))
+        spec = DeviceSpec.get(device)
+        here = live_device(torch.cuda.current_device()) if torch.cuda.is_available() else None
+        if here is None or here.key != spec.key:
+            return Target(spec)
+        device = torch.device("cuda")
     place = torch.device(device)
     if place.type != "cuda" or not torch.cuda.is_available():
         raise ValueError(f"device {str(place)!r} is no GPU of this machine")
