@@ -89,10 +89,10 @@ def target_of(device: Any, example_input: Any = None) -> Target:
     if place.type != "cuda" or not torch.cuda.is_available():
         raise ValueError(f"device {str(place)!r} is no GPU of this machine")
     index = torch.cuda.current_device() if place.index is None else place.index
-    spec = live_device(index)
-    if spec is None:
+    found = live_device(index)
+    if found is None:
         raise ValueError(f"the kernels do not know the architecture of {torch.cuda.get_device_name(index)}")
-    return Target(spec, index)
+    return Target(found, index)
 
 
 def named_problems(

@@ -95,7 +95,7 @@ def looked_up(path: Path) -> tuple[str, list[str]]:
 
 def refuses_to_tune(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The error of a search, before anything is ranked or compiled."""
-    monkeypatch.setattr(tuner, "shortlist", None)
+    monkeypatch.setattr(tuner, "Search", None)
     with pytest.raises(StoreError) as caught:
         tune_offline({"conv4": CONV4}, A100, store=Store(path))
     return str(caught.value)
