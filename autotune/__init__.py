@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grouped_conv.autotune.cost import predict
     from grouped_conv.autotune.heuristic import choose
-    from grouped_conv.autotune.lookup import Choice, resolve
+    from grouped_conv.autotune.lookup import Choice, UntunedError, resolve
     from grouped_conv.autotune.offline import CompiledLaunch, compile_offline
     from grouped_conv.autotune.prediction import Prediction
     from grouped_conv.autotune.records import Record
     from grouped_conv.autotune.resources import Resources, read_resources
+    from grouped_conv.autotune.self_check import check_kernels
     from grouped_conv.autotune.space import candidates
     from grouped_conv.autotune.store import Store
     from grouped_conv.autotune.tuner import tune_offline
@@ -28,7 +29,9 @@ _HOMES = {
     "Record": "records",
     "Resources": "resources",
     "Store": "store",
+    "UntunedError": "lookup",
     "candidates": "space",
+    "check_kernels": "self_check",
     "choose": "heuristic",
     "compile_offline": "offline",
     "predict": "cost",
@@ -45,7 +48,9 @@ __all__ = [
     "Record",
     "Resources",
     "Store",
+    "UntunedError",
     "candidates",
+    "check_kernels",
     "choose",
     "compile_offline",
     "predict",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from grouped_conv.autotune.failures import classify
 from grouped_conv.autotune.offline import compile_offline
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.validity import why_invalid
 
 FUNCTION = f"{__name__}:compile_job"
 
@@ -18,11 +20,20 @@ def payload(problem: ConvProblem, config: KernelConfig, device: DeviceSpec) -> d
     return {"problem": problem.to_json(), "config": config.to_json(), "device": device.to_json()}
 
 
-def compile_job(job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Compile the payload; one entry per launch with its kernel's name and resources, in launch order."""
+def compile_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Compile the payload: `launches`, each with its kernel's name and resources, or `failure` and `detail`."""
     config = KernelConfig.from_json(job["config"])
     problem, device = ConvProblem.from_json(job["problem"]), DeviceSpec.from_json(job["device"])
-    return [
-        {"kernel": launch.name, "resources": launch.resources.to_json()}
-        for launch in compile_offline(problem, device, config)
-    ]
+    reason = why_invalid(problem, config, device)
+    if reason is not None:
+        return {"failure": "invalid", "detail": reason}
+    try:
+        launches = compile_offline(problem, device, config)
+        return {
+            "launches": [{"kernel": launch.name, "resources": launch.resources.to_json()} for launch in launches],
+        }
+    except Exception as error:
+        kind = classify(error, compiling=True)
+        if kind is None:
+            raise
+        return {"failure": kind, "detail": f"{type(error).__name__}: {error}"[:2000]}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from grouped_conv.autotune.families import model_of
-from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
+from grouped_conv.autotune.directions import model_of
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.kernels.config import KernelConfig
@@ -19,5 +18,4 @@ def predict(
     Args:
         resources: figures of the compiled main kernel; estimated when absent.
     """
-    model = GRADIENT_MODELS.get(config.family) or model_of(config)
-    return model.predict(problem, config, device, resources)
+    return model_of(config).predict(problem, config, device, resources)

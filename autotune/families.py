@@ -70,8 +70,3 @@ MODELS: dict[str, Model] = {
     ),
 }
 """By the family's name; `kernels.families.FAMILIES` has the same names."""
-
-
-def model_of(config: KernelConfig) -> Model:
-    """The row of the configuration's family."""
-    return MODELS[config.family]

@@ -8,8 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.families import MODELS
-from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
+from grouped_conv.autotune.directions import models_for
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -17,14 +16,19 @@ from grouped_conv.kernels.validity import why_invalid
 
 
 @lru_cache(maxsize=4096)
-def choose(problem: ConvProblem, device: DeviceSpec) -> KernelConfig:
+def choose(problem: ConvProblem, device: DeviceSpec, families: frozenset[str] | None = None) -> KernelConfig:
     """The configuration to use when nothing was tuned.
+
+    Args:
+        families: names of the kernel families to choose from; by default all.
 
     Raises:
         ValueError: when no configuration of any family can run the problem, with each family's reason.
     """
     valid, reasons = [], []
-    for name, model in (MODELS if problem.direction == "forward" else GRADIENT_MODELS).items():
+    for name, model in models_for(problem).items():
+        if families is not None and name not in families:
+            continue
         reason = "it has no configuration for such a problem"
         found = False
         for config in model.defaults(problem, device):
@@ -37,5 +41,7 @@ def choose(problem: ConvProblem, device: DeviceSpec) -> KernelConfig:
         if not found:
             reasons.append(f"{name}: {reason}")
     if not valid:
-        raise ValueError(f"no kernel can run {problem} on {device.known_as} ({'; '.join(reasons)})")
+        raise ValueError(
+            f"no kernel can run {problem} on {device.known_as} ({'; '.join(reasons) or 'no family allowed'})"
+        )
     return min(valid, key=lambda config: predict(problem, config, device).weighed_us)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from triton.backends.compiler import GPUTarget
 
+from grouped_conv.autotune.directions import plan
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.resources import Resources, read_resources
-from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.launch import Launch, compile_launch
@@ -67,7 +67,7 @@ def gpu_target(device: DeviceSpec) -> GPUTarget:
 def compile_offline(
     problem: ConvProblem, device: DeviceSpec | str, config: KernelConfig | None = None
 ) -> list[CompiledLaunch]:
-    """Compile every launch of `problem` for `device`; needs no GPU.
+    """Compile every launch of `problem`, a forward pass or a gradient, for `device`; needs no GPU.
 
     Args:
         device: a specification, or a name `DeviceSpec.get` knows (`"h100"`, `"sm_90"`).
@@ -85,4 +85,4 @@ def compile_offline(
     if reason is not None:
         raise ValueError(f"{chosen} cannot run {problem} on {spec.known_as}: {reason}")
     target = gpu_target(spec)
-    return [CompiledLaunch(launch, compile_launch(launch, target)) for launch in plan_call(problem, chosen).launches]
+    return [CompiledLaunch(launch, compile_launch(launch, target)) for launch in plan(problem, chosen).launches]

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from grouped_conv.autotune.records import USABLE, Record, canonical
+from grouped_conv.autotune.records import Record, canonical
+from grouped_conv.kernels.problem import ConvProblem
 
 TIE = 0.01
 """Relative difference of times below which the cheaper configuration wins."""
 
 
-def pick(records: Sequence[Record]) -> Record | None:
+def pick(records: Iterable[Record]) -> Record | None:
     """The winner among usable records: measured before predicted, then the fastest.
 
     Times within `TIE` of the fastest are ties; fewer bytes of shared memory win, then fewer warps, then the first in
     alphabetical order, so that the same rows always give the same answer.
     """
-    usable = [record for record in records if record.status in USABLE and _time(record) is not None]
+    usable = [record for record in records if is_usable(record)]
     measured = [record for record in usable if record.measured_us is not None]
     usable = measured or usable
     if not usable:
         return None
     limit = min(_time(record) or 0.0 for record in usable) * (1 + TIE)
     return min((record for record in usable if (_time(record) or 0.0) <= limit), key=_cheapness)
+
+
+def best_of(related: Iterable[Record], problem: ConvProblem, batch: int | None = None) -> Record | None:
+    """The winner for `problem` among rows that differ from it in batch and epilogue only.
+
+    Args:
+        batch: whose rows to look at, by default the problem's. With another epilogue, predictions alone count.
+    """
+    wanted = problem.batch if batch is None else batch
+    rows = [record for record in related if record.problem.batch == wanted]
+    same = pick(record for record in rows if record.problem.epilogue == problem.epilogue)
+    return same or pick(record for record in rows if record.measured_us is None)
+
+
+def is_usable(record: Record) -> bool:
+    """May this configuration win? It has a time and no failure; what is known holds while it is tried once more."""
+    return record.failure is None and _time(record) is not None
 
 
 def _time(record: Record) -> float | None:

@@ -1,48 +1,156 @@
-"""Tuning without a GPU: rank the space by the cost model, compile the best, rank again by what the compiler made.
+"""The tuner: strategy x runner x store. Asks each problem's strategy, lets the runner try, writes every outcome down.
 
-Everything stored and returned is predicted. Only shortlisted configurations without a row in the store are compiled,
-so a search that was interrupted goes on, and a finished one costs nothing.
+Only trials without a settled row are run, so a search that was interrupted goes on and a finished one costs nothing.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from grouped_conv.autotune import compile_job
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.families import model_of
-from grouped_conv.autotune.prediction import MODEL_VERSION, Prediction
-from grouped_conv.autotune.ranking import pick
-from grouped_conv.autotune.records import Record, canonical
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.shortlist import shortlist
-from grouped_conv.autotune.store import Store, default_store, triton_version
-from grouped_conv.autotune.workers import Outcome, WorkerPool
-from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.autotune.efforts import Plan, plan_effort
+from grouped_conv.autotune.predicted_runner import PredictedRunner
+from grouped_conv.autotune.records import Record
+from grouped_conv.autotune.runner import Outcome, Runner, Trial
+from grouped_conv.autotune.search import Search
+from grouped_conv.autotune.store import Store, default_store
+from grouped_conv.autotune.tuned_table import table_row
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
 
 if TYPE_CHECKING:
     import pandas
 
-LIMIT = 10
-"""Configurations compiled per problem. On two cores five layers take about a minute at 1 to 2 s each."""
-ROUNDS = 3
-"""How often the shortlist of a problem is doubled while nothing on it is usable."""
-COMPILE_SECONDS = 60.0
 
-Progress = Callable[[int, int, str], None]
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a search reports while it goes on.
+
+    Attributes:
+        done, total: trials finished and trials expected, over all problems.
+        name: the problem's name; empty for the report that opens a batch.
+        record: the row of the trial that has just ended, None at the opening.
+    """
+
+    done: int
+    total: int
+    name: str = ""
+    record: Record | None = None
+
+
+Progress = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
-    name: str
-    problem: ConvProblem
-    config: KernelConfig
+class Tuned:
+    """What came of it.
+
+    Attributes:
+        searches: by problem, in the order given.
+        interrupted: whether Ctrl-C ended it; what had been tried by then is kept.
+    """
+
+    searches: tuple[Search, ...]
+    interrupted: bool
+
+
+def tune_with(
+    runner: Runner,
+    problems: Mapping[str, ConvProblem],
+    device: DeviceSpec,
+    store: Store,
+    plan: Plan,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Search every problem with a runner that is open; see `tune_offline` for what may be raised.
+
+    A runner that measures finishes one problem after the other, others try all problems' trials together. Ctrl-C ends
+    the search in good order.
+    """
+    store.ready()
+    store.settle_orphans()
+    searches = tuple(
+        Search(name, problem, device, store, plan, measures=runner.measures) for name, problem in problems.items()
+    )
+    tuning = _Tuning(runner, device, store, searches, progress)
+    began = time.monotonic()
+    groups = [(search,) for search in searches] if runner.measures else [searches]
+    try:
+        for index, group in enumerate(groups):
+            spent = time.monotonic() - began
+            share = None
+            if plan.budget_seconds is not None:  # what is left, shared out equally
+                share = max(0.0, plan.budget_seconds - spent) / (len(groups) - index)
+            tuning.search(group, share)
+            if runner.measures:
+                tuning.confirm(group[0])
+    except KeyboardInterrupt:
+        store.withdraw()
+        return Tuned(searches, True)
+    return Tuned(searches, False)
+
+
+class _Tuning:
+    """A run of the tuner: the loop of asking, running and writing down."""
+
+    def __init__(
+        self, runner: Runner, device: DeviceSpec, store: Store, searches: Sequence[Search], progress: Progress | None
+    ) -> None:
+        self.runner, self.device, self.store, self.searches = runner, device, store, searches
+        self.progress = progress or (lambda event: None)
+        self.done = 0
+
+    def search(self, group: Sequence[Search], seconds: float | None) -> None:
+        """Try what the strategies of these problems ask for, until they or the time end."""
+        deadline = float("inf") if seconds is None else time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            owner: dict[Trial, Search] = {}
+            for search in group:
+                owner.update(dict.fromkeys(search.batch(), search))
+            if not owner:
+                return
+            expected = self.done + len(owner) + sum(search.remaining for search in self.searches)
+            self.progress(Event(self.done, expected))
+            with closing(_closable(self.runner.measure(list(owner), self._starting))) as outcomes:
+                seen: set[Trial] = set()
+                for outcome in outcomes:
+                    self._settle(owner[outcome.trial], outcome, outcome.trial not in seen, expected)
+                    seen.add(outcome.trial)
+                    if time.monotonic() >= deadline:
+                        return
+
+    def confirm(self, search: Search) -> None:
+        """Look at the finalists again until the winner is among those that were looked at."""
+        looked_at: set[Trial] = set()
+        while True:
+            best = search.best()
+            if best is None or best.measured_us is None or best.aten_us is not None:
+                return
+            finalists = [trial for trial in search.finalists() if trial not in looked_at]
+            if not finalists:
+                return
+            looked_at.update(finalists)
+            for outcome in self.runner.confirm(finalists):
+                self._settle(search, outcome, False, 0)
+
+    def _starting(self, trial: Trial) -> None:
+        self.store.start(trial.problem, trial.config, self.device.key)
+
+    def _settle(self, search: Search, outcome: Outcome, counts: bool, expected: int) -> None:
+        record = search.settle(outcome)
+        self.store.put([record])
+        if counts:
+            search.ran += 1
+            self.done += 1
+            self.progress(Event(self.done, expected, search.name, record))
+
+
+def _closable(outcomes: Iterator[Outcome]) -> Generator[Outcome]:
+    """The outcomes as a generator: leaving it early ends the runner's."""
+    yield from outcomes
 
 
 def tune_offline(
@@ -52,179 +160,53 @@ def tune_offline(
     jobs: int | None = None,
     progress: Progress | None = None,
     store: Store | None = None,
-    limit: int = LIMIT,
+    limit: int | None = None,
+    effort: str = "standard",
+    strategy: str | None = None,
+    seed: int = 0,
+    budget_seconds: float | None = None,
 ) -> pandas.DataFrame:
     """Find a configuration for every problem without a GPU, and keep it in the store as predicted.
 
     Args:
-        problems: convolutions by name.
+        problems: convolutions by name, forward passes and gradients.
         device: what to tune for.
         jobs: worker processes; by default as many as cores and memory allow.
-        progress: called with (compilations done, compilations needed, what was done last).
-        limit: configurations to compile per problem, the heuristic's choice among them.
+        progress: called with an `Event` when a batch begins and when a trial has ended.
+        limit: configurations to compile per problem, the heuristic's choice among them, instead of the effort's.
+        effort: `none`, `quick`, `standard`, `full` or `exhaustive`; see `efforts`.
+        strategy, seed, budget_seconds: how to search, and for how long.
 
     Returns:
         One row per problem: configuration, exact resources of its compiled code, and the prediction. Times are
-        microseconds, `*_bytes` bytes, all predicted.
+        microseconds, `*_bytes` bytes, all predicted. After Ctrl-C, what was found by then.
 
     Raises:
         ValueError: when no configuration can run a problem, with the reason.
         RuntimeError: when every configuration of a problem failed to compile, with the first failure.
+        StoreError: when the store cannot be written, before anything is compiled.
     """
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1, but got {limit}")
-    search = _Search(problems, device, default_store() if store is None else store, jobs, progress)
-    pending = list(problems)
-    for widened in range(ROUNDS):
-        search.compile_best(pending, limit << widened)
-        pending = [name for name in pending if pick(list(search.rows[name].values())) is None]
-        if not pending:
-            break
-    table = [
-        _table_row(name, problem, device, list(search.rows[name].values()), search.compiled[name])
-        for name, problem in problems.items()
-    ]
+    plan = plan_effort(effort, measures=False, strategy=strategy, seed=seed, budget_seconds=budget_seconds, limit=limit)
+    store = default_store() if store is None else store
+    with PredictedRunner(device, jobs) as runner:
+        tuned = tune_with(runner, problems, device, store, plan, progress)
+    return frame_of([tuned])
+
+
+def frame_of(tuned: Iterable[Tuned]) -> pandas.DataFrame:
+    """One row per problem of every search; `attrs["interrupted"]` says whether Ctrl-C ended one.
+
+    Raises:
+        RuntimeError: when every configuration of a problem failed, with the first failure.
+        KeyboardInterrupt: when Ctrl-C came before there was anything to return.
+    """
     import pandas
 
-    return pandas.DataFrame(table)
-
-
-class _Search:
-    """The rows of every problem so far, and how to get more."""
-
-    def __init__(
-        self,
-        problems: Mapping[str, ConvProblem],
-        device: DeviceSpec,
-        store: Store,
-        jobs: int | None,
-        progress: Progress | None,
-    ) -> None:
-        self.problems, self.device, self.store, self.jobs, self.progress = problems, device, store, jobs, progress
-        self.rows = {name: _rows(problem, device, store) for name, problem in problems.items()}
-        self.compiled: Counter[str] = Counter()
-
-    def compile_best(self, names: Sequence[str], limit: int) -> None:
-        """Compile what has no row yet of the shortlists of `limit` configurations."""
-        trials = []
-        for name in names:
-            listed = shortlist(self.problems[name], self.device, self.store, limit)
-            new = [config for config in listed if _key(config) not in self.rows[name]]
-            trials += [_Trial(name, self.problems[name], config) for config in new]
-        if self.progress is not None:
-            self.progress(0, len(trials), "")
-        for done, (trial, outcome) in enumerate(_compiled(trials, self.device, self.jobs), 1):
-            record = _record(trial.problem, trial.config, self.device, outcome)
-            self.store.put([record])
-            self.rows[trial.name][_key(trial.config)] = record
-            self.compiled[trial.name] += 1
-            if self.progress is not None:
-                self.progress(done, len(trials), f"{trial.name} {trial.config}")
-
-
-def _key(config: KernelConfig) -> str:
-    return canonical(config.to_json())
-
-
-def _rows(problem: ConvProblem, device: DeviceSpec, store: Store) -> dict[str, Record]:
-    """Rows of this ABI and Triton by configuration; predictions of another model are made anew from their resources."""
-    current = {}
-    for record in store.trials(problem, device.key):
-        if record.abi == ABI_VERSION and record.triton == triton_version():
-            stale = record.data.get("model") != MODEL_VERSION and "resources" in record.data
-            fresh = _judged(record, device) if stale else record
-            if stale:
-                store.put([fresh])
-            current[_key(record.config)] = fresh
-    return current
-
-
-def _compiled(trials: Sequence[_Trial], device: DeviceSpec, jobs: int | None) -> Iterator[tuple[_Trial, Outcome]]:
-    """Every trial with its outcome, as they finish."""
-    if not trials:
-        return
-    payloads = [compile_job.payload(trial.problem, trial.config, device) for trial in trials]
-    with WorkerPool(compile_job.FUNCTION, jobs, COMPILE_SECONDS) as pool:
-        for outcome in pool.run(payloads):
-            yield trials[outcome.index], outcome
-
-
-def _record(problem: ConvProblem, config: KernelConfig, device: DeviceSpec, outcome: Outcome) -> Record:
-    """The outcome of one compilation as a row."""
-    base = Record(problem, config, device.key, ABI_VERSION, triton_version(), "failed")
-    if outcome.status != "ok":
-        return _with(base, "failed", None, {"failure": outcome.status, "detail": outcome.detail})
-    main = next(launch for launch in outcome.value if launch["kernel"] == config.family)
-    data = {"resources": main["resources"], "launches": [launch["kernel"] for launch in outcome.value]}
-    return _judged(_with(base, "predicted", None, {**data, "compile_seconds": round(outcome.seconds, 2)}), device)
-
-
-def _judged(record: Record, device: DeviceSpec) -> Record:
-    """The record with the prediction that its resources lead to, and `rejected` where they rule it out."""
-    resources = Resources.from_json(record.data["resources"])
-    prediction = predict(record.problem, record.config, device, resources)
-    reason = why_rejected(record.problem, record.config, resources, device)
-    data = {**record.data, **_prediction_json(prediction), "model": MODEL_VERSION}
-    data.pop("rejected", None)
-    if reason is not None:
-        data["rejected"] = reason
-    status = "measured" if record.measured_us is not None else "predicted"
-    return _with(record, "rejected" if reason else status, prediction.us, data)
-
-
-def why_rejected(problem: ConvProblem, config: KernelConfig, resources: Resources, device: DeviceSpec) -> str | None:
-    """Why compiled code may not be chosen; `None` when it may."""
-    if resources.spill_bytes:
-        return f"spills {resources.spill_bytes} bytes per thread"
-    if resources.shared_bytes > device.shared_per_block:
-        return f"needs {resources.shared_bytes} bytes of shared memory, {device.key} has {device.shared_per_block}"
-    tensor_cores = problem.dtype != "float32" or problem.precision == "tf32"
-    if tensor_cores and model_of(config).uses_tensor_cores and not resources.total.mma:
-        return "has no tensor-core instruction"
-    return None
-
-
-def _with(record: Record, status: str, predicted_us: float | None, data: dict[str, Any]) -> Record:
-    return Record(
-        record.problem, record.config, record.device, record.abi, record.triton, status, predicted_us,
-        record.measured_us, record.aten_us, data,
-    )  # fmt: skip
-
-
-def _prediction_json(prediction: Prediction) -> dict[str, Any]:
-    return {
-        "weighed_us": prediction.weighed_us,
-        "floor_us": prediction.floor_us,
-        "padding_efficiency": prediction.padding_efficiency,
-        "wave_efficiency": prediction.wave_efficiency,
-        "bound": prediction.bound,
-        "terms_us": {name: round(value, 3) for name, value in prediction.terms.items()},
-    }
-
-
-def _table_row(
-    name: str, problem: ConvProblem, device: DeviceSpec, records: list[Record], compiled: int
-) -> dict[str, Any]:
-    """The winner's figures; all times predicted."""
-    best = pick([record for record in records if record.predicted_us is not None])
-    if best is None or best.predicted_us is None:
-        reasons = [record.data.get("detail") or record.data.get("rejected") for record in records]
-        raise RuntimeError(f"no configuration of {name} ({problem}) can be used on {device.known_as}: {reasons[0]}")
-    resources = Resources.from_json(best.data["resources"])
-    return {
-        "layer": name,
-        "config": str(best.config),
-        "registers": resources.registers,
-        "spill_bytes": resources.spill_bytes,
-        "shared_bytes": resources.shared_bytes,
-        "padding_efficiency": best.data["padding_efficiency"],
-        "wave_efficiency": best.data["wave_efficiency"],
-        "predicted_us": best.predicted_us,
-        "floor_us": best.data["floor_us"],
-        "floor_over_predicted": best.data["floor_us"] / best.predicted_us,
-        "bound": best.data["bound"],
-        "candidates": len(records),
-        "unusable": sum(record.status not in ("predicted", "measured") for record in records),
-        "compiled_now": compiled,
-        "source": "predicted",
-    }
+    done = list(tuned)
+    interrupted = any(one.interrupted for one in done)
+    rows = [table_row(search) for one in done for search in one.searches if search.best() or not one.interrupted]
+    if interrupted and not rows:
+        raise KeyboardInterrupt
+    frame = pandas.DataFrame(rows)
+    frame.attrs["interrupted"] = interrupted
+    return frame

@@ -1,15 +1,26 @@
-"""The process behind `WorkerPool`: a JSON payload per line in, a JSON result per line out, until end of file."""
+"""The process behind `WorkerProcess`: a JSON payload per line in, a JSON result per line out, until end of file."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 from importlib import import_module
+
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """On Linux, be killed when the parent dies, however it dies (strictly: when the thread that started us ends)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(function: str) -> None:
     """Serve `function` ("module:name") until the parent closes the pipe."""
+    end_with_parent()
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a compiler prints goes to the log, not between our lines
     module, _, name = function.partition(":")

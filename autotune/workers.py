@@ -1,36 +1,26 @@
 """Runs jobs in worker processes that can be killed: a compiler that hangs or aborts costs one job, not the search.
 
-A worker is a fresh interpreter (`python -m grouped_conv.autotune.worker`), neither forked nor re-importing the caller's
-main module, in a session of its own so that Ctrl-C reaches only the parent, which then ends every worker. Jobs and
-results are lines of JSON; compiled code stays in Triton's cache on disk.
+`worker_process` is one worker, this file the pool of them. Compiled code stays in Triton's cache on disk.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import selectors
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
-from grouped_conv.autotune import settings
+from grouped_conv.autotune.worker_process import START_SECONDS, WorkerProcess
 
-START_SECONDS = 60.0
-"""A worker that has not reported ready by then counts as hung."""
 WORKER_BYTES = 750 << 20
 """Memory set aside for one worker: 165 MB of interpreter and Triton, the rest for a large kernel's compilation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class JobResult:
     """What became of one job.
 
     Attributes:
@@ -54,59 +44,6 @@ def default_jobs() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
 
 
-class _Worker:
-    """One process with at most one job in it."""
-
-    def __init__(self, function: str) -> None:
-        self.log: IO[bytes] = tempfile.TemporaryFile(prefix="grouped-conv-")  # noqa: SIM115 - closed by kill()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "grouped_conv.autotune.worker", function],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=settings.worker_environment(),
-            start_new_session=True,
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        self.job: int | None = None
-        self.ready = False
-        self.began = time.monotonic()
-        self._pending = b""
-
-    def give(self, index: int, payload: Any) -> None:
-        self.job, self.began = index, time.monotonic()
-        with contextlib.suppress(BrokenPipeError):  # a dead worker's end of file is handled where it is read
-            self.stdin.write(json.dumps(payload).encode() + b"\n")
-            self.stdin.flush()
-
-    def lines(self) -> list[dict[str, Any]] | None:
-        """Messages that have arrived; `None` once the worker is gone."""
-        chunk = os.read(self.stdout.fileno(), 1 << 16)
-        if not chunk:
-            return None
-        *complete, self._pending = (self._pending + chunk).split(b"\n")
-        return [json.loads(line) for line in complete]
-
-    def last_words(self) -> str:
-        """How the process ended, and the end of what it wrote to stderr."""
-        code = self.process.wait()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self.log.seek(0, os.SEEK_END)
-        self.log.seek(max(0, self.log.tell() - 2000))
-        tail = self.log.read().decode(errors="replace").strip().splitlines()
-        return f"{how}: {tail[-1]}" if tail else how
-
-    def kill(self) -> None:
-        """End the process and whatever it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        for stream in (self.stdin, self.stdout, self.log):
-            with contextlib.suppress(OSError):
-                stream.close()
-
-
 class WorkerPool:
     """A context manager around worker processes that all run one function.
 
@@ -120,7 +57,7 @@ class WorkerPool:
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs must be at least 1, but got {jobs}")
         self.function, self.jobs, self.timeout = function, jobs or default_jobs(), timeout
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -132,25 +69,30 @@ class WorkerPool:
             worker.kill()
         self._workers.clear()
 
-    def run(self, payloads: Sequence[Any]) -> Iterator[Outcome]:
-        """Run every payload; outcomes come as they finish. Leaving the loop early leaves jobs to the pool's exit."""
+    def run(self, payloads: Sequence[Any]) -> Iterator[JobResult]:
+        """Run every payload; outcomes come as they finish. Leaving the loop early ends the workers that are at work."""
         waiting = list(enumerate(payloads))[::-1]
         with selectors.DefaultSelector() as selector:
             while len(self._workers) < min(self.jobs, len(waiting)):
-                self._workers.append(_Worker(self.function))
+                self._workers.append(WorkerProcess(self.function))
             for worker in self._workers:
                 selector.register(worker.stdout, selectors.EVENT_READ, worker)
                 self._feed(worker, waiting)
             missing = len(payloads)
-            while missing:
-                for outcome in self._wait(selector, waiting):
-                    missing -= 1
-                    yield outcome
+            try:
+                while missing:
+                    for outcome in self._wait(selector, waiting):
+                        missing -= 1
+                        yield outcome
+            finally:
+                for worker in [worker for worker in self._workers if worker.job is not None]:
+                    self._workers.remove(worker)
+                    worker.kill()
 
-    def _wait(self, selector: selectors.BaseSelector, waiting: list[tuple[int, Any]]) -> Iterator[Outcome]:
+    def _wait(self, selector: selectors.BaseSelector, waiting: list[tuple[int, Any]]) -> Iterator[JobResult]:
         deadline = min((self._deadline(worker) for worker in self._workers), default=time.monotonic())
         for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
-            worker: _Worker = key.data
+            worker: WorkerProcess = key.data
             messages = worker.lines()
             if messages is None:
                 yield from self._replace(worker, "crashed", worker.last_words(), selector, waiting)
@@ -163,40 +105,40 @@ class WorkerPool:
             what = f"no result within {self.timeout:g} s" if worker.ready else f"not ready after {START_SECONDS:g} s"
             yield from self._replace(worker, "timeout", what, selector, waiting)
 
-    def _deadline(self, worker: _Worker) -> float:
+    def _deadline(self, worker: WorkerProcess) -> float:
         if not worker.ready:
             return worker.began + START_SECONDS
         return worker.began + self.timeout if worker.job is not None else float("inf")
 
-    def _feed(self, worker: _Worker, waiting: list[tuple[int, Any]]) -> None:
+    def _feed(self, worker: WorkerProcess, waiting: list[tuple[int, Any]]) -> None:
         if worker.ready and worker.job is None and waiting:
             index, payload = waiting.pop()
             worker.give(index, payload)
 
     def _replace(
         self,
-        worker: _Worker,
+        worker: WorkerProcess,
         status: str,
         detail: str,
         selector: selectors.BaseSelector,
         waiting: list[tuple[int, Any]],
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[JobResult]:
         """End a worker, report the job it had, start another for what is left."""
         selector.unregister(worker.stdout)
         self._workers.remove(worker)
         worker.kill()
         if worker.job is not None:
-            yield Outcome(worker.job, status, None, detail, time.monotonic() - worker.began)
+            yield JobResult(worker.job, status, None, detail, time.monotonic() - worker.began)
         elif not worker.ready:
             raise RuntimeError(f"a compile worker did not start: {detail}")
         if waiting:
-            fresh = _Worker(self.function)
+            fresh = WorkerProcess(self.function)
             self._workers.append(fresh)
             selector.register(fresh.stdout, selectors.EVENT_READ, fresh)
 
 
-def _finished(worker: _Worker, message: dict[str, Any]) -> Outcome:
+def _finished(worker: WorkerProcess, message: dict[str, Any]) -> JobResult:
     index, worker.job = worker.job, None
     assert index is not None
     seconds = time.monotonic() - worker.began
-    return Outcome(index, message["status"], message.get("value"), message.get("detail", ""), seconds)
+    return JobResult(index, message["status"], message.get("value"), message.get("detail", ""), seconds)

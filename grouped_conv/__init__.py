@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from grouped_conv.lrn_pool import LrnMaxPool2d, lrn_max_pool2d
     from grouped_conv.modules import ChannelShuffle, GroupedConv2d
     from grouped_conv.overrides import using_config
-    from grouped_conv.policies import get_policy, policy, set_policy
+    from grouped_conv.policies import get_policy, is_strict, policy, set_policy, set_strict, strict
     from grouped_conv.ragged_functional import ragged_conv2d
     from grouped_conv.ragged_modules import RaggedConv2d
     from grouped_conv.separable import separable_conv2d
     from grouped_conv.separable_modules import RootModule, SeparableConv2d
     from grouped_conv.tracing import trace
+    from grouped_conv.tuning import tune
     from grouped_conv.workspace import max_workspace, set_max_workspace
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ __all__ = [
     "grouped_conv1d",
     "grouped_conv2d",
     "interpret",
+    "is_strict",
     "kernels",
     "lrn_max_pool2d",
     "max_workspace",
@@ -61,7 +63,10 @@ __all__ = [
     "separable_conv2d",
     "set_max_workspace",
     "set_policy",
+    "set_strict",
+    "strict",
     "trace",
+    "tune",
     "unconvert",
     "using_config",
 ]
@@ -88,6 +93,7 @@ _HOMES = {
     "grouped_conv1d": "grouped_conv.conv1d",
     "grouped_conv2d": "grouped_conv.functional",
     "interpret": "grouped_conv.interpreting",
+    "is_strict": "grouped_conv.policies",
     "lrn_max_pool2d": "grouped_conv.lrn_pool",
     "max_workspace": "grouped_conv.workspace",
     "policy": "grouped_conv.policies",
@@ -95,7 +101,10 @@ _HOMES = {
     "separable_conv2d": "grouped_conv.separable",
     "set_max_workspace": "grouped_conv.workspace",
     "set_policy": "grouped_conv.policies",
+    "set_strict": "grouped_conv.policies",
+    "strict": "grouped_conv.policies",
     "trace": "grouped_conv.tracing",
+    "tune": "grouped_conv.tuning",
     "unconvert": "grouped_conv.conversion",
     "using_config": "grouped_conv.overrides",
 }

@@ -16,9 +16,15 @@ import click
 from grouped_conv import __version__
 
 _COMMANDS = {
+    "diff": "grouped_conv.autotune.diff_command:diff_records",
+    "export": "grouped_conv.autotune.export_command:export_records",
+    "gc": "grouped_conv.autotune.gc_command:collect",
+    "import": "grouped_conv.autotune.merge_command:import_records",
+    "merge": "grouped_conv.autotune.merge_command:merge_records",
     "run": "grouped_conv.run_command:run",
     "show": "grouped_conv.autotune.commands:show",
-    "tune": "grouped_conv.autotune.commands:tune",
+    "tune": "grouped_conv.tune_command:tune",
+    "verify": "grouped_conv.tune_command:verify",
 }
 
 

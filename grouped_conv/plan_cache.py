@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grouped_conv import executors, overrides, records
 from grouped_conv.gradients import float32_flag
-from grouped_conv.policies import get_policy
+from grouped_conv.policies import get_policy, is_strict
 
 MAX_PLANS = 16_384
 """Plans kept; beyond it the oldest go. Compiled kernels stay."""
@@ -72,7 +72,7 @@ def surroundings(input: Tensor) -> tuple[Any, ...]:
         executors.executor_of_cpu_tensors(),
         get_policy(),
         overrides.given_config(),
-        records.generation() if input.get_device() >= 0 else 0,
+        (records.generation(), is_strict()) if input.get_device() >= 0 else None,
         _C._get_deterministic_algorithms(),
         _C._get_cudnn_deterministic(),
         _C._get_cudnn_enabled(),

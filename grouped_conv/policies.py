@@ -1,7 +1,8 @@
-"""Which convolutions run our kernels: the policy, as a process-wide default and a scoped override.
+"""Which convolutions run our kernels: the policy and strict mode, as process-wide defaults and scoped overrides.
 
 `measured` (the default) runs a kernel only where this device has a recorded self-check and a measured win, `predicted`
-also runs predicted configurations after the self-check, `kernels` always runs them.
+also runs predicted configurations after the self-check, `kernels` always runs them. Strict mode makes an error of a
+convolution on a GPU that nobody tuned, under any policy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ POLICIES = ("measured", "predicted", "kernels")
 
 _process_default = "measured"
 _scoped: ContextVar[str | None] = ContextVar("grouped_conv_policy", default=None)
+_process_strict: bool | None = None
+"""None until someone says or asks; then the environment is read, once."""
+_scoped_strict: ContextVar[bool | None] = ContextVar("grouped_conv_strict", default=None)
 
 
 def get_policy() -> str:
@@ -43,6 +47,38 @@ def policy(name: str) -> Iterator[None]:
         yield
     finally:
         _scoped.reset(token)
+
+
+def is_strict() -> bool:
+    """Is strict mode in force here: by the innermost `strict(...)` block, `set_strict`, or `GROUPED_CONV_STRICT=1`?"""
+    global _process_strict
+    scoped = _scoped_strict.get()
+    if scoped is not None:
+        return scoped
+    if _process_strict is None:
+        from grouped_conv.autotune import settings
+
+        _process_strict = settings.is_strict()
+    return _process_strict
+
+
+def set_strict(enabled: bool) -> None:
+    """Turn strict mode on or off wherever no `strict(...)` block says otherwise; the environment no longer matters."""
+    global _process_strict
+    _process_strict = bool(enabled)
+
+
+@contextmanager
+def strict(enabled: bool = True) -> Iterator[None]:
+    """Make untuned convolutions an error inside the block, in this thread or task only.
+
+    The error, `grouped_conv.autotune.UntunedError`, has the command that tunes the convolution.
+    """
+    token = _scoped_strict.set(bool(enabled))
+    try:
+        yield
+    finally:
+        _scoped_strict.reset(token)
 
 
 def _checked(name: str) -> str:

@@ -25,7 +25,8 @@ class CallRecord:
         reason: why this path was taken.
         launches: names of the kernels launched, in order, pack passes and second passes included; empty for `aten`.
         config: the configuration of the main kernel, or `None`.
-        source: where the configuration came from (`measured`, `predicted`, `heuristic`, `given`), or `""`.
+        source: where the configuration came from (`given`, `measured`, `predicted`, `preset`, `nearby device`,
+            `nearby batch`, `heuristic`), or `""`.
     """
 
     problem: ConvProblem | SeparableProblem | LrnPoolProblem | None

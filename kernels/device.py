@@ -14,7 +14,7 @@ class DeviceSpec:
     Attributes:
         key: short name used on the command line and in stores, e.g. `h100-sxm`.
         name: the vendor's name, e.g. `NVIDIA H100 SXM5 80GB`.
-        backend: `cuda` or `hip`.
+        backend: `cuda`, `hip`, or `cpu_native` for the development lane that compiles for the CPU.
         arch: compute capability as an integer (`90`) or AMD's name (`"gfx942"`), as Triton's `GPUTarget` takes it.
         sm_count: streaming multiprocessors (compute units on AMD).
         clock_hz: boost clock in Hz.
@@ -48,16 +48,16 @@ class DeviceSpec:
     source: str
 
     def __post_init__(self) -> None:
-        if self.backend not in ("cuda", "hip"):
-            raise ValueError(f"backend must be 'cuda' or 'hip', but got {self.backend!r}")
+        if self.backend not in ("cuda", "hip", "cpu_native"):
+            raise ValueError(f"backend must be 'cuda', 'hip' or 'cpu_native', but got {self.backend!r}")
         for name in ("sm_count", "clock_hz", "shared_per_block", "shared_per_sm", "dram_bytes_per_s", "half_flops"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, but got {getattr(self, name)!r} for {self.key}")
 
     @property
     def warp_size(self) -> int:
-        """Threads per warp: 32 on NVIDIA, 64 on AMD's data-centre GPUs."""
-        return 64 if self.backend == "hip" else 32
+        """Threads per warp: 32 on NVIDIA, 64 on AMD's data-centre GPUs, 16 lanes of the native lane."""
+        return {"hip": 64, "cpu_native": 16}.get(self.backend, 32)
 
     @property
     def arch_name(self) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before numpy loads: the workers share the cores
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -56,6 +57,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if IN_CI and TOOLS.is_dir():  # where the tools are, a lane that is not ready is a fault, not an excuse
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The tuning store of this test, which commands find as well."""
+    from grouped_conv.autotune.store import Store
+
+    monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "tuning.sqlite3"))
+    return Store()
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Compilation replaced by invented figures; every configuration that was compiled."""
+    from fake_compiler import compiling_all
+
+    return compiling_all(monkeypatch)
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grouped_conv.autotune import heuristic, implicit_gemm_cost, prediction
+from grouped_conv.autotune import directions, implicit_gemm_cost, prediction
 from grouped_conv.autotune import implicit_gemm_terms as cost_terms
 from grouped_conv.autotune.cost import predict
+from grouped_conv.autotune.families import MODELS
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.implicit_gemm_defaults import LAST_RESORT
 from grouped_conv.autotune.instructions import Mix
@@ -258,7 +259,7 @@ def test_one_image_fills_the_device():
 
 def test_what_no_configuration_can_run(monkeypatch):
     choose.cache_clear()
-    monkeypatch.setattr(heuristic, "MODELS", {name: heuristic.MODELS[name] for name in ("depthwise", "packed_groups")})
+    monkeypatch.setattr(directions, "MODELS", {name: MODELS[name] for name in ("depthwise", "packed_groups")})
     with pytest.raises(ValueError, match=r"no kernel can run .* on .* \(depthwise: .*; packed_groups: "):
         choose(ALEXNET["conv4"], A100)
     choose.cache_clear()

@@ -1,23 +1,22 @@
-"""Offline tuning and its two commands: deterministic, resumable, free when everything is known, labelled predicted."""
+"""Offline tuning: deterministic, resumable, free when everything is known, every direction, labelled predicted."""
 
 import json
 
 import pytest
-from click.testing import CliRunner
+from fake_compiler import COMPILED, compiled_to, compiling, spilling_when_large
 
-from grouped_conv import cli
-from grouped_conv.autotune import compile_job, tuner
+from grouped_conv.autotune import compile_job, predicted_runner, search
 from grouped_conv.autotune.cost import predict
+from grouped_conv.autotune.directions import in_directions
+from grouped_conv.autotune.efforts import EFFORTS, plan_effort
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.implicit_gemm_search import SPILL_SLACK, ranked
 from grouped_conv.autotune.implicit_gemm_terms import register_pressure
-from grouped_conv.autotune.instructions import Mix
-from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.shortlist import shortlist
 from grouped_conv.autotune.space import candidates
 from grouped_conv.autotune.store import Store
 from grouped_conv.autotune.tuner import tune_offline
-from grouped_conv.autotune.workers import Outcome
+from grouped_conv.autotune.workers import JobResult
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec
 
@@ -25,61 +24,48 @@ A100, H100 = DeviceSpec.get("a100"), DeviceSpec.get("h100")
 TWO = {name: problem for name, problem in workload("alexnet").items() if name in ("conv4", "conv5")}
 
 
-@pytest.fixture
-def kept(tmp_path, monkeypatch):
-    monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "tuning.sqlite3"))
-    return Store()
-
-
-def fake_resources(config, spill=0):
-    mma = config.block_m * config.block_n * config.block_k // 2048 // config.num_warps
-    loop = Mix(3 * mma, {"mma": mma}, {16: 8})
-    return Resources(200, spill, 40_000, Mix(3 * mma + 1000, {"mma": mma}, {16: 8}, {16: 8}), loop)
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """Compilation replaced by invented figures; the list holds every configuration that was compiled."""
-    calls = []
-
-    def instead(trials, device, jobs):
-        for index, trial in enumerate(trials):
-            calls.append(trial.config)
-            spill = 8 if trial.config.block_m == 256 else 0
-            launch = {"kernel": "implicit_gemm", "resources": fake_resources(trial.config, spill).to_json()}
-            yield trial, Outcome(index, "ok", [launch], "", 1.0)
-
-    monkeypatch.setattr(tuner, "_compiled", instead)
-    return calls
-
-
 def test_a_second_run_compiles_nothing(kept, compiled):
     first = tune_offline(TWO, H100, store=kept)
-    assert len(compiled) == 2 * tuner.LIMIT
+    assert len(compiled) == 2 * COMPILED
     second = tune_offline(TWO, H100, store=Store(kept.path))
-    assert len(compiled) == 2 * tuner.LIMIT
+    assert len(compiled) == 2 * COMPILED
     columns = [name for name in first.columns if name != "compiled_now"]
     assert first[columns].equals(second[columns])
     assert list(second["compiled_now"]) == [0, 0]
     assert set(first["source"]) == {"predicted"}
 
 
-def test_an_interrupted_run_goes_on(kept, compiled):
-    def stop(done, total, last):
-        if done == 3:
+def test_an_interrupted_run_returns_what_it_has_and_goes_on(kept, compiled):
+    def stop(event):
+        if event.done == 3:
             raise KeyboardInterrupt
+
+    table = tune_offline(TWO, H100, store=kept, progress=stop)
+    assert (table.attrs["interrupted"], list(table["layer"]), list(table["candidates"])) == (True, ["conv4"], [3])
+    assert len(kept.trials()) == 3
+    assert not tune_offline(TWO, H100, store=kept).attrs["interrupted"]
+    assert len(compiled) == 2 * COMPILED
+
+
+def test_interrupted_before_anything_was_found(kept, compiled):
+    def stop(event):
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         tune_offline(TWO, H100, store=kept, progress=stop)
-    assert len(kept.trials()) == 3
+
+
+def test_a_budget_of_no_time_tries_nothing_and_keeps_what_is_known(kept, compiled):
+    assert set(tune_offline(TWO, H100, store=kept, budget_seconds=0.0)["source"]) == {"heuristic"}
     tune_offline(TWO, H100, store=kept)
-    assert len(compiled) == 2 * tuner.LIMIT
+    before = len(compiled)
+    assert set(tune_offline(TWO, H100, store=kept, budget_seconds=0.0, effort="full")["source"]) == {"predicted"}
+    assert len(compiled) == before
 
 
 def test_the_answer_does_not_depend_on_the_order_of_results(kept, compiled, monkeypatch, tmp_path):
     first = tune_offline(TWO, H100, store=kept)
-    forward = tuner._compiled
-    monkeypatch.setattr(tuner, "_compiled", lambda trials, *more: forward(list(trials)[::-1], *more))
+    compiling(monkeypatch, spilling_when_large, reverse=True)
     second = tune_offline(TWO, H100, store=Store(tmp_path / "other"))
     assert first.equals(second)
 
@@ -89,44 +75,47 @@ def test_spilling_code_is_never_chosen(kept, compiled):
     assert any(config.block_m == 256 for config in compiled)
     assert list(table["spill_bytes"]) == [0, 0]
     assert (table["unusable"] > 0).all()
-    rejected = [record for record in kept.trials() if record.status == "rejected"]
-    assert {record.data["rejected"] for record in rejected} == {"spills 8 bytes per thread"}
+    rejected = [record for record in kept.trials() if record.status == "failed"]
+    assert {record.failure for record in rejected} == {"resources"}
+    assert all(record.detail == f"implicit_gemm {record.config}: spills 8 bytes per thread" for record in rejected)
 
 
-def test_a_shortlist_without_a_usable_configuration_is_widened(kept, monkeypatch):
-    rounds = []
+def test_a_search_without_a_usable_configuration_is_widened(kept, monkeypatch):
+    tried = []
 
-    def instead(trials, device, jobs):
-        rounds.append(len(trials))
-        for index, trial in enumerate(trials):
-            spill = 8 if len(rounds) == 1 else 0
-            launch = {"kernel": "implicit_gemm", "resources": fake_resources(trial.config, spill).to_json()}
-            yield trial, Outcome(index, "ok", [launch], "", 1.0)
+    def result(trial):
+        tried.append(trial)
+        return compiled_to(trial, 8 if len(tried) <= 4 else 0)
 
-    monkeypatch.setattr(tuner, "_compiled", instead)
+    compiling(monkeypatch, result)
     (row,) = tune_offline({"conv4": TWO["conv4"]}, H100, store=kept, limit=4).to_dict("records")
-    assert (rounds, row["compiled_now"], row["unusable"]) == ([4, 4], 8, 4)
+    assert (len(tried), row["compiled_now"], row["unusable"]) == (8, 8, 4)
 
 
 def test_failures_are_rows_and_everything_failing_is_an_error(kept, monkeypatch):
-    def instead(trials, device, jobs):
-        for index, trial in enumerate(trials):
-            yield trial, Outcome(index, "timeout", None, "no result within 60 s", 60.0)
-
-    monkeypatch.setattr(tuner, "_compiled", instead)
+    compiling(monkeypatch, lambda trial: JobResult(0, "timeout", None, "no result within 60 s", 60.0))
     with pytest.raises(RuntimeError, match=r"no configuration of conv4 .* on h100-sxm .*: no result within 60 s"):
+        tune_offline({"conv4": TWO["conv4"]}, H100, store=kept, limit=4)
+    assert {(record.status, record.failure) for record in kept.trials()} == {("failed", "timeout")}
+    assert len(kept.trials()) == 16  # widened twice
+
+
+def test_an_exception_that_is_our_own_fault_propagates_with_the_configurations_name(kept, monkeypatch):
+    compiling(monkeypatch, lambda trial: JobResult(0, "error", None, "KeyError: 'dilation'", 0.1))
+    with pytest.raises(RuntimeError, match=r"compiling implicit_gemm \d+x\d+x\d+ .* failed: KeyError: 'dilation'"):
         tune_offline({"conv4": TWO["conv4"]}, H100, store=kept)
-    assert {record.status for record in kept.trials()} == {"failed"}
 
 
 def test_predictions_of_an_older_model_are_made_anew(kept, compiled, monkeypatch):
     tune_offline(TWO, H100, store=kept)
     before = {record.config: record for record in kept.trials(TWO["conv4"], H100.key)}
-    monkeypatch.setattr(tuner, "MODEL_VERSION", tuner.MODEL_VERSION + 1)
-    monkeypatch.setattr(tuner, "predict", lambda *a, f=tuner.predict: type(p := f(*a))(2 * p.us, *_rest(p)))
+    for module in (predicted_runner, search):
+        monkeypatch.setattr(module, "MODEL_VERSION", search.MODEL_VERSION + 1)
+    twice = predicted_runner.predict
+    monkeypatch.setattr(predicted_runner, "predict", lambda *a: type(p := twice(*a))(2 * p.us, *_rest(p)))
     tune_offline(TWO, H100, store=kept)
     after = {record.config: record for record in kept.trials(TWO["conv4"], H100.key)}
-    assert len(compiled) == 2 * tuner.LIMIT
+    assert len(compiled) == 2 * COMPILED
     assert all(after[config].predicted_us == pytest.approx(2 * old.predicted_us) for config, old in before.items())
 
 
@@ -137,11 +126,11 @@ def _rest(prediction):
 
 def test_the_shortlist_is_various_and_holds_the_heuristics_choice(kept):
     for device in (A100, H100):
-        listed = shortlist(TWO["conv4"], device, kept, 12)
+        listed = shortlist(TWO["conv4"], device, 12)
         assert len(listed) == len(set(listed)) == 12
         assert listed[0] == choose(TWO["conv4"], device)
         assert len({(config.block_m, config.block_n) for config in listed}) >= 6
-        assert shortlist(TWO["conv4"], device, kept, 12) == listed
+        assert shortlist(TWO["conv4"], device, 12) == listed
 
 
 def test_searching_tiles_first_misses_nothing():
@@ -153,6 +142,37 @@ def test_searching_tiles_first_misses_nothing():
     assert predict(problem, ranked(problem, A100)[0], A100).weighed_us == best
 
 
+DIRECTIONS = ("forward", "input_grad", "weight_grad")
+
+
+def test_gradients_are_tuned_beside_the_forward_pass(kept, compiled):
+    problems = in_directions(TWO, DIRECTIONS)
+    table = tune_offline(problems, H100, store=kept, limit=3)
+    assert list(table["layer"]) == [f"{layer}{more}" for layer in TWO for more in ("", " input_grad", " weight_grad")]
+    assert (table["candidates"] == 3).all()
+    for name, problem in problems.items():
+        assert {record.config.direction for record in kept.trials(problem)} == {problem.direction}, name
+
+
+def test_an_unknown_direction_is_refused():
+    with pytest.raises(ValueError, match=r"unknown directions \['sideways'\]; accepted: forward, input_grad"):
+        in_directions(TWO, ["sideways"])
+
+
+def test_efforts():
+    live = {effort: plan_effort(effort, measures=True).trials for effort in EFFORTS}
+    assert live == {"none": 0, "quick": 16, "standard": 64, "full": 256, "exhaustive": None}
+    assert plan_effort("standard", measures=False).trials == COMPILED == 24
+    assert plan_effort("exhaustive", measures=True).strategy == "exhaustive"
+    with pytest.raises(ValueError, match="unknown effort 'huge'; accepted: none, quick"):
+        plan_effort("huge", measures=True)
+
+
+def test_effort_none_leaves_it_to_the_heuristic(kept, compiled):
+    (row,) = tune_offline({"conv4": TWO["conv4"]}, H100, store=kept, effort="none").to_dict("records")
+    assert (row["source"], row["config"], compiled) == ("heuristic", str(choose(TWO["conv4"], H100)), [])
+
+
 def test_limit_is_checked(kept):
     with pytest.raises(ValueError, match="limit must be at least 1"):
         tune_offline(TWO, H100, store=kept, limit=0)
@@ -162,7 +182,12 @@ def test_really_compiled_in_workers(kept):
     """The whole path once, two configurations of one layer."""
     done = []
     table = tune_offline(
-        {"conv5": TWO["conv5"]}, A100, store=kept, limit=2, jobs=1, progress=lambda *what: done.append(what[:2])
+        {"conv5": TWO["conv5"]},
+        A100,
+        store=kept,
+        limit=2,
+        jobs=1,
+        progress=lambda event: done.append((event.done, event.total)),
     )
     (row,) = table.to_dict("records")
     assert done == [(0, 2), (1, 2), (2, 2)]
@@ -175,70 +200,15 @@ def test_really_compiled_in_workers(kept):
     assert best.data["launches"] == ["implicit_gemm"]
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS[1:])
+def test_gradients_really_compile(kept, direction):
+    problems = in_directions({"conv5": TWO["conv5"]}, [direction])
+    (row,) = tune_offline(problems, A100, store=kept, limit=1, jobs=1).to_dict("records")
+    (record,) = kept.trials()
+    assert (row["registers"] > 32, row["source"], record.config.family) == (True, "predicted", direction)
+    assert record.data["launches"] == [direction, *(["gradient_reduce"] if direction == "weight_grad" else [])]
+
+
 def test_the_job_is_plain_json():
     payload = compile_job.payload(TWO["conv5"], choose(TWO["conv5"], A100), A100)
     assert json.loads(json.dumps(payload)) == payload
-
-
-# ---- commands
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(cli.main, arguments)
-
-
-def test_tune_prints_predictions(kept, compiled):
-    result = invoke("tune", "alexnet", "--device", "a100")
-    assert result.exit_code == 0, result.output
-    for text in ("conv1", "conv5", "predicted us", "floor/predicted", "none was measured", str(kept.path)):
-        assert text in result.stdout
-    assert "measured us" not in result.stdout
-
-
-def test_json_of_both_commands(kept, compiled):
-    tuned = json.loads(invoke("tune", "alexnet", "--json", "--batch", "16", "--dtype", "bf16").stdout)
-    assert tuned["times"] == "predicted, not measured"
-    assert (tuned["device"], tuned["dtype"], tuned["batch"]) == ("h100-sxm", "bfloat16", 16)
-    assert [layer["layer"] for layer in tuned["layers"]] == ["conv1", "conv2", "conv3", "conv4", "conv5"]
-    assert {layer["source"] for layer in tuned["layers"]} == {"predicted"}
-    shown = json.loads(invoke("show", "--json").stdout)
-    assert len(shown["rows"]) == 5
-    assert all(row["status"] == "predicted" and row["measured_us"] is None for row in shown["rows"])
-    everything = json.loads(invoke("show", "--json", "--all").stdout)
-    assert len(everything["rows"]) == len(compiled)
-
-
-def test_show(kept, compiled):
-    empty = invoke("show")
-    assert (empty.exit_code, "holds no rows" in empty.stdout) == (0, True)
-    invoke("tune", "alexnet")
-    result = invoke("show", "--device", "h100")
-    assert result.exit_code == 0
-    assert result.stdout.count("h100-sxm") == 5
-    assert "holds no rows" in invoke("show", "--device", "a100").stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("tune", "vgg"), "unknown model 'vgg'; known: alexnet"),
-        (("tune", "alexnet", "--device", "h900"), "unknown device 'h900'; known: a10, a100"),
-        (("tune", "alexnet", "--dtype", "int8"), "dtype 'int8' is not supported"),
-        (("tune", "alexnet", "--batch", "0"), "0 is not in the range"),
-        (("tune",), "Missing argument 'MODEL'"),
-        (("show", "--device", "h900"), "unknown device 'h900'"),
-    ],
-)
-def test_bad_arguments_are_one_line(kept, arguments, message):
-    result = invoke(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
-def test_an_unusable_store_is_one_line(kept, compiled):
-    kept.path.mkdir()
-    result = invoke("tune", "alexnet")
-    assert result.exit_code == 2
-    assert str(kept.path) in result.stderr
-    assert result.stderr.count("\n") == 1

@@ -27,6 +27,7 @@ from grouped_conv.decisions import Conditions, Decision, decide
 from grouped_conv.executors import DriverExecutor
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, ImplicitGemmConfig
 from grouped_conv.kernels.gradient_call import gradient_problem
+from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
 
 CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
 H100 = DeviceSpec.get("h100")
@@ -77,7 +78,7 @@ def test_records_decide_on_a_gpu(h100: DeviceSpec) -> None:
     def record(aten_us: float) -> None:
         store.put([Record(PROBLEM, CONFIG, h100.key, ABI_VERSION, triton_version(), "measured", 9.0, 10.0, aten_us)])
 
-    store.record_self_check(h100.key, True)
+    store.record_self_check(h100.key, "implicit_gemm", "forward", True)
     record(aten_us=20.0)
     assert records.generation() != before
     decision = decide(PROBLEM, gpu_conditions("measured"), 0)
@@ -98,7 +99,11 @@ def test_gradients_need_a_self_check_too(h100: DeviceSpec, direction: str) -> No
         assert one.config is None
         assert f"kernel ABI {ABI_VERSION}, Triton {triton_version()}" in one.reason
     assert decide(problem, gpu_conditions("kernels"), 0).config.direction == direction
-    default_store().record_self_check(h100.key, True)
+    default_store().record_self_check(h100.key, "implicit_gemm", "forward", True)
+    assert decide(problem, gpu_conditions("predicted"), 0).config is None
+    families = [name for name, family in GRADIENT_FAMILIES.items() if family.direction == direction]
+    for name in families:
+        default_store().record_self_check(h100.key, name, direction, True)
     chosen = decide(problem, gpu_conditions("predicted"), 0)
     assert (chosen.config.direction, chosen.source) == (direction, "heuristic")
     with warnings.catch_warnings():

@@ -9,7 +9,6 @@ from ragged_oracle import ragged_problem
 from grouped_conv.autotune import choose, predict
 from grouped_conv.autotune.ragged_model import LAST_RESORT, defaults, padding_efficiency, ranked
 from grouped_conv.autotune.shortlist import shortlist
-from grouped_conv.autotune.store import Store
 from grouped_conv.bench import ragged_gate
 from grouped_conv.bench.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ConvProblem, DeviceSpec, GroupLayout, ImplicitGemmConfig
@@ -95,8 +94,8 @@ def test_narrow_loads_take_small_steps() -> None:
         assert config.block_m * config.block_k / config.num_warps <= 1024
 
 
-def test_shortlist_of_a_ragged_problem(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    chosen = shortlist(SERIES, DeviceSpec.get("h100"), Store(tmp_path / "store.sqlite"), 6)
+def test_shortlist_of_a_ragged_problem() -> None:
+    chosen = shortlist(SERIES, DeviceSpec.get("h100"), 6)
     assert len(chosen) == 6
     assert all(isinstance(config, RaggedConfig) for config in chosen)
 

@@ -1,0 +1,107 @@
+"""The runner without a device: compiles a trial for real and predicts its time from the code that came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from grouped_conv.autotune import compile_job
+from grouped_conv.autotune.cost import predict
+from grouped_conv.autotune.directions import model_of
+from grouped_conv.autotune.prediction import MODEL_VERSION, Prediction
+from grouped_conv.autotune.resources import Resources
+from grouped_conv.autotune.runner import Outcome, Starting, Trial
+from grouped_conv.autotune.workers import JobResult, WorkerPool
+from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+
+COMPILE_SECONDS = 60.0
+
+
+class PredictedRunner:
+    """Compiles for `device` in worker processes, ranks by the cost model.
+
+    Args:
+        jobs: worker processes; by default as many as cores and memory allow.
+    """
+
+    measures = False
+
+    def __init__(self, device: DeviceSpec, jobs: int | None = None) -> None:
+        self.device = device
+        self._pool = WorkerPool(compile_job.FUNCTION, jobs, COMPILE_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.__exit__(kind, error, trace)
+
+    def measure(self, trials: Sequence[Trial], starting: Starting) -> Iterator[Outcome]:
+        """Compile every trial; outcomes come as they finish."""
+        payloads = [compile_job.payload(trial.problem, trial.config, self.device) for trial in trials]
+        for result in self._pool.run(payloads):
+            yield compiled_outcome(trials[result.index], self.device, result)
+
+    def confirm(self, finalists: Sequence[Trial]) -> Iterator[Outcome]:
+        """Nothing: a prediction gets no better by repeating it."""
+        return iter(())
+
+
+def compiled_outcome(trial: Trial, device: DeviceSpec, result: JobResult) -> Outcome:
+    """What one compilation says about its trial.
+
+    Raises:
+        RuntimeError: for an exception that says nothing about the configuration: a fault of ours.
+    """
+    seconds = {"compile_seconds": round(result.seconds, 2)}
+    if result.status == "error":
+        raise RuntimeError(f"compiling {trial} failed: {result.detail}")
+    if result.status != "ok":
+        return Outcome(trial, failure=result.status, detail=result.detail, data=seconds)
+    if "failure" in result.value:
+        return Outcome(trial, failure=result.value["failure"], detail=result.value["detail"], data=seconds)
+    launches = result.value["launches"]
+    main = next(launch for launch in launches if launch["kernel"] == trial.config.family)
+    data = {"resources": main["resources"], "launches": [launch["kernel"] for launch in launches], **seconds}
+    return judged(trial, device, data)
+
+
+def judged(trial: Trial, device: DeviceSpec, data: Mapping[str, Any]) -> Outcome:
+    """The prediction that the resources in `data` lead to, a failure where they rule the configuration out."""
+    resources = Resources.from_json(data["resources"])
+    prediction = predict(trial.problem, trial.config, device, resources)
+    reason = why_rejected(trial.problem, trial.config, resources, device)
+    data = {**data, **prediction_json(prediction), "model": MODEL_VERSION}
+    if reason is not None:
+        return Outcome(trial, failure="resources", detail=reason, data=data)
+    return Outcome(trial, prediction.weighed_us, data=data)
+
+
+def why_rejected(problem: ConvProblem, config: KernelConfig, resources: Resources, device: DeviceSpec) -> str | None:
+    """Why compiled code may not be chosen; `None` when it may."""
+    if resources.spill_bytes:
+        return f"spills {resources.spill_bytes} bytes per thread"
+    if resources.shared_bytes > device.shared_per_block:
+        return f"needs {resources.shared_bytes} bytes of shared memory, {device.key} has {device.shared_per_block}"
+    tensor_cores = problem.dtype != "float32" or problem.precision == "tf32"
+    if tensor_cores and model_of(config).uses_tensor_cores and not resources.total.mma:
+        return "has no tensor-core instruction"
+    return None
+
+
+def prediction_json(prediction: Prediction) -> dict[str, Any]:
+    """The prediction as plain JSON, as a row's data holds it."""
+    return {
+        "predicted_us": prediction.us,
+        "weighed_us": prediction.weighed_us,
+        "floor_us": prediction.floor_us,
+        "padding_efficiency": prediction.padding_efficiency,
+        "wave_efficiency": prediction.wave_efficiency,
+        "bound": prediction.bound,
+        "terms_us": {name: round(value, 3) for name, value in prediction.terms.items()},
+    }

@@ -1,0 +1,104 @@
+"""The configurations of one problem that a search may try, in the model's order, and which of them are neighbours."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from typing import Any
+
+from grouped_conv.autotune import native_lane, space
+from grouped_conv.autotune.cost import predict
+from grouped_conv.autotune.directions import models_for
+from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.records import canonical
+from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.validity import why_invalid
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Distinct configurations, the heuristic's choice first, then the best by the model."""
+
+    configs: tuple[KernelConfig, ...]
+
+    @cached_property
+    def rank(self) -> dict[KernelConfig, int]:
+        """Place of each configuration."""
+        return {config: place for place, config in enumerate(self.configs)}
+
+    @cached_property
+    def _axes(self) -> dict[str, dict[str, list[Any]]]:
+        """By family and knob the values that occur, in order: what one step means."""
+        seen: dict[str, dict[str, set[Any]]] = {}
+        for config in self.configs:
+            knobs = seen.setdefault(config.family, {})
+            for field in fields(config):
+                knobs.setdefault(field.name, set()).add(getattr(config, field.name))
+        return {family: {name: sorted(known) for name, known in knobs.items()} for family, knobs in seen.items()}
+
+    def steps(self, one: KernelConfig, other: KernelConfig) -> int:
+        """Steps between two configurations over all axes; what another family does is out of reach."""
+        if one.family != other.family:
+            return 1_000_000
+        total = 0
+        for name, values in self._axes[one.family].items():
+            mine, theirs = getattr(one, name), getattr(other, name)
+            if mine != theirs:
+                total += 1 if isinstance(mine, (str, bool)) else abs(values.index(mine) - values.index(theirs))
+        return total
+
+    def nearest(self, centre: KernelConfig, untried: Iterable[KernelConfig]) -> list[KernelConfig]:
+        """The untried ones by their distance from `centre`, one step on one axis first; then in the model's order."""
+        return sorted(untried, key=lambda config: (self.steps(centre, config), self.rank[config]))
+
+
+@lru_cache(maxsize=512)
+def search_space(problem: ConvProblem, device: DeviceSpec) -> SearchSpace:
+    """The configurations worth trying for `problem` on `device`.
+
+    Raises:
+        ValueError: when no configuration of any family can run the problem, with each family's reason.
+    """
+    if device.key == native_lane.KEY:
+        return ranked(problem, device, native_lane.configs(problem))
+
+    def predicted(config: KernelConfig) -> float:
+        return predict(problem, config, device).weighed_us
+
+    best = heapq.merge(*(model.ranked(problem, device) for model in models_for(problem).values()), key=predicted)
+    return SearchSpace(tuple(dict.fromkeys([choose(problem, device), *best])))
+
+
+def ranked(problem: ConvProblem, device: DeviceSpec, configs: Iterable[KernelConfig]) -> SearchSpace:
+    """Given configurations in the model's order."""
+    scored = [(predict(problem, config, device).weighed_us, canonical(config.to_json()), config) for config in configs]
+    return SearchSpace(tuple(dict.fromkeys(config for _, _, config in sorted(scored, key=lambda entry: entry[:2]))))
+
+
+def explain(problem: ConvProblem, device: DeviceSpec) -> dict[str, tuple[int, Mapping[str, int]]]:
+    """By family: configurations in the space, and how many were left out for which reason.
+
+    The implicit GEMM's are counted over all its axes, of which the model then drops what it is indifferent to and what
+    would spill; other families build only what is valid, and say why where they offer nothing.
+    """
+    kept = Counter(config.family for config in search_space(problem, device).configs)
+    found: dict[str, tuple[int, Mapping[str, int]]] = {}
+    for name, model in models_for(problem).items():
+        reasons: Counter[str] = Counter()
+        if name == ImplicitGemmConfig.family and problem.layout.is_uniform and device.key != native_lane.KEY:
+            whole = space.candidates(problem, device)
+            reasons.update(whole.rejected)
+            reasons["indifferent to the model, or expected to spill"] = max(0, len(whole.configs) - kept[name])
+        elif not kept[name]:
+            tried = [why_invalid(problem, config, device) for config in model.defaults(problem, device)]
+            reasons.update(re.sub(r"\d+", "#", reason) for reason in tried if reason)
+            if not reasons:
+                reasons["not meant for such a problem"] = 1
+        found[name] = (kept[name], dict(reasons.most_common()))
+    return found

@@ -1,0 +1,68 @@
+"""The table row of what tuning found for one problem; predicted and measured figures never share a column."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grouped_conv.autotune.records import Record
+from grouped_conv.autotune.resources import Resources
+from grouped_conv.autotune.search import Search, key_of
+from grouped_conv.autotune.search_space import search_space
+
+
+def table_row(search: Search) -> dict[str, Any]:
+    """The winner's figures; times in microseconds.
+
+    Raises:
+        RuntimeError: when every configuration that was tried failed, with the first failure.
+    """
+    best = search.best()
+    if best is None and search.rows:
+        reasons = [record.detail for record in search.rows.values()]
+        where = search.device.known_as
+        raise RuntimeError(f"no configuration of {search.name} ({search.problem}) can be used on {where}: {reasons[0]}")
+    counts = {
+        "candidates": len(search.rows),
+        "unusable": sum(record.failure is not None for record in search.rows.values()),
+    }
+    row = {"layer": search.name, "device": search.device.key}
+    if best is None:
+        return {**row, "config": str(search.default), "source": "heuristic", **counts}
+    if search.measures and best.measured_us is not None:
+        return {**row, **_measured(search, best), **counts, "measured_now": search.ran, "source": "measured"}
+    return {**row, **_predicted(best), **counts, "compiled_now": search.ran, "source": "predicted"}
+
+
+def _predicted(best: Record) -> dict[str, Any]:
+    assert best.predicted_us is not None
+    resources = Resources.from_json(best.data["resources"])
+    return {
+        "config": str(best.config),
+        "registers": resources.registers,
+        "spill_bytes": resources.spill_bytes,
+        "shared_bytes": resources.shared_bytes,
+        "padding_efficiency": best.data["padding_efficiency"],
+        "wave_efficiency": best.data["wave_efficiency"],
+        "predicted_us": best.predicted_us,
+        "floor_us": best.data["floor_us"],
+        "floor_over_predicted": best.data["floor_us"] / best.predicted_us,
+        "bound": best.data["bound"],
+    }
+
+
+def _measured(search: Search, best: Record) -> dict[str, Any]:
+    """Beside the winner's time: the heuristic's choice and the model's first one, and PyTorch's own convolution."""
+    first = search.rows.get(key_of(search_space(search.problem, search.device).configs[0]))
+    default = search.rows.get(key_of(search.default))
+    assert best.measured_us is not None
+    return {
+        "config": str(best.config),
+        "measured_us": best.measured_us,
+        "low_us": best.low_us,
+        "high_us": best.high_us,
+        "samples": best.samples,
+        "aten_us": best.aten_us,
+        "times_aten": None if best.aten_us is None else best.aten_us / best.measured_us,
+        "default_us": None if default is None else default.measured_us,
+        "model_first_us": None if first is None else first.measured_us,
+    }

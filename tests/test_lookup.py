@@ -1,0 +1,352 @@
+"""Where a configuration comes from: the order of the sources, what each is worth, and strict mode."""
+
+import logging
+import shlex
+import threading
+from dataclasses import replace
+
+import pytest
+
+import grouped_conv
+from grouped_conv import policies, records
+from grouped_conv.autotune import advice, lookup, presets, sources
+from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.lookup import UntunedError, resolve
+from grouped_conv.autotune.prediction import MODEL_VERSION
+from grouped_conv.autotune.records import Record
+from grouped_conv.autotune.store import Store, triton_version
+from grouped_conv.autotune.workloads import workload
+from grouped_conv.bench import lookup_cost
+from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, GroupLayout, ImplicitGemmConfig
+
+H100 = DeviceSpec.get("h100-sxm")
+CONV4 = workload("alexnet")["conv4"]
+RESNEXT = workload("resnext50_32x4d")["stage1.0.grouped"]
+GEMM = ("implicit_gemm", "forward")
+CONFIGS = [ImplicitGemmConfig(block_m=64, block_n=64, block_k=32, split_k=1 + index) for index in range(8)]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    kept = Store(tmp_path / "tuning.sqlite3")
+    kept.record_self_check("h100-sxm", *GEMM, True)
+    return kept
+
+
+@pytest.fixture
+def shipped(monkeypatch):
+    """Presets by device, as if the package shipped them."""
+    table: dict[str, tuple[Record, ...]] = {}
+    monkeypatch.setattr(sources, "shipped", lambda key: table.get(key, ()))
+    return table
+
+
+def record(config, device="h100-sxm", problem=CONV4, **more):
+    if "measured_us" in more:
+        more = {"status": "measured", "aten_us": 50.0, **more}
+    return Record(
+        problem, config, device, ABI_VERSION, triton_version(), **{"status": "predicted", **more}, predicted_us=9.0
+    )
+
+
+def test_sources_in_their_order(kept, shipped):
+    """Each source in turn, the least sure first: every one hides those before it."""
+    batch = replace(CONV4, batch=96)
+
+    def found():
+        choice = resolve(CONV4, H100, "predicted", kept)
+        assert choice.path == "kernel"
+        return choice.config, choice.source, choice.confidence, choice.is_tuned
+
+    assert found() == (choose(CONV4, H100), "heuristic", "guessed", False)
+    shipped["h100-sxm"] = (record(CONFIGS[0], problem=batch),)
+    kept.put([])
+    assert found() == (CONFIGS[0], "nearby batch", "borrowed", False)
+    kept.put([record(CONFIGS[1], problem=batch)])
+    assert found() == (CONFIGS[1], "nearby batch", "borrowed", False)
+    kept.put([record(CONFIGS[2], "h200", measured_us=1.0)])
+    assert found() == (CONFIGS[2], "nearby device", "borrowed", False)
+    shipped["h100-sxm"] += (record(CONFIGS[3]),)
+    kept.put([])
+    assert found() == (CONFIGS[3], "preset", "predicted", True)
+    kept.put([record(CONFIGS[4])])
+    assert found() == (CONFIGS[4], "predicted", "predicted", True)
+    kept.put([record(CONFIGS[5], measured_us=40.0)])
+    assert found() == (CONFIGS[5], "measured", "measured", True)
+
+
+def test_only_a_measurement_of_this_problem_on_this_device_counts_under_measured(kept, shipped):
+    shipped["h100-sxm"] = (record(CONFIGS[0]),)
+    kept.put(
+        [
+            record(CONFIGS[1]),
+            record(CONFIGS[2], "h200", measured_us=1.0),
+            record(CONFIGS[3], problem=replace(CONV4, batch=127), measured_us=1.0),
+            record(CONFIGS[4], problem=replace(CONV4, epilogue=Epilogue()), measured_us=1.0),
+        ]
+    )
+    choice = resolve(CONV4, H100, "measured", kept)
+    assert (choice.path, choice.is_tuned) == ("aten", False)
+    kept.put([record(CONFIGS[5], measured_us=40.0)])
+    choice = resolve(CONV4, H100, "measured", kept)
+    assert (choice.config, choice.source, choice.confidence) == (CONFIGS[5], "measured", "measured")
+
+
+@pytest.mark.parametrize("batch", [1, 33, 64, 127, 129, 192, 256, 257, 1000])
+def test_nearby_batches(kept, batch):
+    kept.put(
+        [record(CONFIGS[0], problem=replace(CONV4, batch=64)), record(CONFIGS[1], problem=replace(CONV4, batch=256))]
+    )
+    choice = resolve(replace(CONV4, batch=batch), H100, "kernels", kept)
+    wanted = {33: 0, 64: 0, 127: 0, 129: 1, 192: 1, 256: 1, 257: 1}
+    if batch not in wanted:
+        assert choice.source == "heuristic"
+    else:
+        assert choice.config == CONFIGS[wanted[batch]]
+        assert choice.source == ("predicted" if batch in (64, 256) else "nearby batch")
+
+
+def test_nearby_devices(kept):
+    kept.put([record(CONFIGS[0], "h100-pcie"), record(CONFIGS[1], "a100"), record(CONFIGS[2], "unheard-of")])
+    assert resolve(CONV4, H100, "kernels", kept).source == "heuristic"  # 14 % fewer processors; another architecture
+    kept.put([record(CONFIGS[3], "h200"), record(CONFIGS[4], "h100-nvl")])
+    assert resolve(CONV4, H100, "kernels", kept).config == CONFIGS[4]  # by name where both are as near
+    live = H100.with_driver_facts(key="nvidia-h100-of-a-cloud", sm_count=120)
+    assert resolve(CONV4, live, "kernels", kept).config == CONFIGS[0]
+
+
+def test_what_cannot_run_is_passed_over(kept):
+    big = ImplicitGemmConfig(block_m=256, block_n=256, block_k=64, num_warps=4)
+    kept.put([record(big), record(CONFIGS[1], "h200")])
+    assert resolve(CONV4, H100, "kernels", kept).source == "nearby device"
+
+
+def test_a_preset_of_another_triton_is_worth_less(kept, shipped):
+    shipped["h100-sxm"] = (replace(record(CONFIGS[0]), triton="3.0.0"),)
+    choice = resolve(CONV4, H100, "predicted", kept)
+    assert (choice.source, choice.confidence) == ("preset", "borrowed")
+    assert "predicted with Triton 3.0.0" in choice.reason
+
+
+# ---- self-checks
+
+
+def test_a_configuration_needs_the_self_check_of_its_own_family(tmp_path):
+    kept = Store(tmp_path / "tuning.sqlite3")
+    kept.put([record(CONFIGS[0], measured_us=10.0)])
+    kept.record_self_check("h100-sxm", "packed_groups", "forward", True)
+    kept.record_self_check("h100-sxm", "implicit_gemm", "input_grad", True)
+    choice = resolve(CONV4, H100, "measured", kept)
+    assert choice.path == "aten"
+    assert "no forward self-check of implicit_gemm is recorded for NVIDIA H100 SXM5 80GB" in choice.reason
+    kept.record_self_check("h100-sxm", *GEMM, False, "off by 2 at (0, 1)")
+    for policy in ("measured", "predicted"):
+        choice = resolve(CONV4, H100, policy, kept)
+        assert choice.path == "aten" or choice.config.family == "packed_groups"
+    assert "self-check failed" in resolve(CONV4, H100, "measured", kept).reason
+    assert "implicit_gemm: off by 2 at (0, 1)" in resolve(CONV4, H100, "measured", kept).reason
+    assert kept.self_checks("h100-sxm")[GEMM].detail == "off by 2 at (0, 1)"
+    kept.record_self_check("h100-sxm", *GEMM, True)
+    assert resolve(CONV4, H100, "measured", kept).config == CONFIGS[0]
+
+
+def test_the_heuristic_chooses_among_checked_families(tmp_path):
+    kept = Store(tmp_path / "tuning.sqlite3")
+    assert resolve(RESNEXT, H100, "kernels", kept).config.family == "packed_groups"
+    kept.record_self_check("h100-sxm", *GEMM, True)
+    choice = resolve(RESNEXT, H100, "predicted", kept)
+    assert (choice.config.family, choice.source) == ("implicit_gemm", "heuristic")
+    kept.record_self_check("h100-sxm", *GEMM, False)
+    kept.record_self_check("h100-sxm", "depthwise", "forward", True)
+    choice = resolve(RESNEXT, H100, "predicted", kept)
+    assert choice.path == "aten"
+    assert "depthwise:" in choice.reason
+
+
+def test_a_measured_runner_up_of_a_checked_family_runs(kept):
+    packed = choose(RESNEXT, H100, frozenset({"packed_groups"}))
+    gemm = choose(RESNEXT, H100, frozenset({"implicit_gemm"}))
+    kept.put([record(packed, problem=RESNEXT, measured_us=5.0), record(gemm, problem=RESNEXT, measured_us=6.0)])
+    assert resolve(RESNEXT, H100, "measured", kept).config == gemm
+    kept.record_self_check("h100-sxm", "packed_groups", "forward", True)
+    assert resolve(RESNEXT, H100, "measured", kept).config == packed
+
+
+# ---- memory of choices
+
+
+def test_equal_problems_share_a_choice_and_changes_are_seen(kept):
+    ragged = replace(CONV4, layout=GroupLayout.log_series(256, 256, 4))
+    for problem in (CONV4, ragged):
+        first = resolve(problem, H100, "kernels", kept)
+        assert resolve(problem, H100, "kernels", kept) is first
+        assert resolve(replace(problem), H100, "kernels", kept) is first
+        assert resolve(problem, replace(H100), "kernels", kept) is first
+    kept.put([record(CONFIGS[0])])
+    assert resolve(replace(CONV4), H100, "kernels", kept).config == CONFIGS[0]
+    kept.put([record(CONFIGS[0]).failed("wrong", "off")])
+    assert resolve(CONV4, H100, "kernels", kept).source == "heuristic"
+
+
+def test_identities_are_never_mistaken(kept, monkeypatch):
+    """Problems come and go at the same addresses: those the table names are kept alive."""
+    monkeypatch.setattr(lookup, "CACHE_SIZE", 16)
+    for index in range(200):
+        problem = replace(CONV4, batch=1 + index % 40)
+        assert resolve(problem, H100, "kernels", kept).config == choose(problem, H100)
+    assert len(lookup._by_identity) <= 16
+
+
+def test_threads_look_up_at_once(kept):
+    wanted = [replace(CONV4, batch=batch) for batch in range(1, 30)]
+    seen: list[list[object]] = []
+
+    def look() -> None:
+        seen.append([resolve(replace(problem), H100, "predicted", kept).config for problem in wanted])
+
+    threads = [threading.Thread(target=look) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 6
+    assert all(configs == seen[0] for configs in seen)
+
+
+def test_the_bench_of_look_ups_runs():
+    times = lookup_cost.measure(1)
+    assert {"empty dictionary", "hit", "miss"} < set(times)
+    assert all(us > 0 for us in times.values())
+
+
+# ---- strict mode
+
+
+def test_strict_mode_refuses_what_is_not_tuned(kept):
+    for policy in lookup.POLICIES:
+        with pytest.raises(UntunedError) as caught:
+            resolve(CONV4, H100, policy, kept, strict=True)
+        message = str(caught.value)
+        assert str(CONV4) in message
+        assert message.endswith("; run: grouped-conv tune alexnet --device h100-sxm --dtype float16 --batch 128")
+    kept.put([record(CONFIGS[0])])
+    for policy in ("predicted", "kernels"):
+        assert resolve(CONV4, H100, policy, kept, strict=True).config == CONFIGS[0]
+    with pytest.raises(UntunedError, match="has not been measured"):
+        resolve(CONV4, H100, "measured", kept, strict=True)
+    kept.put([record(CONFIGS[0], measured_us=60.0)])  # ATen was faster: that is an answer
+    assert resolve(CONV4, H100, "measured", kept, strict=True).path == "aten"
+
+
+def test_the_command_for_a_layer_of_no_model_runs(monkeypatch):
+    problem = replace(CONV4, layout=GroupLayout.log_series(256, 256, 4), batch=3)
+    live = H100.with_driver_facts(key="nvidia-h100-of-a-cloud")
+    python, flag, code = shlex.split(advice.tune_command(problem, live))
+    assert (python, flag) == ("python", "-c")
+    asked = []
+    monkeypatch.setattr("grouped_conv.autotune.tuner.tune_offline", lambda *arguments: asked.append(arguments))
+    exec(code, {})
+    assert asked == [({"layer": problem}, DeviceSpec.get("sm_90"))]
+
+
+def test_strict_is_scoped_and_read_from_the_environment(monkeypatch):
+    monkeypatch.setattr(policies, "_process_strict", None)
+    monkeypatch.delenv("GROUPED_CONV_STRICT", raising=False)
+    assert not grouped_conv.is_strict()
+    monkeypatch.setenv("GROUPED_CONV_STRICT", "1")
+    assert not grouped_conv.is_strict()  # read once
+    monkeypatch.setattr(policies, "_process_strict", None)
+    assert grouped_conv.is_strict()
+    with grouped_conv.strict(False):
+        assert not grouped_conv.is_strict()
+        with grouped_conv.strict():
+            assert grouped_conv.is_strict()
+    grouped_conv.set_strict(False)
+    assert not grouped_conv.is_strict()
+    monkeypatch.setattr(policies, "_process_strict", None)
+    monkeypatch.setenv("GROUPED_CONV_STRICT", "yes")
+    with pytest.raises(ValueError, match="GROUPED_CONV_STRICT must be 0 or 1, but is 'yes'"):
+        grouped_conv.is_strict()
+
+
+def test_strict_mode_reaches_the_calls_of_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "tuning.sqlite3"))
+    monkeypatch.setattr(records, "live_device", lambda index: H100)
+    with grouped_conv.strict(), pytest.raises(UntunedError, match="run: grouped-conv tune alexnet"):
+        records.consult(CONV4, "measured", 0)
+    monkeypatch.setattr(records, "live_device", lambda index: None)
+    with grouped_conv.strict(), pytest.raises(UntunedError, match="cannot be tuned: no device of this GPU's arch"):
+        records.consult(CONV4, "measured", 0)
+
+
+# ---- presets
+
+
+def test_presets_have_the_same_bytes_and_come_back(tmp_path):
+    rows = [
+        record(CONFIGS[0], data={"model": MODEL_VERSION}),
+        replace(record(CONFIGS[1], data={"model": MODEL_VERSION}), predicted_us=3.0),
+        record(CONFIGS[2], problem=replace(CONV4, batch=64), data={"model": MODEL_VERSION}, measured_us=4.0),
+        record(CONFIGS[3], data={"model": MODEL_VERSION}).failed("wrong", "off"),
+    ]
+    assert presets.write_presets(tmp_path / "one", rows) == 2
+    assert presets.write_presets(tmp_path / "two", rows[::-1]) == 2
+    text = (tmp_path / "one").read_text()
+    assert text == (tmp_path / "two").read_text()
+    back = presets.read_presets(text)
+    assert {row.config for row in back} == {CONFIGS[1], CONFIGS[2]}
+    assert {(row.status, row.measured_us, row.device, row.abi) for row in back} == {
+        ("predicted", None, "h100-sxm", ABI_VERSION)
+    }
+    presets.write_presets(tmp_path / "three", back)
+    assert text == (tmp_path / "three").read_text()
+
+
+def test_presets_are_of_one_device_and_this_version(tmp_path):
+    row = record(CONFIGS[0], data={"model": MODEL_VERSION})
+    for rows in ([], [row, replace(row, device="a100")], [replace(row, abi=ABI_VERSION - 1)], [replace(row, data={})]):
+        with pytest.raises(ValueError, match="presets are of"):
+            presets.write_presets(tmp_path / "no", rows)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"version":1', '"version":2'), "version 2 is unknown; accepted: 1"),
+        (lambda text: text.replace('"times":"predicted"', '"times":"measured"'), "times 'measured' is unknown"),
+        (lambda text: text.replace('"triton":', '"tritium":'), "a preset file has the fields"),
+        (lambda text: text.replace('"predicted_us":', '"us":'), "a preset has the fields"),
+        (lambda text: text.replace("implicit_gemm", "explicit_gemm"), "unknown kernel family 'explicit_gemm'"),
+        (lambda text: text[:-9], "delimiter|Expecting"),
+    ],
+)
+def test_bad_presets_are_refused(tmp_path, change, message):
+    presets.write_presets(tmp_path / "file", [record(CONFIGS[0], data={"model": MODEL_VERSION})])
+    with pytest.raises(ValueError, match=message):
+        presets.read_presets(change((tmp_path / "file").read_text()))
+
+
+def test_files_of_the_package(tmp_path, monkeypatch, caplog):
+    presets.write_presets(tmp_path / "h100-sxm.json", [record(CONFIGS[0], data={"model": MODEL_VERSION})])
+    monkeypatch.setattr(presets.resources, "files", lambda package: tmp_path)
+    presets.shipped.cache_clear()
+    try:
+        assert [row.config for row in presets.shipped("h100-sxm")] == [CONFIGS[0]]
+        assert presets.shipped("a100") == ()
+        presets.shipped.cache_clear()
+        monkeypatch.setattr(presets, "ABI_VERSION", ABI_VERSION + 1)
+        with caplog.at_level(logging.DEBUG, logger=presets.__name__):
+            assert presets.shipped("h100-sxm") == presets.shipped("h100-sxm") == ()
+        assert [entry.message for entry in caplog.records] == [
+            f"presets of h100-sxm are for kernel ABI {ABI_VERSION}, not {ABI_VERSION + 1}: ignored"
+        ]
+    finally:
+        presets.shipped.cache_clear()
+
+
+@pytest.mark.parametrize("device", [spec.key for spec in DeviceSpec.all()])
+def test_what_ships_can_be_read_and_run(device):
+    for row in presets.shipped(device):
+        assert row.status == "predicted"
+        assert sources.why_invalid(row.problem, row.config, DeviceSpec.get(device)) is None

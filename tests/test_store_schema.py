@@ -1,0 +1,133 @@
+"""Files of earlier schema versions become this one's, wholly or not at all."""
+
+import json
+import multiprocessing
+import sqlite3
+from dataclasses import replace
+
+import pytest
+
+from grouped_conv.autotune import schema
+from grouped_conv.autotune.records import canonical, problem_key
+from grouped_conv.autotune.store import Store, StoreError
+from grouped_conv.autotune.workloads import workload
+from grouped_conv.kernels import Epilogue, ImplicitGemmConfig
+
+CONV4 = workload("alexnet")["conv4"]
+CONFIGS = [ImplicitGemmConfig(block_m=64, block_n=64, block_k=32, split_k=1 + i) for i in range(6)]
+
+VERSION_1 = """
+CREATE TABLE trials (
+    problem TEXT NOT NULL, base TEXT NOT NULL, device TEXT NOT NULL, abi INTEGER NOT NULL, triton TEXT NOT NULL,
+    config TEXT NOT NULL, status TEXT NOT NULL, predicted_us REAL, measured_us REAL, aten_us REAL, data TEXT NOT NULL,
+    updated REAL NOT NULL, PRIMARY KEY (problem, device, abi, triton, config)
+);
+CREATE INDEX trials_by_base ON trials (base, device);
+CREATE TABLE searches (key TEXT PRIMARY KEY, configs TEXT NOT NULL, updated REAL NOT NULL);
+CREATE TABLE self_checks (
+    device TEXT NOT NULL, abi INTEGER NOT NULL, triton TEXT NOT NULL, passed INTEGER NOT NULL, detail TEXT NOT NULL,
+    updated REAL NOT NULL, PRIMARY KEY (device, abi, triton)
+);
+PRAGMA user_version = 1;
+"""
+ROWS_1 = [
+    ("predicted", 10.0, None, None, {"weighed_us": 11.0}),
+    ("measured", 10.0, 12.0, 13.0, {}),
+    ("rejected", 9.0, None, None, {"rejected": "spills 8 bytes per thread", "weighed_us": 9.5}),
+    ("failed", None, None, None, {"failure": "timeout", "detail": "no result within 60 s"}),
+    ("failed", None, None, None, {"failure": "error", "detail": "CompilationError"}),
+    ("wrong", 8.0, 7.0, None, {}),
+]
+
+
+@pytest.fixture
+def version_1(tmp_path):
+    """A file as the first version of the store wrote it."""
+    path = tmp_path / "tuning.sqlite3"
+    base = canonical(replace(CONV4, epilogue=Epilogue()).to_json())
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    for config, (status, *times, data) in zip(CONFIGS, ROWS_1, strict=True):
+        row = [problem_key(CONV4), base, "a100", 3, "3.8.0", canonical(config.to_json()), status, *times]
+        connection.execute(f"INSERT INTO trials VALUES ({','.join('?' * 12)})", [*row, canonical(data), 1700.0])
+    connection.execute("INSERT INTO searches VALUES ('key', '[]', 1700.0)")
+    connection.execute("INSERT INTO self_checks VALUES ('a100', 3, '3.8.0', 1, '', 1700.0)")
+    connection.commit()
+    connection.close()
+    return path
+
+
+def test_version_1_is_migrated(version_1):
+    kept = Store(version_1)
+    rows = {record.config: record for record in kept.trials()}
+    assert [rows[config].status for config in CONFIGS] == ["predicted", "measured"] + ["failed"] * 4
+    assert [rows[config].failure for config in CONFIGS[2:]] == ["resources", "timeout", "compile", "wrong"]
+    details = [rows[config].detail for config in CONFIGS]
+    assert details[:2] == ["", ""]
+    words = ("spills 8 bytes per thread", "no result within 60 s", "CompilationError", "wrong")
+    for config, detail, word in zip(CONFIGS[2:], details[2:], words, strict=True):
+        assert detail == f"implicit_gemm {config}: {word}"
+    assert rows[CONFIGS[2]].data == {"weighed_us": 9.5}
+    assert (rows[CONFIGS[1]].measured_us, rows[CONFIGS[1]].aten_us, rows[CONFIGS[1]].samples) == (12.0, 13.0, 0)
+    assert {record.updated for record in rows.values()} == {1700.0}
+    assert kept.recall_search("key") == []
+    assert kept.self_checks("a100") == {}  # they did not say which kernels ran
+    with sqlite3.connect(version_1) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    again = Store(version_1)
+    assert again.trials() == kept.trials()
+    assert {json.loads(row[0])["batch"] for row in again._file.query("SELECT base FROM trials")} == {0}
+
+
+def test_a_migrated_file_has_the_tables_of_a_new_one(version_1, tmp_path):
+    Store(version_1).trials()
+    Store(tmp_path / "new").put([])
+    layouts = []
+    for path in (version_1, tmp_path / "new"):
+        with sqlite3.connect(path) as connection:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema ORDER BY name")]
+            layouts.append({name: connection.execute(f"PRAGMA table_info({name})").fetchall() for name in tables})
+    assert layouts[0] == layouts[1]
+
+
+def test_a_migration_that_fails_changes_nothing(version_1, monkeypatch):
+    before = version_1.read_bytes()
+    with sqlite3.connect(version_1) as connection:
+        connection.execute("UPDATE trials SET data = '{' WHERE status = 'wrong'")
+    damaged = version_1.read_bytes()
+    with pytest.raises(StoreError, match="version 1 cannot be migrated"):
+        Store(version_1).trials()
+    assert version_1.read_bytes() == damaged
+    version_1.write_bytes(before)
+    assert len(Store(version_1).trials()) == 6
+
+
+def _count(path, results):
+    results.put(len(Store(path).trials()))
+
+
+def test_processes_migrate_at_once(version_1):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    running = [context.Process(target=_count, args=(version_1, results)) for _ in range(6)]
+    for process in running:
+        process.start()
+    assert [results.get(timeout=60) for _ in running] == [6] * 6
+    for process in running:
+        process.join()
+
+
+def test_a_later_schema_is_refused(tmp_path):
+    kept = Store(tmp_path / "tuning.sqlite3")
+    kept.put([])
+    with sqlite3.connect(kept.path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    for use in (Store.trials, Store.ready):
+        with pytest.raises(
+            StoreError, match="has schema version 99, this grouped-conv knows 2; upgrade it, or set GROU"
+        ):
+            use(Store(kept.path))
+
+
+def test_every_step_is_there():
+    assert sorted(schema._STEPS) == list(range(1, schema.SCHEMA_VERSION))
