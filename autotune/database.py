@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from grouped_conv.autotune import schema, settings
 POLL_SECONDS = 5.0
 """How long `generation` trusts its last look at the file. A change makes every call plan anew, which must stay rare
 while another process tunes."""
+_UNUSABLE = -1
 _LEAST_BYTES = 512
 """SQLite's smallest page."""
-BUSY_SECONDS = 30.0
-"""How long to wait for other processes' transactions, each of which takes milliseconds."""
+READ_SECONDS, WRITE_SECONDS = 5.0, 30.0
+"""How long to wait for other processes' transactions, each of which takes milliseconds. A look-up must not wait long
+for a process that was stopped in one."""
 
 _all: weakref.WeakSet[Database] = weakref.WeakSet()
 _inherited: list[sqlite3.Connection] = []  # SQLite forbids even closing a parent's connections in the child
@@ -53,9 +55,18 @@ class Database:
         Raises:
             StoreError: when there is a file but it cannot be read.
         """
-        with self._lock, self._explained(""):
-            connection = self._connect(create=False)
-            return [] if connection is None else connection.execute(query, tuple(values)).fetchall()
+        try:
+            with self._lock, self._explained(""):
+                connection = self._connect(create=False)
+                if connection is None:
+                    return []
+                _wait(connection, READ_SECONDS)
+                return connection.execute(query, tuple(values)).fetchall()
+        except StoreError:  # what was decided without these rows may not outlive the fault
+            if self._seen[1] >= 0:
+                self._changes += 1
+            self._seen = (time.monotonic(), _UNUSABLE)
+            raise
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -67,6 +78,7 @@ class Database:
         with self._lock, self._explained("; nothing was saved"):
             connection = self._connect(create=True)
             assert connection is not None
+            _wait(connection, WRITE_SECONDS)
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
@@ -77,6 +89,7 @@ class Database:
         with self._lock, self._explained(""):
             connection = self._connect(create=True)
             assert connection is not None
+            _wait(connection, WRITE_SECONDS)
             connection.execute("VACUUM")
 
     def copy(self, path: Path) -> None:
@@ -100,18 +113,13 @@ class Database:
     def generation(self) -> int:
         """A number that changes when rows change, by this process at once, by others within `POLL_SECONDS`.
 
-        Negative while the file cannot be used: asking never fails.
+        Negative while the file cannot be used, which is tried again after `POLL_SECONDS`: asking never fails.
         """
-        checked, version = self._seen
-        now = time.monotonic()
-        if now - checked > POLL_SECONDS:
-            try:
+        if time.monotonic() - self._seen[0] > POLL_SECONDS:
+            with suppress(StoreError):
                 rows = self.query("PRAGMA data_version")
-                version = int(rows[0][0]) if rows else 0
-            except StoreError:
-                version = -1
-            self._seen = (now, version)
-        return (version << 20) + self._changes
+                self._seen = (time.monotonic(), int(rows[0][0]) if rows else 0)
+        return (self._seen[1] << 20) + self._changes
 
     def close(self) -> None:
         """Close this process's connection; the next use opens another."""
@@ -164,6 +172,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if found.st_size else None
 
 
+def _wait(connection: sqlite3.Connection, seconds: float) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
+
+
 def _open(path: Path, create: bool) -> sqlite3.Connection:
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +183,7 @@ def _open(path: Path, create: bool) -> sqlite3.Connection:
         path.exists() and 0 < path.stat().st_size < _LEAST_BYTES
     ):  # SQLite would take one byte for nothing and write over it
         raise StoreError(f"{path}: not a tuning store; {_move()}")
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=WRITE_SECONDS, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     try:
         _prepare(path, connection)
@@ -224,5 +236,5 @@ def _explain(error: sqlite3.DatabaseError) -> str:
         sqlite3.SQLITE_IOERR: f"reading or writing failed ({error}); is the disk full?",
         sqlite3.SQLITE_READONLY: f"not writable ({error}); set {settings.STORE_VARIABLE} to a file that is",
         sqlite3.SQLITE_CANTOPEN: f"{error}; set {settings.STORE_VARIABLE} to a file in a folder that is writable",
-        sqlite3.SQLITE_BUSY: f"in use by another process for {BUSY_SECONDS:.0f} s",
+        sqlite3.SQLITE_BUSY: "another process is in the middle of a transaction and does not end it",
     }.get(code, str(error))

@@ -104,7 +104,7 @@ def _remembered(problem: ConvProblem, device: DeviceSpec, policy: str, store: St
             related, checks = store.related(problem), store.self_checks(device.key)
         except StoreError as error:
             _warn_once(f"the tuning store is not usable, nothing recorded is known: {error}")
-            related, checks = [], {}
+            related, checks, generation = [], {}, store.generation  # until the store can be used again
         hit = generation, _resolve(problem, device, policy, related, checks)
         _keep(_by_value, key, hit)
     return *hit, (problem, device)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from test_store_schema import VERSION_1
 
-from grouped_conv.autotune import lookup, tuner
+from grouped_conv.autotune import database, lookup, tuner
 from grouped_conv.autotune.lookup import resolve
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.store import Store, StoreError, triton_version
@@ -313,6 +313,25 @@ def test_eight_processes_put_and_look_up(tmp_path: Path) -> None:
     assert {record.config for record in store.trials()} == {won(index).config for index in range(96)}
     assert {record.status for record in store.trials()} == {"measured"}
     assert store._file.query("SELECT count(*) FROM starts")[0][0] == 0
+
+
+def test_a_look_up_does_not_wait_for_a_process_that_was_stopped(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on without records, warns, and what it chose is forgotten when the store can be used again."""
+    monkeypatch.setattr(database, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(lookup, "_warned", set())
+    assert kept.generation > 0
+    other = sqlite3.connect(kept.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match="another process is in the middle of a transaction"):
+        assert resolve(CONV4, A100, "kernels", kept).source == "heuristic"
+    assert kept.generation < 0
+    assert resolve(CONV4, A100, "kernels", kept).source == "heuristic"
+    assert time.monotonic() - start < 5.0
+    other.close()
+    monkeypatch.setattr(database, "POLL_SECONDS", 0.0)
+    assert kept.generation > 0
+    assert resolve(CONV4, A100, "kernels", kept).source == "measured"
 
 
 def test_killed_at_any_moment(kept: Store) -> None:
