@@ -14,8 +14,8 @@ from grouped_conv.autotune.families import MODELS
 from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
 from grouped_conv.autotune.lookup import Choice, resolve
 from grouped_conv.autotune.prediction import WASTE_LIMIT, Prediction
-from grouped_conv.autotune.ranking import TIE
-from grouped_conv.autotune.records import USABLE, canonical
+from grouped_conv.autotune.ranking import TIE, is_usable
+from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.shortlist import PIPELINE
 from grouped_conv.autotune.store import Store, default_store, triton_version
@@ -155,7 +155,7 @@ def _candidates(problem: ConvProblem, device: DeviceSpec, store: Store) -> Itera
             if why_invalid(problem, config, device) is None:
                 yield Candidate(config, predict(problem, config, device))
     for record in store.trials(problem, device.key):
-        current = record.status in USABLE and record.abi == ABI_VERSION and record.triton == triton_version()
+        current = is_usable(record) and record.abi == ABI_VERSION and record.triton == triton_version()
         if current and why_invalid(problem, record.config, device) is None:
             figures = record.data.get("resources")
             resources = None if figures is None else Resources.from_json(figures)

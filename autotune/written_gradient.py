@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from grouped_conv.autotune.cost import predict
 from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.streaming import DRAM_SHARE
+from grouped_conv.autotune.machine import dram_us
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.gradient_call import gradient_problem, written_problem
@@ -48,7 +48,7 @@ def trade(loading: Kernels, reading: Kernels, device: DeviceSpec, stored_bytes: 
         stored_bytes: that only writing stores: nothing where the residual's gradient is the same tensor.
     """
     loaded, written = (sum(predict(*kernel, device).us for kernel in kernels) for kernels in (loading, reading))
-    return Trade(loaded, written + 1e6 * stored_bytes / (DRAM_SHARE * device.dram_bytes_per_s))
+    return Trade(loaded, written + dram_us(stored_bytes, device))
 
 
 def default_trade(problem: ConvProblem, device: DeviceSpec) -> Trade:
