@@ -17,6 +17,7 @@ from grouped_conv import __version__
 
 _COMMANDS = {
     "diff": "grouped_conv.autotune.diff_command:diff_records",
+    "explain": "grouped_conv.explain_command:explain",
     "export": "grouped_conv.autotune.export_command:export_records",
     "gc": "grouped_conv.autotune.gc_command:collect",
     "import": "grouped_conv.autotune.merge_command:import_records",

@@ -7,15 +7,14 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from grouped_conv.autotune import efforts, tables
 from grouped_conv.autotune.progress import json_lines, progress_bar
-from grouped_conv.autotune.workloads import MODELS
-from grouped_conv.kernels.problem import DIRECTIONS, ConvProblem, dtype_name
+from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.problem_options import Source, source_options
 
 if TYPE_CHECKING:
     from grouped_conv.autotune.efforts import Plan
@@ -25,29 +24,6 @@ if TYPE_CHECKING:
 OFFLINE_DEVICE = "h100"
 """What is predicted for where no GPU is here and none was named."""
 INTERRUPTED = 130
-
-
-class _Dtype(click.ParamType):
-    """A dtype the kernels compute."""
-
-    name = "dtype"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return dtype_name(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Model(click.ParamType):
-    """A model of the table of workloads."""
-
-    name = "model"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value.lower() not in MODELS:
-            self.fail(f"unknown model {value!r}; known: {', '.join(MODELS)}", param, ctx)
-        return str(value.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +60,14 @@ class Options:
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of `tune`, in the order in which its help lists them."""
+    """The options of `tune` behind those of its source, in the order in which its help lists them."""
     for option in reversed(
         (
-            click.argument("model", type=_Model(), required=False),
-            click.option(
-                "--layer", "layers", multiple=True, help='A layer, "N=128 C=96 H=27 K=256 R=5 pad=2 groups=2".'
-            ),
-            click.option("--from-json", type=click.Path(path_type=Path), help="A file of problems."),
-            click.option("--from-module", metavar="MODULE:FACTORY", help="Returns (model, example input)."),
             click.option(
                 "--device",
                 "devices",
                 multiple=True,
                 help="h100, sm_90, ... to predict; cuda or cuda:1 to measure. Default: the GPU here, else h100.",
-            ),
-            click.option(
-                "--direction",
-                type=click.Choice([*DIRECTIONS, "all"]),
-                help="Default: forward; for --from-module what the model's mode implies.",
-            ),
-            click.option("--dtype", type=_Dtype(), default="fp16", show_default=True, help="fp16, bf16 or fp32."),
-            click.option(
-                "--batch", type=click.IntRange(min=1), default=128, show_default=True, help="Images per batch."
             ),
             click.option("--effort", type=click.Choice(list(efforts.EFFORTS)), default="standard", show_default=True),
             click.option("--strategy", type=click.Choice(["exhaustive", "random", "model", "local"])),
@@ -124,20 +85,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
+@source_options
 @_options
-def tune(
-    model: str | None,
-    layers: tuple[str, ...],
-    from_json: Path | None,
-    from_module: str | None,
-    devices: tuple[str, ...],
-    direction: str | None,
-    dtype: str,
-    batch: int,
-    dry_run: bool,
-    explain_space: bool,
-    **rest: Any,
-) -> None:
+def tune(devices: tuple[str, ...], dry_run: bool, explain_space: bool, source: Source, **rest: Any) -> None:
     """Choose configurations for the convolutions of MODEL, or of other sources, and save them.
 
     On a GPU that is here they are measured. For a named one every configuration is compiled and judged by a cost model,
@@ -145,9 +95,8 @@ def tune(
     """
     from grouped_conv.autotune.store import default_store
 
-    problems = _problems(model, layers, from_json, from_module, dtype, batch, direction)
-    options = Options(devices, **rest)
-    header = {"model": model, "dtype": dtype, "batch": batch} if model else {}
+    problems, options = source.problems(), Options(devices, **rest)
+    header = {"model": source.model, "dtype": source.dtype, "batch": source.batch} if source.model else {}
     store, targets = default_store(), options.targets()
     if explain_space:
         from grouped_conv.tune_preview import explained
@@ -164,31 +113,6 @@ def tune(
     interrupted = [_tune(problems, target, options, store, header) for target in targets]
     if any(interrupted):
         sys.exit(INTERRUPTED)
-
-
-def _problems(
-    model: str | None,
-    layers: tuple[str, ...],
-    from_json: Path | None,
-    from_module: str | None,
-    dtype: str,
-    batch: int,
-    direction: str | None,
-) -> dict[str, ConvProblem]:
-    from grouped_conv import tune_sources
-
-    given = [bool(source) for source in (model, layers, from_json, from_module)]
-    if sum(given) > 1:
-        raise click.UsageError("give one of MODEL, --layer, --from-json and --from-module")
-    if layers:
-        return tune_sources.described_layers(layers, dtype, direction)
-    if from_json:
-        return tune_sources.listed_problems(from_json, direction)
-    if from_module:
-        return tune_sources.from_factory(from_module, direction)
-    if model is None:
-        raise click.UsageError("Missing argument 'MODEL' (or --layer, --from-json, --from-module)")
-    return tune_sources.named_model(model, batch, dtype, direction)
 
 
 def _tune(

@@ -37,6 +37,7 @@ from grouped_conv.kernels.weight_grad_rules import (
     table_entries,
     tiles,
 )
+from grouped_conv.kernels.window import window_constants
 
 
 @triton.jit
@@ -218,11 +219,7 @@ def plan_weight_grad(problem: ConvProblem, config: WeightGradConfig, operands: M
     constants = {
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
-        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        **window_constants(problem),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

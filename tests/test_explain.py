@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
 
+import grouped_conv
 from grouped_conv.autotune.cost import predict
 from grouped_conv.autotune.explain import Candidate, explain, why_it_lost
 from grouped_conv.autotune.heuristic import choose
@@ -12,6 +15,7 @@ from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.store import Store, triton_version
 from grouped_conv.autotune.workloads import workload
+from grouped_conv.cli import main
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.gradient_call import gradient_problem
@@ -41,7 +45,7 @@ def test_without_records_the_heuristic_speaks(store: Store, direction: str) -> N
     assert found.runner_up is not None
     assert found.runner_up.weighed_us >= found.kernel.weighed_us
     text = str(found)
-    assert "no self-check of the kernels is recorded" in text
+    assert f"no {direction} self-check of the kernels is recorded" in text
     assert f"predicted {found.kernel.prediction.us:.1f} us" in text
     assert "measured" not in text.replace("policy 'measured'", "")
     json.dumps(found.to_json(), allow_nan=False)
@@ -65,6 +69,26 @@ def test_a_runner_up_differs_in_more_than_its_pipeline(store: Store) -> None:
     assert found.runner_up is not None
     assert found.runner_up.measured_us is None
     assert found.why_it_lost.startswith("never measured (predicted ")
+
+
+def test_a_model_is_explained_layer_by_layer(store: Store) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, groups=2), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 1))
+    found = grouped_conv.explain(model.eval(), torch.randn(2, 8, 9, 9), device="a100", store=store)
+    assert len(found) == 2
+    for one in found.values():
+        assert (one.device.key, one.policy, one.problem.direction) == ("a100", "measured", "forward")
+    with pytest.raises(ValueError, match="unknown device 'a1000'"):
+        grouped_conv.explain(model, torch.randn(2, 8, 9, 9), device="a1000", store=store)
+
+
+def test_the_command_prints_text_or_json() -> None:
+    layer = ["explain", "--layer", "N=2 C=8 H=9 K=16 R=3 pad=1 groups=2", "--device", "a100", "--direction", "all"]
+    text = CliRunner().invoke(main, layer)
+    assert text.exit_code == 0
+    assert text.output.count("runner-up:") == 3
+    data = json.loads(CliRunner().invoke(main, [*layer, "--json", "--policy", "kernels"]).output)
+    assert [one["path"] for one in data.values()] == ["kernel"] * 3
+    assert all(one["kernel"]["measured_us"] is None for one in data.values())
 
 
 def test_why_names_what_makes_the_difference() -> None:
