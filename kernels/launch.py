@@ -116,8 +116,8 @@ def compile_options(launch: Launch, target: GPUTarget) -> dict[str, Any]:
         "num_stages": launch.config.num_stages,
         "enable_fp_fusion": True,  # stated because Triton's default changes with its version
     }
-    if target.backend == "cuda" and int(target.arch) == 100 and launch.config.num_warps == 8:
-        options["maxnreg"] = 255  # ptxas stops at 128 registers there and spills 8 bytes outside the loop
+    if target.backend == "cuda" and int(target.arch) == 100 and launch.config.num_warps <= 8:
+        options["maxnreg"] = 255  # ptxas stops at 96 or 128 registers there and spills 8 or 16 bytes outside the loop
     registers = getattr(launch.config, "max_registers", 0)
     if target.backend == "cuda" and registers:
         options["maxnreg"] = registers
