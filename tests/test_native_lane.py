@@ -15,10 +15,10 @@ from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.families import FAMILIES
 
 pytestmark = pytest.mark.native
-VARIANTS = [
-    pytest.param(source, variant, id=f"{family}-{variant.name}")
+VARIANTS = [  # every second one in each run: a build takes 10 to 20 s
+    pytest.param(source, variant, id=f"{family}-{variant.name}", marks=[pytest.mark.sweep] * (index % 2))
     for family, source in SOURCES.items()
-    for variant in source.variants()
+    for index, variant in enumerate(source.variants())
 ]
 
 
@@ -34,7 +34,8 @@ def test_there_are_enough_problems() -> None:
     assert sum(counts.values()) >= min(2000, 1000 + 400 * (len(counts) - 1))
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.sweep), "float16"])
+@pytest.mark.sweep
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_alexnet_at_full_size_batch_8(dtype: str, native: ModuleType) -> None:
     layers = alexnet_layers(8, dtype, precision="ieee")
     run = Runner(native)

@@ -26,10 +26,8 @@ def without_cold_branch(problem: ConvProblem) -> KernelConfig:
 native_config = executors.native_config
 
 
-LONG = [pytest.param(name, marks=pytest.mark.sweep) for name in ("resnext50_32x4d", "mobilenet_v2", "convnext_t")]
-
-
-@pytest.mark.parametrize("name", ["shufflenet_v1_g3", *LONG])
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "mobilenet_v2", "convnext_t", "shufflenet_v1_g3"])
 @torch.no_grad()
 def test_whole_network(name: str, native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """224 pixels, batch 2, fp32: every convolution by a kernel, and no more error than twice torch's own."""

@@ -72,7 +72,13 @@ def variants() -> list[tuple[str, ConvProblem, bool]]:
     return rows
 
 
-@pytest.mark.parametrize(("name", "variant", "gather"), variants(), ids=[row[0] for row in variants()])
+CASES = [
+    pytest.param(*row, id=row[0], marks=[pytest.mark.sweep] * (number // 2 % 2))
+    for number, row in enumerate(variants())
+]  # half of them in each run, with ranges and with lists: a build takes 20 s
+
+
+@pytest.mark.parametrize(("name", "variant", "gather"), CASES)
 def test_random_layouts(name: str, variant: ConvProblem, gather: bool, native: ModuleType) -> None:
     run, draw = Runner(native, ANY_LAYOUT), random.Random(name)
     config = RaggedConfig(block_m=32, block_n=32, block_k=16, num_warps=1)
