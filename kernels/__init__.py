@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from grouped_conv.kernels.ragged_rules import RaggedConfig
     from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """Raised by hand whenever a kernel's results, arguments or speed change.
 
 Recorded self-checks and timings of other versions are not trusted.
