@@ -39,6 +39,12 @@ def loading_instructions(problem: ConvProblem, gradients: float, wide: bool) -> 
     return gradients * each * (1 if wide else 2)
 
 
+def derived_in_fp32(problem: ConvProblem) -> bool:
+    """Does loading a gradient take more than a choice between it and zero?"""
+    scaled = problem.epilogue.scale and problem.direction == "input_grad"
+    return scaled or problem.epilogue.activation not in ("none", "relu", "relu6")
+
+
 def known_bytes(problem: ConvProblem) -> int:
     """Bytes of the map that the activation's derivative is read from."""
     return math.prod(problem.output_shape) * problem.item_size * (problem.epilogue.activation != "none")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.gemm_gradient_terms import GemmWork, predict_gemm
+from grouped_conv.autotune.gemm_gradient_terms import GemmWork, derived_in_fp32, predict_gemm
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.kernels.device import DeviceSpec
@@ -60,7 +60,7 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConf
                 if problem.dtype == "float32" and block_k == 64:
                     continue
                 for swap in (False, True) if fused and device.arch == 90 else (False,):
-                    yield InputGradConfig(
+                    config = InputGradConfig(
                         block_m=block_m,
                         block_n=block_n,
                         block_k=block_k,
@@ -69,7 +69,20 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConf
                         loop_order=_order(problem, block_k),
                         swap=swap,
                     )
+                    if not _spills(problem, config, device):
+                        yield config
     yield LAST_RESORT
+
+
+def _spills(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec) -> bool:
+    """Does ptxas stop at 128 registers, for one program more, and spill 8 or 16 bytes?
+
+    So it did on sm_80 with 32 sums and 32 gradients per thread, scaled or behind a silu, in half the layers compiled.
+    """
+    if device.backend != "cuda" or device.arch in (90, 100) or not derived_in_fp32(problem):
+        return False
+    threads = config.num_warps * device.warp_size
+    return config.block_m * config.block_n == config.block_m * config.block_k == 32 * threads
 
 
 def _order(problem: ConvProblem, block_k: int) -> str:

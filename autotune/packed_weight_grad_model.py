@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.gemm_gradient_terms import known_bytes
+from grouped_conv.autotune.gemm_gradient_terms import derived_in_fp32, known_bytes
 from grouped_conv.autotune.machine import dram_us
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.records import canonical
@@ -42,6 +42,8 @@ STRIPS = (4, 7, 8, 2, 1)
 """A 3x3 layer of 4 channels per group takes 9.8 instructions per input value on sm_80 with strips of 4, 20.9 with 1."""
 PROGRAMS_PER_MULTIPROCESSOR = 12
 """Programs of one warp that registers let a multiprocessor hold in compiled 3x3 layers (11 to 15)."""
+FP32_REGISTERS = 232
+"""Registers per thread where a derivative is taken in fp32: ptxas stops at 168, for 12 programs, and spills 8 bytes."""
 LEAST_STEPS = 4
 """Steps of a split at least: a program's indices and stores cost about two steps."""
 PROGRAM_COST, STEP_COST, INDEX_COST, LOAD_COST, MMA_COST = 700.0, 20.0, 70.0, 5.5, 1.5
@@ -141,7 +143,9 @@ def _configuration(
         block_k *= 2
     if problem.item_size == 4 and problem.precision == "ieee" and device.backend == "cuda":
         block_k = 16
-    config = replace(config, num_warps=warps, block_k=block_k * warps if strip == 1 else block_k)
+    registers = FP32_REGISTERS if device.backend == "cuda" and derived_in_fp32(problem) else 0
+    block_k = block_k * warps if strip == 1 else block_k
+    config = replace(config, num_warps=warps, block_k=block_k, max_registers=registers)
     return replace(config, splits=_splits(problem, device, config, 1))
 
 

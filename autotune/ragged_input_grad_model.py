@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from grouped_conv.autotune.gemm_gradient_terms import known_bytes, loading_instructions
 from grouped_conv.autotune.prediction import Prediction
+from grouped_conv.autotune.ragged_registers import fits_registers
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
@@ -95,7 +96,7 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[RaggedInputGr
             num_warps=warps,
             num_stages=3 if device.backend == "cuda" else 2,
         )
-        if _usable(problem, config, device):
+        if _usable(problem, config, device) and fits_registers(problem, config, device):
             yield config
     yield LAST_RESORT
 

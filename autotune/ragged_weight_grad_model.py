@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from grouped_conv.autotune.gemm_gradient_terms import known_bytes, loading_instructions
 from grouped_conv.autotune.prediction import Prediction
+from grouped_conv.autotune.ragged_registers import fits_registers
 from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
@@ -74,7 +75,7 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[RaggedWeightG
         stages = 3 if device.backend == "cuda" else 2
         tile = RaggedWeightGradConfig(block_m=block_m, block_n=block_n, num_warps=warps, num_stages=stages)
         config = replace(tile, splits=filling_splits(problem, tile, device))
-        if _usable(problem, config, device):
+        if _usable(problem, config, device) and fits_registers(problem, config, device):
             yield config
     yield LAST_RESORT
 

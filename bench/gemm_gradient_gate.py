@@ -9,24 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
-from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
 from grouped_conv.autotune.offline import gpu_target
 from grouped_conv.autotune.resources import Resources, read_resources
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.bench.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN, family_default
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
 from grouped_conv.kernels.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.launch import compile_launch
 from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.validity import why_invalid
 from grouped_conv.kernels.weight_grad_rules import ENTRY_BYTES, WeightGradConfig
 
 UNIT = "MMA"
-PLAIN, RELU = Epilogue(), Epilogue("relu")
 DTYPES = ("float16", "bfloat16")
 DIRECTIONS = ("input_grad", "weight_grad")
 _INPUT = InputGradConfig(block_m=128, block_n=64, block_k=64, num_warps=4, num_stages=3, loop_order="channels_inner")
@@ -52,16 +49,19 @@ def layers(dtype: str) -> dict[str, ConvProblem]:
     return {name: replace(problem, dtype=dtype) for name, problem in found.items()}
 
 
-def findings(archs: Sequence[str], dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
-    """Defaults for every layer, plain and behind a ReLU, and the tiles of `LIMITS`."""
+def findings(
+    archs: Sequence[str], dtypes: Sequence[str] = DTYPES, epilogues: Sequence[Epilogue] = EPILOGUES
+) -> Iterator[Finding]:
+    """Defaults for every layer, in fp16 behind each kind of epilogue, and the tiles of `LIMITS`."""
     for arch in archs:
         device = DeviceSpec.get(arch)
         for dtype in dtypes:
             for layer, problem in layers(dtype).items():
                 for direction in DIRECTIONS:
-                    for epilogue in (PLAIN, RELU) if dtype == "float16" else (PLAIN,):
+                    for epilogue in epilogues if dtype == "float16" else (PLAIN,):
                         gradient = gradient_problem(replace(problem, epilogue=epilogue), direction)
-                        yield judge(arch, f"{layer} {dtype} {epilogue}", gradient, default(gradient, device))
+                        config = family_default(direction, gradient, device)
+                        yield judge(arch, f"{layer} {dtype} {epilogue}", gradient, config)
             for activation in ("relu", "gelu"):
                 behind = replace(layers(dtype)["conv4"], epilogue=Epilogue(activation))
                 yield judge_pass(arch, f"conv4 {dtype} {activation}", gradient_problem(behind, "weight_grad"))
@@ -69,13 +69,6 @@ def findings(archs: Sequence[str], dtypes: Sequence[str] = DTYPES) -> Iterator[F
             for layer in ("conv4", "conv2", "fat stride 2"):
                 gradient = gradient_problem(layers("float16")[layer], config.direction)
                 yield judge(arch, f"{layer} tile", gradient, config)
-
-
-def default(problem: ConvProblem, device: DeviceSpec) -> Any:
-    """The family's own default: other families may be predicted to be faster where groups are narrow."""
-    model = GRADIENT_MODELS[problem.direction]
-    valid = [config for config in model.defaults(problem, device) if why_invalid(problem, config, device) is None]
-    return min(valid, key=lambda config: model.predict(problem, config, device).weighed_us)
 
 
 def judge(arch: str, layer: str, problem: ConvProblem, config: InputGradConfig | WeightGradConfig) -> Finding:

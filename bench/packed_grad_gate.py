@@ -12,11 +12,12 @@ from typing import Any
 
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.autotune import packed_input_grad_model, packed_weight_grad_model
 from grouped_conv.autotune.instructions import Instruction, Mix, loops
 from grouped_conv.autotune.resources import disassembled, read_resources
 from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN, family_default
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
 from grouped_conv.kernels.launch import Launch, compile_launch
 from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
@@ -24,7 +25,7 @@ from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
 from grouped_conv.kernels.problem import ConvProblem
 
 UNIT = "value"
-MODELS = {"input_grad": packed_input_grad_model, "weight_grad": packed_weight_grad_model}
+DIRECTIONS = ("input_grad", "weight_grad")
 LIMITS = {
     ("input_grad", "rx50 stage 1"): {"sm_80": 11.8, "sm_90": 10.9, "gfx942": 20.4},
     ("weight_grad", "rx50 stage 1"): {"sm_80": 9.9, "sm_90": 9.9, "gfx942": 22.6},
@@ -53,37 +54,35 @@ def layers(direction: str, dtype: str = "float16", batch: int = 128) -> Iterator
         yield name, gradient_problem(problem, direction)
 
 
-def default(problem: ConvProblem, device: DeviceSpec) -> PackedInputGradConfig | PackedWeightGradConfig:
-    """The family's own choice."""
-    model: Any = MODELS[problem.direction]
-    return min(model.defaults(problem, device), key=lambda config: model.predict(problem, config, device).weighed_us)
-
-
 def main_launch(problem: ConvProblem, config: PackedInputGradConfig | PackedWeightGradConfig) -> Launch:
     """The family's own launch."""
     (launch,) = (each for each in plan_gradient(problem, config).launches if each.name == config.family)
     return launch
 
 
-def findings(archs: Sequence[str], dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
-    """Every layer in both directions at its default on each architecture."""
+def findings(
+    archs: Sequence[str], dtypes: Sequence[str] = DTYPES, epilogues: Sequence[Epilogue] = EPILOGUES
+) -> Iterator[Finding]:
+    """Every layer in both directions at its default on each architecture, in fp16 behind each kind of epilogue."""
     for arch in archs:
-        for direction in MODELS:
+        for direction in DIRECTIONS:
             for dtype in dtypes:
                 for name, problem in layers(direction, dtype):
-                    yield _finding(arch, name, problem)
+                    for epilogue in epilogues if dtype == "float16" else (PLAIN,):
+                        yield _finding(arch, name, replace(problem, epilogue=epilogue))
 
 
 def _finding(arch: str, name: str, problem: ConvProblem) -> Finding:
     device = DeviceSpec.get(arch)
-    config = default(problem, device)
+    config = family_default(f"packed_{problem.direction}", problem, device)
     target = GPUTarget(device.backend, device.arch, device.warp_size)
     kernel = compile_launch(main_launch(problem, config), target)
     loop = steady_loop(kernel, problem.direction)
     resources = replace(read_resources(kernel), loop=Mix.of(loop) if loop else None)
     figure = len(loop) / values(problem, config, device) if loop else None
     anything = ANY if device.backend == "cuda" else ANY_AMD
-    limit = LIMITS.get((problem.direction, name), {}).get(arch, anything)
+    plain = problem.epilogue.is_identity
+    limit = LIMITS.get((problem.direction, name), {}).get(arch, anything) if plain else None
     loads = {i.width: 1 for i in loop if i.kind == "global_load"}
     faults = (
         *resource_faults(resources, device),
@@ -93,7 +92,7 @@ def _finding(arch: str, name: str, problem: ConvProblem) -> Finding:
         *([] if any(i.kind == "mma" for i in loop) else ["no tensor-core instruction in the loop"]),
         *(["an atomic instruction"] if atomic(kernel) else []),
     )
-    layer = f"{name} {problem.dtype[0]}16"
+    layer = f"{name} {problem.dtype[0]}16" + ("" if plain else f" {problem.epilogue}")
     return Finding(arch, config.family, layer, str(config), resources, figure, limit, UNIT, faults)
 
 

@@ -14,6 +14,7 @@ from grouped_conv.autotune.offline import gpu_target
 from grouped_conv.autotune.resources import Resources, read_resources
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN, family_default
 from grouped_conv.bench.ragged_gate import LAYOUTS
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
@@ -44,11 +45,6 @@ PAIRS: Pairs = (
     ("input_grad", InputGradConfig(**INPUT_TILE), RaggedInputGradConfig(**INPUT_TILE)),  # type: ignore[arg-type]
     ("weight_grad", WeightGradConfig(**WEIGHT_TILE), RaggedWeightGradConfig(**WEIGHT_TILE)),  # type: ignore[arg-type]
 )
-SMALL: dict[str, KernelConfig] = {
-    "input_grad": RaggedInputGradConfig(block_m=64, block_n=32, block_k=32, num_stages=2),
-    "weight_grad": RaggedWeightGradConfig(block_m=32, block_n=64, block_k=32, num_stages=2),
-}
-"""Tiles for layouts without alignment, whose narrow loads take many registers."""
 
 
 def findings(archs: Sequence[str]) -> Iterator[Finding]:
@@ -56,7 +52,7 @@ def findings(archs: Sequence[str]) -> Iterator[Finding]:
     for arch in archs:
         for direction, uniform, ragged in PAIRS:
             yield loop_finding(arch, direction, uniform, ragged)
-            yield from layout_findings(arch, direction, ragged)
+            yield from layout_findings(arch, direction)
 
 
 def loop_finding(arch: str, direction: str, uniform: KernelConfig, ragged: KernelConfig) -> Finding:
@@ -74,14 +70,19 @@ def loop_finding(arch: str, direction: str, uniform: KernelConfig, ragged: Kerne
     return replace(finding, faults=faults)
 
 
-def layout_findings(arch: str, direction: str, config: KernelConfig) -> Iterator[Finding]:
-    """A 3x3 convolution of each layout (fp16 and bf16, batch 32, 28x28), its second pass included in the faults."""
+def layout_findings(arch: str, direction: str) -> Iterator[Finding]:
+    """A 3x3 convolution of each layout (batch 32, 28x28) at its default, its second pass included in the faults: in
+    fp16 with each kind of epilogue, and in bf16.
+    """
+    device = DeviceSpec.get(arch)
     for name, layout in LAYOUTS.items():
-        aligned = traits(layout).in_align == traits(layout).out_align == 8
-        for dtype in ("float16", "bfloat16") if aligned else ("float16",):
-            problem = ConvProblem(32, layout, (28, 28), (3, 3), padding=(1, 1, 1, 1), dtype=dtype)
-            chosen = config if aligned else SMALL[direction]
-            yield _finding(arch, f"{name}, {dtype}", problem, direction, chosen, None)
+        for dtype in ("float16", "bfloat16"):
+            for epilogue in EPILOGUES if dtype == "float16" else (PLAIN,):
+                problem = ConvProblem(
+                    32, layout, (28, 28), (3, 3), padding=(1, 1, 1, 1), dtype=dtype, epilogue=epilogue
+                )
+                chosen = family_default(f"ragged_{direction}", gradient_problem(problem, direction), device)
+                yield _finding(arch, f"{name}, {dtype} {epilogue}", problem, direction, chosen, None)
 
 
 def _finding(

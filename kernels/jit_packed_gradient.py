@@ -166,6 +166,7 @@ def own_sums(
     w_ptr,
     w_offsets,
     diagonal,
+    taps,
     first_h,
     first_w,
     oh0,
@@ -194,7 +195,7 @@ def own_sums(
 ):
     """The sums of one pixel per row from the output channels `own`, tap by tap, only from taps that the class has."""
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for tap in tl.range(0, MOST_H * MOST_W, num_stages=1):
+    for tap in tl.range(0, taps, num_stages=1):
         h = tap // MOST_W
         w = tap % MOST_W
         row = first_h + STEP_H * (MOST_H - 1 - h)

@@ -104,7 +104,8 @@ def recompute_input_grad(
     Its indices are made anew from a zero that the compiler cannot see through, so that the loop before it does not
     hold them in registers.
     """
-    zero = (tiles_each >> 31) * 16
+    zero = (images >> 31) * 16
+    taps = MOST_H * MOST_W + (images >> 31) * strips_w  # a count that is known is unrolled, and spills
     pack += zero
     first_h, _, shift_h = class_taps(class_h, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H)
     first_w, _, shift_w = class_taps(class_w, KERNEL_W, STRIDE_W, PAD_W, DILATION_W, STEP_W)
@@ -138,7 +139,7 @@ def recompute_input_grad(
             acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for member in tl.range(0, PACK, num_stages=1):
                 own = own_sums(
-                    g_pointers, k_pointers, channel_ok & (member_k == member), scale, w_ptr, w_offsets, diagonal,
+                    g_pointers, k_pointers, channel_ok & (member_k == member), scale, w_ptr, w_offsets, diagonal, taps,
                     first_h, first_w, oh0, ow0, OUT_H, OUT_W, stride_gh, stride_gw, stride_kh, stride_kw, C_PER_GROUP,
                     KERNEL_H, KERNEL_W, STEP_H, STEP_W, MOST_H, MOST_W, BACK_H, BACK_W, BLOCK_M, BLOCK_N, EVEN_TAPS,
                     PRECISION, ACTIVATION, NEGATIVE_SLOPE,

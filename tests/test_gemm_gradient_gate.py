@@ -1,11 +1,15 @@
 """Gradients of AlexNet and ResNeXt layers compile well by default; the gate can fail."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from grouped_conv.bench import gemm_gradient_gate
+from grouped_conv.bench.findings import EVERY_RUN
+from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN, RELU
 from grouped_conv.bench.gemm_gradient_gate import LIMITS, judge, layers
+from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.gradient_call import gradient_problem
 
 SWEPT = [pytest.param(arch, "bfloat16", marks=pytest.mark.sweep) for arch in ("sm_90", "gfx942", "sm_100")]
@@ -16,7 +20,18 @@ SWEPT = [pytest.param(arch, "bfloat16", marks=pytest.mark.sweep) for arch in ("s
     [("sm_80", "float16"), ("sm_80", "bfloat16"), ("sm_90", "float16"), ("gfx942", "float16"), *SWEPT],
 )
 def test_compiles_well(arch: str, dtype: str) -> None:
-    faults = [str(finding) for finding in gemm_gradient_gate.findings([arch], [dtype]) if finding.faults]
+    assert_compiles_well(arch, dtype, (PLAIN, RELU))
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("arch", [*EVERY_RUN, "sm_100"])
+def test_compiles_well_behind_every_epilogue(arch: str) -> None:
+    assert_compiles_well(arch, "float16", EPILOGUES[2:])
+
+
+def assert_compiles_well(arch: str, dtype: str, epilogues: Sequence[Epilogue]) -> None:
+    found = gemm_gradient_gate.findings([arch], [dtype], epilogues)
+    faults = [str(finding) for finding in found if finding.faults]
     assert not faults, "\n".join(faults)
 
 

@@ -14,8 +14,10 @@ from packed_cases import thin
 from packed_gradient_cases import GradientCase, activation_cases, shape_cases, shuffle_cases
 from test_compiled_ptx import emulator
 
+from grouped_conv.autotune import packed_input_grad_model, packed_weight_grad_model
 from grouped_conv.bench import packed_grad_gate
 from grouped_conv.bench.findings import EVERY_RUN, SWEEP
+from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN
 from grouped_conv.kernels import (
     ConvProblem,
     DeviceSpec,
@@ -141,23 +143,24 @@ def test_infinity_stays_in_its_group_as_compiled(where: str, arch: int) -> None:
 @pytest.mark.parametrize("arch", EVERY_RUN)
 def test_compiles_well_by_default(arch: str) -> None:
     """ResNeXt-50 and ShuffleNet layers at their defaults: no spills, 16-byte accesses, no atomics, few instructions."""
-    faultless(arch, ["float16"])
+    faultless(arch, ["float16"], [PLAIN])
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("arch", [*EVERY_RUN, *SWEEP])
 def test_compiles_well_for_every_architecture(arch: str) -> None:
-    faultless(arch, packed_grad_gate.DTYPES)
+    faultless(arch, packed_grad_gate.DTYPES, EPILOGUES)
 
 
-def faultless(arch: str, dtypes: Sequence[str]) -> None:
-    findings = list(packed_grad_gate.findings([arch], dtypes))
+def faultless(arch: str, dtypes: Sequence[str], epilogues: Sequence[Epilogue]) -> None:
+    findings = list(packed_grad_gate.findings([arch], dtypes, epilogues))
     for finding in findings:
         print(finding)
-    assert len(findings) == 12 * len(dtypes)
+    assert len(findings) == 12 * (len(epilogues) + len(dtypes) - 1)
     assert {f"{f.family} {f.layer}": f.faults for f in findings if f.faults} == {}
 
 
+MODELS = {"input_grad": packed_input_grad_model, "weight_grad": packed_weight_grad_model}
 DEFAULTS = [
     thin(2, 2, 16, (14, 14), padding=1),
     thin(3, 5, 9, (9, 7), padding=1, stride=2, dtype="bfloat16"),
@@ -174,7 +177,7 @@ DEFAULTS = [
 @pytest.mark.parametrize("device", ["a100", "h100", "gfx942"])
 def test_the_model_has_a_default_for_every_thin_layer(device: str, direction: str, plain: ConvProblem) -> None:
     problem, spec = gradient_problem(plain, direction), DeviceSpec.get(device)
-    model: Any = packed_grad_gate.MODELS[direction]
+    model: Any = MODELS[direction]
     configs = list(model.defaults(problem, spec))
     if max(plain.c_per_group, plain.k_per_group) > model.MOST_CHANNELS:
         assert not configs
@@ -190,7 +193,7 @@ def test_the_model_has_a_default_for_every_thin_layer(device: str, direction: st
 
 def test_the_space_begins_with_what_is_predicted_fastest() -> None:
     device = DeviceSpec.get("a100")
-    for direction, model in packed_grad_gate.MODELS.items():
+    for direction, model in MODELS.items():
         _, problem = next(iter(packed_grad_gate.layers(direction)))
         space = model.ranked(problem, device)
         times = [model.predict(problem, config, device).weighed_us for config in space]
