@@ -180,7 +180,7 @@ def _fits_registers(problem: ConvProblem, config: PackedInputGradConfig, device:
     if _scalar(problem, device):
         return sums <= 8 and loaded <= 32
     if device.backend == "hip":
-        return sums <= 128 and sums + loaded * (2 if derived or scaled else 1) <= 260
+        return sums <= 128 and sums + loaded * (2.5 if derived else 2 if scaled else 1) <= 260
     return sums <= 64 and (sums + 1.5 * loaded <= 104 if derived else sums + loaded <= 136)
 
 

@@ -14,7 +14,7 @@ from grouped_conv.autotune.offline import gpu_target
 from grouped_conv.autotune.resources import Resources, read_resources
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.bench.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN, family_default
+from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN, family_default, least_width
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
@@ -37,7 +37,8 @@ LIMITS: dict[str, dict[InputGradConfig | WeightGradConfig, float]] = {
 """Instructions per tensor-core instruction of tiles with plain gradients, counted offline. The input's are the
 prototype's at strides 1 and 2 (233 to 246 and 144 to 165). The prototype of the weight's, which copies its table of
 pixels to shared memory, had 222, 153 and 131; ours, which reads it a step ahead into registers, is held to what it has
-with Triton 3.8, and so is the loop that finds pixels without a table. (On gfx942 conv2 has 123; the other two have 192
+with Triton 3.8, and so is the loop that finds pixels without a table. Defaults on H100 take that one: the model expects L2
+to bound AlexNet's layers there (conv2: 111 of 153 us, instructions 64), so a table would cost its launch and save nothing. (On gfx942 conv2 has 123; the other two have 192
 output channels per group, and a mask there is a branch.)"""
 
 
@@ -77,15 +78,11 @@ def judge(arch: str, layer: str, problem: ConvProblem, config: InputGradConfig |
     launch = next(one for one in plan_gradient(problem, config).launches if one.name == config.family)
     resources = read_resources(compile_launch(launch, gpu_target(device)))
     limit = LIMITS.get(arch, {}).get(config) if problem.epilogue.is_identity else None
-    threads = (
-        config.num_warps * device.warp_size
-    )  # a tile of fewer than 16 bytes per thread is loaded in smaller pieces
-    smallest = min(config.block_m, config.block_n) * config.block_k * problem.item_size
-    least = min(VECTOR_BYTES, smallest // threads)
+    widths = copied(problem, config, resources, config.num_warps * device.warp_size)
     figure = resources.loop.per_mma if resources.loop else None
     faults = [
         *resource_faults(resources, device),
-        *width_fault("loads in the inner loop", copied(problem, config, resources, threads), least),
+        *width_fault("loads in the inner loop", widths, least_width(config, problem, device)),
         *width_fault("stores", resources.total.store_widths),
         *(["no loop with a tensor-core instruction"] if figure is None else figure_fault(figure, limit, UNIT)),
     ]

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from grouped_conv.autotune.instructions import Instruction, Mix, loops
 from grouped_conv.autotune.resources import disassembled, read_resources
 from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN, family_default
+from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN, family_default
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient

@@ -14,7 +14,7 @@ from grouped_conv.autotune.offline import gpu_target
 from grouped_conv.autotune.resources import Resources, read_resources
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN, family_default
+from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN, family_default, least_width
 from grouped_conv.bench.ragged_gate import LAYOUTS
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
@@ -95,7 +95,8 @@ def _finding(
     faults += [*figure_fault(figure, limit, UNIT)] if figure else ["no loop with a tensor-core instruction"]
     known, note = traits(problem.layout), ""
     if known.in_align == known.out_align == 8:
-        faults += width_fault("loads in the inner loop", main.loop.load_widths if main.loop else {})
+        widths = main.loop.load_widths if main.loop else {}
+        faults += width_fault("loads in the inner loop", widths, least_width(config, problem, device))
         faults += width_fault("stores", main.total.store_widths)
     else:
         note = f"runs of {known.in_align} channels: narrower loads"

@@ -7,8 +7,8 @@ import pytest
 
 from grouped_conv.bench import gemm_gradient_gate
 from grouped_conv.bench.findings import EVERY_RUN
-from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN, RELU
 from grouped_conv.bench.gemm_gradient_gate import LIMITS, judge, layers
+from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN, RELU
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.gradient_call import gradient_problem
 

@@ -17,7 +17,7 @@ from test_compiled_ptx import emulator
 from grouped_conv.autotune import packed_input_grad_model, packed_weight_grad_model
 from grouped_conv.bench import packed_grad_gate
 from grouped_conv.bench.findings import EVERY_RUN, SWEEP
-from grouped_conv.bench.fused_gradients import EPILOGUES, PLAIN
+from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN
 from grouped_conv.kernels import (
     ConvProblem,
     DeviceSpec,

@@ -1,10 +1,11 @@
-"""What the gates of gradients share: a family's own default, and epilogues whose gradients are fused into loads."""
+"""What the gates of gradients share: defaults of a family, epilogues that are fused into loads, the width of loads."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
+from grouped_conv.bench.findings import VECTOR_BYTES
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.problem import ConvProblem
@@ -20,3 +21,9 @@ def family_default(family: str, problem: ConvProblem, device: DeviceSpec) -> Any
     model = GRADIENT_MODELS[family]
     valid = [config for config in model.defaults(problem, device) if why_invalid(problem, config, device) is None]
     return min(valid, key=lambda config: model.predict(problem, config, device).weighed_us)
+
+
+def least_width(config: Any, problem: ConvProblem, device: DeviceSpec) -> int:
+    """Bytes of a load of the smaller operand's tile: fewer than 16 where there are fewer for each thread."""
+    smaller = min(config.block_m, config.block_n) * config.block_k * problem.item_size
+    return min(VECTOR_BYTES, smaller // (config.num_warps * device.warp_size))
