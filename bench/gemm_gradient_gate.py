@@ -37,9 +37,9 @@ LIMITS: dict[str, dict[InputGradConfig | WeightGradConfig, float]] = {
 """Instructions per tensor-core instruction of tiles with plain gradients, counted offline. The input's are the
 prototype's at strides 1 and 2 (233 to 246 and 144 to 165). The prototype of the weight's, which copies its table of
 pixels to shared memory, had 222, 153 and 131; ours, which reads it a step ahead into registers, is held to what it has
-with Triton 3.8, and so is the loop that finds pixels without a table. Defaults on H100 take that one: the model expects L2
-to bound AlexNet's layers there (conv2: 111 of 153 us, instructions 64), so a table would cost its launch and save nothing. (On gfx942 conv2 has 123; the other two have 192
-output channels per group, and a mask there is a branch.)"""
+with Triton 3.8, and so is the loop that finds pixels without a table, which defaults on H100 take: the model expects L2
+to bound AlexNet's layers there (conv2: 111 of 153 us, instructions 64), where a table would cost a launch and save
+nothing. (On gfx942 conv2 has 123; the other two have 192 output channels per group, and a mask there is a branch.)"""
 
 
 def layers(dtype: str) -> dict[str, ConvProblem]:
