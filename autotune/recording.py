@@ -1,4 +1,4 @@
-"""A recorded sweep: every configuration of some problems on one device with its time or failure, as JSON.
+"""A recorded sweep: every configuration of some problems for one device with its time or failure, as JSON.
 
 Strategies are judged on it without the device; see `replay_runner` and `bench.regret`.
 """
@@ -50,37 +50,44 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Recording:
-    """Sweeps measured on one device by one recipe.
+    """Sweeps of one device whose times came about in one way.
 
     Attributes:
-        protocol: the recipe of the times.
+        times: `measured`, or `predicted` by the cost model from compiled code.
+        protocol: the recipe of the measurement, or the model's version.
         triton: version that compiled the kernels.
     """
 
     device: DeviceSpec
+    times: str
     protocol: str
     triton: str
     sweeps: tuple[Sweep, ...]
 
     @classmethod
-    def of(cls, device: DeviceSpec, problems: Mapping[str, ConvProblem], records: Sequence[Record]) -> Recording:
-        """What the store holds of these problems; predictions are left out.
+    def of(
+        cls,
+        device: DeviceSpec,
+        problems: Mapping[str, ConvProblem],
+        records: Sequence[Record],
+        times: str = "measured",
+    ) -> Recording:
+        """What the store holds of these problems with such times, and the failures.
 
         Raises:
-            ValueError: when nothing was measured.
+            ValueError: when there are no such times.
         """
-        chosen = [
-            record for record in records if record.device == device.key and record.status in ("measured", "failed")
-        ]
-        if not any(record.measured_us for record in chosen):
-            raise ValueError(f"nothing was measured on {device.key}")
+        chosen = [record for record in records if record.device == device.key and record.status in (times, "failed")]
+        first = next((record for record in chosen if record.status == times), None)
+        if first is None:
+            raise ValueError(f"nothing was {times} on {device.key}")
         sweeps = []
         for name, problem in problems.items():
             rows = [record for record in chosen if record.problem == problem]
             aten = next((record.aten_us for record in rows if record.aten_us is not None), None)
             sweeps.append(Sweep(name, problem, aten, {record.config: _outcome(record) for record in rows}))
-        measured = next(record for record in chosen if record.measured_us)
-        return cls(device, measured.protocol, measured.triton, tuple(sweeps))
+        protocol = first.protocol or f"model {first.data.get('model')}"
+        return cls(device, times, protocol, first.triton, tuple(sweeps))
 
     @classmethod
     def load(cls, path: Path) -> Recording:
@@ -95,7 +102,8 @@ class Recording:
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}, known is {FORMAT}")
             sweeps = tuple(_sweep(item) for item in data["sweeps"])
-            return cls(DeviceSpec.from_json(data["device"]), data["protocol"], data["triton"], sweeps)
+            device, times = DeviceSpec.from_json(data["device"]), data.get("times", "measured")
+            return cls(device, times, data["protocol"], data["triton"], sweeps)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no recorded sweep: {type(error).__name__}: {error}") from error
 
@@ -104,6 +112,7 @@ class Recording:
         head = {
             "format": FORMAT,
             "device": self.device.to_json(),
+            "times": self.times,
             "protocol": self.protocol,
             "triton": self.triton,
         }
@@ -120,7 +129,7 @@ class Recording:
 def _outcome(record: Record) -> Outcome:
     trial = Trial(record.problem, record.config)
     if record.failure is None:
-        return Outcome(trial, record.measured_us)
+        return Outcome(trial, record.measured_us if record.status == "measured" else record.predicted_us)
     return Outcome(trial, failure=record.failure, detail=record.detail[:200])
 
 

@@ -76,7 +76,19 @@ def _as_json(recording: Recording, found: dict[str, dict[str, list[float]]]) -> 
         }
         for name, by_strategy in found.items()
     }
-    return {"device": recording.device.key, "protocol": recording.protocol, "layers": layers}
+    return {
+        "device": recording.device.key,
+        "times": recording.times,
+        "protocol": recording.protocol,
+        "layers": layers,
+    }
+
+
+def title(recording: Recording) -> str:
+    """What the times are: predictions say so, and that the model which ranks is also the judge."""
+    if recording.times == "predicted":
+        return f"Predicted for {recording.device.key}, no GPU was used: the model's agreement with itself"
+    return f"Measured on {recording.device.key}"
 
 
 def _print_table(sweep: Sweep, found: dict[str, list[float]]) -> None:
@@ -91,7 +103,7 @@ def _print_table(sweep: Sweep, found: dict[str, list[float]]) -> None:
         click.echo(f"  {name:<14}" + "".join(cells) + f"{until if until else '-':>9}")
 
 
-def _plot(found: dict[str, dict[str, list[float]]], path: Path) -> None:
+def _plot(found: dict[str, dict[str, list[float]]], path: Path, heading: str) -> None:
     """One panel per layer."""
     from matplotlib.figure import Figure
 
@@ -102,6 +114,7 @@ def _plot(found: dict[str, dict[str, list[float]]], path: Path) -> None:
             panel.step(range(1, len(curve) + 1), curve, where="post", label=name)
         panel.set(title=layer, xlabel="trials", ylabel="best so far / best", xscale="log", yscale="log")
         panel.legend()
+    figure.suptitle(heading)
     figure.savefig(path)
 
 
@@ -119,11 +132,11 @@ def main(file: Path, plot: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_as_json(recording, found), indent=2, allow_nan=False))
     else:
-        click.echo(f"Measured on {recording.device.key} ({recording.protocol})")
+        click.echo(f"{title(recording)} ({recording.protocol})")
         for sweep in recording.sweeps:
             _print_table(sweep, found[sweep.name])
     if plot is not None:
-        _plot(found, plot)
+        _plot(found, plot, title(recording))
         click.echo(f"Drawn in {plot}", err=True)
 
 

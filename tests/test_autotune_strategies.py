@@ -43,7 +43,7 @@ def recording(space=CPU_SPACE, problem=SMALL, device=native_lane.DEVICE, times=v
         outcomes[config] = (
             Outcome(trial, failure="crashed", detail="as said") if failed else Outcome(trial, times(config))
         )
-    return Recording(device, "invented", triton_version(), (Sweep("layer", problem, 20.0, outcomes),))
+    return Recording(device, "measured", "invented", triton_version(), (Sweep("layer", problem, 20.0, outcomes),))
 
 
 def ask_all(strategy, answer, most=5):
