@@ -87,9 +87,7 @@ def main(key: str, jobs: int | None, store: Path | None, save: Path | None, as_j
     if as_json:
         click.echo(json.dumps({"device": device.key, "times": "predicted", "first": FIRST, "regret": found}))
         return
-    click.echo(
-        f"Predicted for {device.key} by {recording.protocol}, no GPU was used: the model's agreement with itself"
-    )
+    click.echo(f"{title(recording)} ({recording.protocol})")
     for one in recording.sweeps:
         failed = sum(outcome.us is None for outcome in one.outcomes.values())
         click.echo(
