@@ -1,7 +1,7 @@
 """Configurations that ship with the package: one canonical JSON file per device in `data/`, read when first asked for.
 
 A preset is a prediction of the tuner's, never a measurement, for the kernel ABI in its header; a file of another ABI is
-as none. Files are written by `write_presets` and reviewed, never at run time.
+as none. Files are written by `python -m grouped_conv.autotune.make_presets` and reviewed, never at run time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from grouped_conv.autotune.prediction import MODEL_VERSION
@@ -28,8 +27,11 @@ _ROW = {"problem", "config", "predicted_us"}
 _log = logging.getLogger(__name__)
 
 
-def write_presets(path: str | Path, records: Iterable[Record]) -> int:
-    """Write the winners among `records`, the same bytes for the same rows, and return how many there are.
+def preset_text(records: Iterable[Record], trials: int) -> str:
+    """A preset file of the winners among `records`, a line each: the same text for the same rows.
+
+    Args:
+        trials: configurations that were compiled for each problem; they stand in the header.
 
     Raises:
         ValueError: when none can be used, or they are not of one device and Triton and of this ABI and model.
@@ -47,12 +49,10 @@ def write_presets(path: str | Path, records: Iterable[Record]) -> int:
     device, abi, triton, model = origins.pop()
     if (abi, model) != (ABI_VERSION, MODEL_VERSION):
         raise ValueError(f"presets are of ABI {ABI_VERSION} and model {MODEL_VERSION}, but got {abi} and {model}")
-    header = {**_HEADER, "device": device, "abi": abi, "triton": triton, "model": model}
+    header = {**_HEADER, "device": device, "abi": abi, "triton": triton, "model": model, "trials": trials}
     best = [record for record in map(pick, wins.values()) if record is not None]
-    rows = sorted(canonical({name: _plain(record, name) for name in _ROW}) for record in best)
-    text = canonical(header)[:-1] + ',"rows":[\n' + ",\n".join(rows) + "\n]}\n"
-    Path(path).write_text(text, encoding="utf-8", newline="\n")
-    return len(rows)
+    rows = sorted(canonical(_row(record)) for record in best)
+    return canonical(header)[:-1] + ',"rows":[\n' + ",\n".join(rows) + "\n]}\n"
 
 
 def read_presets(text: str) -> tuple[Record, ...]:
@@ -61,14 +61,19 @@ def read_presets(text: str) -> tuple[Record, ...]:
     Raises:
         ValueError: when the text is no preset file, naming what is wrong.
     """
-    content = _checked(text)
+    content = checked(text)
     data = {"model": content["model"]}
     return tuple(_record(row, content["device"], content["abi"], content["triton"], data) for row in content["rows"])
 
 
-def _checked(text: str) -> dict[str, Any]:
+def checked(text: str) -> dict[str, Any]:
+    """The content of a preset file, its header checked and its rows as plain JSON.
+
+    Raises:
+        ValueError: when it has other fields, or is of another format.
+    """
     content = json.loads(text)
-    wanted = {*_HEADER, "device", "abi", "triton", "model", "rows"}
+    wanted = {*_HEADER, "device", "abi", "triton", "model", "trials", "rows"}
     if not isinstance(content, dict) or set(content) != wanted:
         raise ValueError(f"a preset file has the fields {sorted(wanted)}")
     for name, value in _HEADER.items():
@@ -84,16 +89,17 @@ def shipped(device_key: str) -> tuple[Record, ...]:
     if not file.is_file():
         return ()
     text = file.read_text(encoding="utf-8")
-    abi = _checked(text)["abi"]
+    abi = checked(text)["abi"]
     if abi != ABI_VERSION:  # rows of another ABI may have no meaning here: not even read
         _log.debug("presets of %s are for kernel ABI %s, not %s: ignored", device_key, abi, ABI_VERSION)
         return ()
     return read_presets(text)
 
 
-def _plain(record: Record, name: str) -> Any:
-    value = getattr(record, name)
-    return value if name == "predicted_us" else value.to_json()
+def _row(record: Record) -> dict[str, Any]:
+    """One line as plain JSON; the last digits of a time may differ with the machine's mathematical library."""
+    us = None if record.predicted_us is None else round(record.predicted_us, 3)
+    return {"problem": record.problem.to_json(), "config": record.config.to_json(), "predicted_us": us}
 
 
 def _record(row: dict[str, Any], device: str, abi: int, triton: str, data: dict[str, Any]) -> Record:

@@ -1,7 +1,8 @@
 """The tables of the tuning store, and how a file of an earlier version becomes one of this version.
 
 Version 2 brought failures with a reason, the raw figures of a measurement, starts of trials, and self-checks per kernel
-family. A migration runs in the transaction that raises the version: a file has one version or the other.
+family. A migration runs in the transaction that raises the version: a file has one version or the other. Nothing reads
+`searches` any more; `Store.ready` tries there whether the disk has room.
 """
 
 from __future__ import annotations

@@ -78,6 +78,12 @@ class Search:
         self.rows[key_of(config)] = record
         return record
 
+    @property
+    def tried(self) -> list[Record]:
+        """Rows of what this search asked for, and of nothing else that the store may know."""
+        asked = set(map(key_of, self._asked))
+        return [row for key, row in self.rows.items() if key in asked]
+
     def best(self) -> Record | None:
         """The winner by `ranking.pick`, among what this search may believe."""
         return pick(self.rows.values())

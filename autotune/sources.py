@@ -44,7 +44,7 @@ class Found:
 
 
 def exact(problem: ConvProblem, device: DeviceSpec, related: Sequence[Record], allowed: Allowed) -> Found | None:
-    """What the store knows of this problem on this device; with another epilogue, predictions alone count."""
+    """What the store knows of this problem on this device; for other epilogues see `ranking.best_of`."""
     rows = [record for record in related if record.problem.batch == problem.batch]
     record = best_of(_usable(rows, problem, device, device.key, allowed), problem)
     if record is None:

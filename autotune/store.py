@@ -6,7 +6,6 @@ down when the trial starts and settled when it ends, one transaction each, so th
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from grouped_conv.autotune.database import Database, StoreError
 from grouped_conv.autotune.inflight import Owner, fate
 from grouped_conv.autotune.merging import Merged, merge
 from grouped_conv.autotune.ranking import best_of
-from grouped_conv.autotune.records import Record, base_key, canonical, problem_key
+from grouped_conv.autotune.records import Record, base_key, problem_key
 from grouped_conv.kernels import ABI_VERSION
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.problem import ConvProblem
@@ -186,19 +185,6 @@ class Store:
         """
         return best_of((record for record in self.related(problem) if record.device == device_key), problem)
 
-    # ---- searches
-
-    def remember_search(self, key: str, configs: Sequence[Mapping[str, Any]]) -> None:
-        """Keep which configurations a search shortlisted."""
-        with self._file.writing() as connection:
-            row = {"key": key, "configs": canonical(list(configs)), "updated": time.time()}
-            _insert(connection, "searches", row)
-
-    def recall_search(self, key: str) -> list[dict[str, Any]] | None:
-        """The shortlist kept under `key`, or `None`."""
-        rows = self._file.query("SELECT configs FROM searches WHERE key = ?", (key,))
-        return json.loads(rows[0][0]) if rows else None
-
     # ---- self-checks
 
     def record_self_check(
@@ -248,7 +234,7 @@ class Store:
     def collect(self, older_than_days: float | None = None, *, dry_run: bool = False) -> Collected:
         """Drop what cannot be used: trials of another kernel ABI or Triton version, and those too old.
 
-        Trials in flight stay. Shortlists go: they are made again in a moment.
+        Trials in flight stay. Shortlists that earlier versions kept go, too.
 
         Args:
             dry_run: do it to a copy, and only say what it came to.

@@ -69,6 +69,14 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
+def no_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look-ups as if the package shipped no presets, so that the store alone decides."""
+    from grouped_conv.autotune import sources
+
+    monkeypatch.setattr(sources, "shipped", lambda device_key: ())
+
+
+@pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Compilation replaced by invented figures; every configuration that was compiled."""
     from fake_compiler import compiling_all

@@ -18,12 +18,15 @@ from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.store import Store, StoreError, triton_version
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, ImplicitGemmConfig
+from grouped_conv.kernels.gradient_call import gradient_problem
+from grouped_conv.kernels.input_grad_rules import InputGradConfig
 
 A100 = DeviceSpec.get("a100")
 CONV4 = workload("alexnet")["conv4"]
 SMALL = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32)
 GEMM = ("implicit_gemm", "forward")
 LARGE = ImplicitGemmConfig(block_m=128, block_n=64, block_k=64)
+pytestmark = pytest.mark.usefixtures("no_presets")
 
 
 def record(config=SMALL, us=10.0, problem=CONV4, status="predicted", device="a100", **more):
@@ -73,6 +76,21 @@ def test_other_versions_are_not_believed(kept):
     kept.put([record(abi=ABI_VERSION + 1), record(LARGE, triton="3.0.0")])
     assert kept.best(CONV4, "a100") is None
     assert len(kept.trials()) == 2
+
+
+def test_a_gradient_borrows_only_from_one_that_loads_as_much(kept):
+    plain, relu, silu, scaled = (
+        gradient_problem(replace(CONV4, epilogue=epilogue), "input_grad")
+        for epilogue in (Epilogue(), Epilogue("relu"), Epilogue("silu", bias=True), Epilogue(scale=True))
+    )
+    config = InputGradConfig(block_m=64, block_n=64, block_k=32)
+    kept.put([record(config, problem=plain)])
+    assert kept.best(plain, "a100").config == config
+    assert kept.best(replace(plain, epilogue=Epilogue(shuffle=2)), "a100").config == config
+    assert [kept.best(problem, "a100") for problem in (relu, silu, scaled)] == [None] * 3
+    kept.put([record(config, problem=relu, us=20.0)])
+    assert kept.best(silu, "a100").problem == relu
+    assert kept.best(scaled, "a100") is None
 
 
 def test_another_epilogue_lends_its_prediction_but_not_its_timing(kept):

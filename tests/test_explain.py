@@ -23,6 +23,7 @@ from grouped_conv.kernels.gradient_call import gradient_problem
 H100 = DeviceSpec.get("h100")
 CONV2 = workload("alexnet")["conv2"]
 SMALL = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32, num_warps=4)
+pytestmark = pytest.mark.usefixtures("no_presets")
 
 
 @pytest.fixture

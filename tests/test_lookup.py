@@ -1,6 +1,5 @@
 """Where a configuration comes from: the order of the sources, what each is worth, and strict mode."""
 
-import logging
 import shlex
 import threading
 from dataclasses import replace
@@ -9,10 +8,9 @@ import pytest
 
 import grouped_conv
 from grouped_conv import policies, records
-from grouped_conv.autotune import advice, lookup, presets, sources
+from grouped_conv.autotune import advice, lookup, sources
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.lookup import UntunedError, resolve
-from grouped_conv.autotune.prediction import MODEL_VERSION
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.store import Store, triton_version
 from grouped_conv.autotune.workloads import workload
@@ -33,9 +31,9 @@ def kept(tmp_path):
     return kept
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def shipped(monkeypatch):
-    """Presets by device, as if the package shipped them."""
+    """Presets by device, as if the package shipped these and no others."""
     table: dict[str, tuple[Record, ...]] = {}
     monkeypatch.setattr(sources, "shipped", lambda key: table.get(key, ()))
     return table
@@ -277,76 +275,3 @@ def test_strict_mode_reaches_the_calls_of_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(records, "live_device", lambda index: None)
     with grouped_conv.strict(), pytest.raises(UntunedError, match="cannot be tuned: no device of this GPU's arch"):
         records.consult(CONV4, "measured", 0)
-
-
-# ---- presets
-
-
-def test_presets_have_the_same_bytes_and_come_back(tmp_path):
-    rows = [
-        record(CONFIGS[0], data={"model": MODEL_VERSION}),
-        replace(record(CONFIGS[1], data={"model": MODEL_VERSION}), predicted_us=3.0),
-        record(CONFIGS[2], problem=replace(CONV4, batch=64), data={"model": MODEL_VERSION}, measured_us=4.0),
-        record(CONFIGS[3], data={"model": MODEL_VERSION}).failed("wrong", "off"),
-    ]
-    assert presets.write_presets(tmp_path / "one", rows) == 2
-    assert presets.write_presets(tmp_path / "two", rows[::-1]) == 2
-    text = (tmp_path / "one").read_text()
-    assert text == (tmp_path / "two").read_text()
-    back = presets.read_presets(text)
-    assert {row.config for row in back} == {CONFIGS[1], CONFIGS[2]}
-    assert {(row.status, row.measured_us, row.device, row.abi) for row in back} == {
-        ("predicted", None, "h100-sxm", ABI_VERSION)
-    }
-    presets.write_presets(tmp_path / "three", back)
-    assert text == (tmp_path / "three").read_text()
-
-
-def test_presets_are_of_one_device_and_this_version(tmp_path):
-    row = record(CONFIGS[0], data={"model": MODEL_VERSION})
-    for rows in ([], [row, replace(row, device="a100")], [replace(row, abi=ABI_VERSION - 1)], [replace(row, data={})]):
-        with pytest.raises(ValueError, match="presets are of"):
-            presets.write_presets(tmp_path / "no", rows)
-    assert not (tmp_path / "no").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: text.replace('"version":1', '"version":2'), "version 2 is unknown; accepted: 1"),
-        (lambda text: text.replace('"times":"predicted"', '"times":"measured"'), "times 'measured' is unknown"),
-        (lambda text: text.replace('"triton":', '"tritium":'), "a preset file has the fields"),
-        (lambda text: text.replace('"predicted_us":', '"us":'), "a preset has the fields"),
-        (lambda text: text.replace("implicit_gemm", "explicit_gemm"), "unknown kernel family 'explicit_gemm'"),
-        (lambda text: text[:-9], "delimiter|Expecting"),
-    ],
-)
-def test_bad_presets_are_refused(tmp_path, change, message):
-    presets.write_presets(tmp_path / "file", [record(CONFIGS[0], data={"model": MODEL_VERSION})])
-    with pytest.raises(ValueError, match=message):
-        presets.read_presets(change((tmp_path / "file").read_text()))
-
-
-def test_files_of_the_package(tmp_path, monkeypatch, caplog):
-    presets.write_presets(tmp_path / "h100-sxm.json", [record(CONFIGS[0], data={"model": MODEL_VERSION})])
-    monkeypatch.setattr(presets.resources, "files", lambda package: tmp_path)
-    presets.shipped.cache_clear()
-    try:
-        assert [row.config for row in presets.shipped("h100-sxm")] == [CONFIGS[0]]
-        assert presets.shipped("a100") == ()
-        presets.shipped.cache_clear()
-        monkeypatch.setattr(presets, "ABI_VERSION", ABI_VERSION + 1)
-        with caplog.at_level(logging.DEBUG, logger=presets.__name__):
-            assert presets.shipped("h100-sxm") == presets.shipped("h100-sxm") == ()
-        assert [entry.message for entry in caplog.records] == [
-            f"presets of h100-sxm are for kernel ABI {ABI_VERSION}, not {ABI_VERSION + 1}: ignored"
-        ]
-    finally:
-        presets.shipped.cache_clear()
-
-
-@pytest.mark.parametrize("device", [spec.key for spec in DeviceSpec.all()])
-def test_what_ships_can_be_read_and_run(device):
-    for row in presets.shipped(device):
-        assert row.status == "predicted"
-        assert sources.why_invalid(row.problem, row.config, DeviceSpec.get(device)) is None

@@ -30,6 +30,7 @@ A100 = DeviceSpec.get("a100")
 CONV4 = workload("alexnet")["conv4"]
 SMALL = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32)
 NOBODY = 65534
+pytestmark = pytest.mark.usefixtures("no_presets")
 
 
 def won(index: int = 0) -> Record:
