@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from grouped_conv.autotune import native_lane
@@ -72,9 +73,10 @@ class Search:
                 return new
 
     def settle(self, outcome: Outcome) -> Record:
-        """Take an outcome; the row that it makes."""
+        """Take an outcome; the row that it makes, which keeps the time of its first one as `tried`."""
         config = outcome.trial.config
         record = record_of(outcome, self.device, self.rows.get(key_of(config)))
+        record = replace(record, data={"tried": round(time.time(), 3), **record.data})
         self.rows[key_of(config)] = record
         return record
 
