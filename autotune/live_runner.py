@@ -16,9 +16,8 @@ from grouped_conv.autotune import native_lane
 from grouped_conv.autotune.measuring_process import MeasuringProcess
 from grouped_conv.autotune.predicted_runner import PredictedRunner
 from grouped_conv.autotune.race import QUALIFYING, final_rungs, race
-from grouped_conv.autotune.ranking import TIE
 from grouped_conv.autotune.runner import Outcome, Starting, Trial
-from grouped_conv.autotune.statistics import median_of
+from grouped_conv.autotune.statistics import may_be_fastest, median_of
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -92,16 +91,20 @@ class LiveRunner:
         medians = race(racing, self._sample, final_rungs(rough.values()), kept=(aten,))
         yield from self._failed.values()
         standing = sorted((trial for trial in racing if trial in medians), key=lambda trial: medians[trial].value)
-        sound: list[Trial] = []
-        while standing and (not sound or medians[standing[0]].value <= medians[sound[0]].value * (1 + TIE)):
-            trial = standing.pop(0)
+        sound: set[Trial] = set()
+        while True:
+            ties = [standing[place] for place in may_be_fastest([medians[trial] for trial in standing])]
+            trial = next((trial for trial in ties if trial not in sound), None)
+            if trial is None:
+                break
             checked = (self.verify(trial, problem, seed) for problem, seed in checks(trial))
             failure = next((outcome for outcome in checked if outcome is not None), None)
             if failure is None:
-                sound.append(trial)
+                sound.add(trial)
             else:
+                standing.remove(trial)
                 yield failure
-        for trial in (*sound, *standing):
+        for trial in standing:
             yield self._timed(trial, medians[trial], medians[aten].value)
 
     def _measure(self, trials: Sequence[Trial], starting: Starting) -> Iterator[Outcome]:
