@@ -107,6 +107,15 @@ class LiveRunner:
         for trial in standing:
             yield self._timed(trial, medians[trial], medians[aten].value)
 
+    def aten_us(self, problem: ConvProblem) -> float | None:
+        """The median of as many samples as a candidate has before the final."""
+        aten = Trial(problem, _Aten())
+        self._failed.clear()
+        samples = self._sample(aten, REST[-1].samples)
+        if samples is None:
+            raise RuntimeError(f"PyTorch's own convolution failed: {self._failed[aten].detail}")
+        return median_of(samples).value
+
     def _measure(self, trials: Sequence[Trial], starting: Starting) -> Iterator[Outcome]:
         compiled: dict[Trial, Mapping[str, Any]] = {}
         if self._compiler is None:

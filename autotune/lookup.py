@@ -18,6 +18,7 @@ from typing import Any
 
 from grouped_conv.autotune import sources
 from grouped_conv.autotune.advice import tune_command
+from grouped_conv.autotune.ranking import is_usable
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.sources import Found
 from grouped_conv.autotune.store import SelfCheck, Store, StoreError, default_store, triton_version
@@ -128,6 +129,10 @@ def _resolve(
         aten = "was not timed" if record.aten_us is None else f"took {record.aten_us:.1f} us"
         times = f"our best {record.measured_us:.1f} us, ATen {aten}"
         return _aten(f"measured on {device.name}: {times}; {LAST_RESORT}", is_tuned=True)
+    failed = _failed_beside_aten(problem, device, related)
+    if failed:
+        times = f"all {len(failed)} configurations that were tried failed, ATen took {failed[0].aten_us:.1f} us"
+        return _aten(f"measured on {device.name}: {times}; {LAST_RESORT}", is_tuned=True)
     because = f"the kernels passed their self-check on {device.name}"
     if policy == "predicted" and passed:
         return _kernel(problem, device, related, passed, because)
@@ -140,6 +145,14 @@ def _resolve(
         or f"this convolution has not been measured on {device.name}; run the predicted configuration with "
         '`grouped_conv.set_policy("predicted")`'
     )
+
+
+def _failed_beside_aten(problem: ConvProblem, device: DeviceSpec, related: Sequence[Record]) -> list[Record]:
+    """The problem's rows where all that was tried failed and ATen was timed, one with its time first; else nothing."""
+    rows = [record for record in related if record.problem == problem and record.device == device.key]
+    if any(is_usable(record) for record in rows) or all(record.aten_us is None for record in rows):
+        return []
+    return sorted((record for record in rows if record.failure), key=lambda record: record.aten_us is None)
 
 
 def _why_unchecked(

@@ -13,9 +13,10 @@ from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.report import Run
 from grouped_conv.autotune.report_html import document, picture, table
 from grouped_conv.autotune.report_plots import DPI
-from grouped_conv.autotune.report_rows import aten_us, failures, grids, kind_of, ranked, shown_us, trials_of
+from grouped_conv.autotune.report_rows import failures, grids, kind_of, ranked, shown_us, trials_of
 from grouped_conv.autotune.search import Search
 from grouped_conv.autotune.store import triton_version
+from grouped_conv.autotune.tuned_table import aten_us_of
 from grouped_conv.kernels import ABI_VERSION
 from grouped_conv.kernels.problem import ConvProblem
 
@@ -81,7 +82,7 @@ def _section(anchor: str, run: Run, search: Search) -> str:
     if not trials:
         parts.append(f"<p>Nothing was tried; the heuristic's choice is <code>{escape(str(search.default))}</code>.</p>")
     else:
-        aten = aten_us(trials) if search.measures else None
+        aten = aten_us_of(search)
         parts += [
             f"<h3>Course of the search: best {kind} time so far</h3>",
             picture(
@@ -136,7 +137,7 @@ def _facts(run: Run, search: Search, trials: Sequence[Record]) -> str:
     }
     if search.measures:
         facts["times"] = escape(f"measured, recipe {', '.join(protocols) or 'none yet'}")
-        aten = aten_us(trials)
+        aten = aten_us_of(search)
         if aten is not None:
             facts["PyTorch (ATen)"] = f"{aten:.1f} us, measured"
     else:

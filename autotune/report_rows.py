@@ -36,12 +36,6 @@ def trials_of(search: Search) -> list[Record]:
     return sorted(rows, key=lambda row: (row.data.get("tried", row.updated), canonical(row.config.to_json())))
 
 
-def aten_us(rows: Iterable[Record]) -> float | None:
-    """PyTorch's own convolution, if it was timed: the latest figure."""
-    timed = [row for row in rows if row.aten_us is not None]
-    return max(timed, key=lambda row: row.updated).aten_us if timed else None
-
-
 def ranked(search: Search, rows: Iterable[Record]) -> list[Record]:
     """The usable ones as the search orders them, its winner first."""
     usable = [row for row in rows if shown_us(row, search.measures) is not None]

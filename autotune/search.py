@@ -80,6 +80,18 @@ class Search:
         self.rows[key_of(config)] = record
         return record
 
+    @property
+    def lacks_aten(self) -> bool:
+        """Was something tried, but PyTorch's own convolution never timed, although no row could win without it?"""
+        ended = [row for row in self.rows.values() if row.status != "started"]
+        return any(row.failure for row in ended) and not any(row.measured_us or row.aten_us for row in ended)
+
+    def settle_aten(self, us: float) -> Record:
+        """Note the time of PyTorch's own convolution where nothing else has one: in the row of the first failure."""
+        key = next(key for key, row in self.rows.items() if row.failure)
+        self.rows[key] = replace(self.rows[key], aten_us=us)
+        return self.rows[key]
+
     def best(self) -> Record | None:
         """The winner by `ranking.pick`, among what this search may believe."""
         return pick(self.rows.values())
@@ -175,7 +187,7 @@ def record_of(outcome: Outcome, device: DeviceSpec, known: Record | None) -> Rec
     predicted = data.pop("predicted_us", base.predicted_us)
     fresh = Record(problem, config, device.key, base.abi, base.triton, "started", predicted, data=data)
     if outcome.failure is not None:
-        return fresh.failed(outcome.failure, outcome.detail)
+        return replace(fresh, aten_us=base.aten_us).failed(outcome.failure, outcome.detail)
     if not outcome.protocol:
         measured = {name: getattr(base, name) for name in ("measured_us", "aten_us", "protocol", "samples")}
         return replace(fresh, status="predicted", low_us=base.low_us, high_us=base.high_us, **measured)

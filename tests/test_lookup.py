@@ -175,6 +175,22 @@ def test_a_measured_runner_up_of_a_checked_family_runs(kept):
 # ---- memory of choices
 
 
+def test_where_all_that_was_tried_failed_aten_is_the_answer(kept):
+    failed = [record(config).failed("wrong", "off by 2") for config in CONFIGS[:3]]
+    kept.put(failed)
+    assert not resolve(CONV4, H100, "measured", kept).is_tuned  # nobody timed ATen: a sweep that was not finished
+    kept.put([replace(failed[1], aten_us=20.0)])
+    for policy in ("measured", "predicted"):
+        choice = resolve(CONV4, H100, policy, kept, strict=True)
+        assert (choice.path, choice.is_tuned) == ("aten", True)
+        assert "all 3 configurations that were tried failed, ATen took 20.0 us" in choice.reason
+    assert resolve(CONV4, H100, "kernels", kept).path == "kernel"
+    other = replace(CONV4, batch=3)
+    assert "ATen took" not in resolve(other, H100, "predicted", kept).reason
+    kept.put([record(CONFIGS[3], measured_us=10.0)])
+    assert resolve(CONV4, H100, "measured", kept).config == CONFIGS[3]
+
+
 def test_equal_problems_share_a_choice_and_changes_are_seen(kept):
     ragged = replace(CONV4, layout=GroupLayout.log_series(256, 256, 4))
     for problem in (CONV4, ragged):
