@@ -1,7 +1,9 @@
 """The runner that measures: compiles in parallel where the device is a GPU, verifies, then times in one process.
 
-A trial gets its first time, from five samples, as soon as it has been verified; those within twice the best are then
-raced against each other in interleaved rounds. Every job is one configuration's, so a dead process has one suspect.
+A trial is verified and gets its first time, from five samples, as soon as it is compiled, while others still compile.
+Those within twice the best are then raced against each other in interleaved rounds, on a machine that has come to rest:
+what was sampled beside compilers does not count there. Every job is one configuration's, so a dead process has one
+suspect.
 """
 
 from __future__ import annotations
@@ -117,17 +119,12 @@ class LiveRunner:
         return median_of(samples).value
 
     def _measure(self, trials: Sequence[Trial], starting: Starting) -> Iterator[Outcome]:
-        compiled: dict[Trial, Mapping[str, Any]] = {}
-        if self._compiler is None:
-            compiled = {trial: {} for trial in trials}
-        else:
-            for outcome in self._compiler.measure(trials, starting):
-                if outcome.failure is None:
-                    compiled[outcome.trial] = outcome.data
-                else:
-                    yield outcome
-        first: dict[Trial, list[float]] = {}
-        for trial in (trial for trial in trials if trial in compiled):
+        first: dict[Trial, Sequence[float]] = {}
+        for outcome in self._compiled(trials, starting):
+            trial = outcome.trial
+            if outcome.failure is not None:
+                yield outcome
+                continue
             starting(trial)
             self._failed.clear()
             failure = self.verify(trial)
@@ -135,14 +132,20 @@ class LiveRunner:
             if samples is None:
                 yield failure or self._failed[trial]
                 continue
-            first[trial] = list(samples)
-            yield self._timed(trial, median_of(samples), data=compiled[trial])
-        best = min((median_of(samples).value for samples in first.values()), default=0.0)
-        racing = [trial for trial in first if median_of(first[trial]).value <= FIRST.drop_above * best]
+            first[trial] = samples
+            yield self._timed(trial, median_of(samples), data=outcome.data)
+        rough = {trial: median_of(first[trial]).value for trial in trials if trial in first}
+        racing = [trial for trial, us in rough.items() if us <= FIRST.drop_above * min(rough.values())]
         if len(racing) > 1:
-            medians = race(racing, self._sample, REST, begun=first)
+            medians = race(racing, self._sample, REST, begun=first if self._compiler is None else None)
             for trial in racing:
                 yield self._timed(trial, medians[trial]) if trial in medians else self._failed[trial]
+
+    def _compiled(self, trials: Sequence[Trial], starting: Starting) -> Iterator[Outcome]:
+        """Each trial once it is compiled, while others still are; at once where the device compiles for itself."""
+        if self._compiler is None:
+            return (Outcome(trial) for trial in trials)
+        return self._compiler.measure(trials, starting)
 
     def _timed(
         self, trial: Trial, median: Any, aten_us: float | None = None, data: Mapping[str, Any] | None = None
