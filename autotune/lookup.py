@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grouped_conv.autotune import sources
-from grouped_conv.autotune.advice import tune_command
+from grouped_conv.autotune.advice import advised
 from grouped_conv.autotune.ranking import is_usable
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.sources import Found
@@ -69,13 +69,20 @@ _warned: set[str] = set()
 
 
 def resolve(
-    problem: ConvProblem, device: DeviceSpec, policy: str, store: Store | None = None, *, strict: bool = False
+    problem: ConvProblem,
+    device: DeviceSpec,
+    policy: str,
+    store: Store | None = None,
+    *,
+    strict: bool = False,
+    place: str | None = None,
 ) -> Choice:
     """The choice for `problem` on `device` under `policy`; remembered until the store changes.
 
     Args:
         store: by default the one of `settings.store_path()`.
         strict: refuse what is not tuned.
+        place: where the device is in this machine, such as `cuda:0`, for the command in the error.
 
     Raises:
         ValueError: for an unknown policy.
@@ -89,8 +96,8 @@ def resolve(
         _keep(_by_identity, key, hit)
     choice = hit[1]
     if strict and not choice.is_tuned:
-        command = tune_command(problem, device)
-        raise UntunedError(f"strict mode: {problem} is not tuned for {device.name}: {choice.reason}; run: {command}")
+        what = f"strict mode: {problem} is not tuned for {device.name}: {choice.reason}"
+        raise UntunedError(f"{what}; {advised(problem, device, place)}")
     return choice
 
 

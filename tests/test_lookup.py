@@ -244,7 +244,8 @@ def test_strict_mode_refuses_what_is_not_tuned(kept):
             resolve(CONV4, H100, policy, kept, strict=True)
         message = str(caught.value)
         assert str(CONV4) in message
-        assert message.endswith("; run: grouped-conv tune alexnet --device h100-sxm --dtype float16 --batch 128")
+        command = "grouped-conv tune alexnet --device h100-sxm --dtype float16 --batch 128"
+        assert message.endswith(f"; run, to predict it (or to measure it where that is the GPU here): {command}")
     kept.put([record(CONFIGS[0])])
     for policy in ("predicted", "kernels"):
         assert resolve(CONV4, H100, policy, kept, strict=True).config == CONFIGS[0]
@@ -260,9 +261,17 @@ def test_the_command_for_a_layer_of_no_model_runs(monkeypatch):
     python, flag, code = shlex.split(advice.tune_command(problem, live))
     assert (python, flag) == ("python", "-c")
     asked = []
-    monkeypatch.setattr("grouped_conv.autotune.tuner.tune_offline", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(grouped_conv, "tune", lambda problems, device: asked.append((problems, device)), raising=False)
     exec(code, {})
-    assert asked == [({"layer": problem}, DeviceSpec.get("sm_90"))]
+    exec(shlex.split(advice.tune_command(problem, live, "cuda:1"))[2], {})
+    assert asked == [({"layer": problem}, "sm_90"), ({"layer": problem}, "cuda:1")]
+
+
+def test_a_measurement_is_advised_for_the_epilogue_that_runs():
+    plain = replace(CONV4, epilogue=Epilogue())
+    assert advice.tune_command(plain, H100).startswith("grouped-conv tune alexnet")  # a prediction serves it as well
+    assert advice.tune_command(CONV4, H100, "cuda:0").startswith("grouped-conv tune alexnet")
+    assert advice.tune_command(plain, H100, "cuda:0").startswith("python -c")
 
 
 def test_strict_is_scoped_and_read_from_the_environment(monkeypatch):
@@ -288,8 +297,9 @@ def test_strict_is_scoped_and_read_from_the_environment(monkeypatch):
 def test_strict_mode_reaches_the_calls_of_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "tuning.sqlite3"))
     monkeypatch.setattr(records, "live_device", lambda index: H100)
-    with grouped_conv.strict(), pytest.raises(UntunedError, match="run: grouped-conv tune alexnet"):
-        records.consult(CONV4, "measured", 0)
+    command = "run, to measure it on cuda:1: grouped-conv tune alexnet --device cuda:1 --dtype float16 --batch 128"
+    with grouped_conv.strict(), pytest.raises(UntunedError, match=command):
+        records.consult(CONV4, "measured", 1)  # by its name it would be predicted if cuda:0 is another model
     monkeypatch.setattr(records, "live_device", lambda index: None)
     with grouped_conv.strict(), pytest.raises(UntunedError, match="cannot be tuned: no device of this GPU's arch"):
         records.consult(CONV4, "measured", 0)
