@@ -14,7 +14,7 @@ from grouped_conv.autotune.report import Run
 from grouped_conv.autotune.report_html import document, picture, table
 from grouped_conv.autotune.report_plots import DPI
 from grouped_conv.autotune.report_rows import failures, grids, kind_of, ranked, shown_us, trials_of
-from grouped_conv.autotune.search import Search
+from grouped_conv.autotune.search import Search, time_of
 from grouped_conv.autotune.store import triton_version
 from grouped_conv.autotune.tuned_table import aten_us_of
 from grouped_conv.kernels import ABI_VERSION
@@ -24,6 +24,7 @@ MOST_ROWS = 12
 """Configurations in the table of the best."""
 MOST_GRIDS = 3
 """Families whose heat map is shown."""
+TIE_RULE = "of ties, fewer registers win, then less shared memory, then fewer warps"
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -82,14 +83,13 @@ def _section(anchor: str, run: Run, search: Search) -> str:
     if not trials:
         parts.append(f"<p>Nothing was tried; the heuristic's choice is <code>{escape(str(search.default))}</code>.</p>")
     else:
-        aten = aten_us_of(search)
+        aten, usable = aten_us_of(search), ranked(search, trials)
+        winner = usable[0] if usable else None
         parts += [
             f"<h3>Course of the search: best {kind} time so far</h3>",
-            picture(
-                report_plots.course(trials, search.measures, aten), DPI, f"{kind} time over trials of {search.name}"
-            ),
-            _grids(search, trials),
-            _best(search, ranked(search, trials), aten),
+            picture(report_plots.course(trials, search.measures, aten, winner), DPI, f"{search.name}: {kind} times"),
+            _grids(search, trials, winner),
+            _best(search, usable, aten),
             _failed(trials),
         ]
     return "\n".join([*filter(None, parts), "</section>"])
@@ -147,8 +147,8 @@ def _facts(run: Run, search: Search, trials: Sequence[Record]) -> str:
     return "<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items()) + "</dl>"
 
 
-def _grids(search: Search, trials: Sequence[Record]) -> str:
-    made = grids(trials, search.measures)
+def _grids(search: Search, trials: Sequence[Record], winner: Record | None) -> str:
+    made = grids(trials, search.measures, winner)
     kind = kind_of(search)
     if not made:
         return ""
@@ -159,8 +159,10 @@ def _grids(search: Search, trials: Sequence[Record]) -> str:
         caption = f"<code>{escape(grid.family)}</code>"
         pictures.append(picture(drawn, DPI, f"best {kind} time of {grid.family} over {over}", caption))
     left = f" {len(made) - MOST_GRIDS} slower families are not shown." if len(made) > MOST_GRIDS else ""
-    note = f"A blank cell was never tried; ×2 in a corner: two trials of that cell failed.{left}"
-    shown = f'<div class="grids">{"".join(pictures)}</div><p class="soft">{note}</p>'
+    note = (
+        "A blank cell was never tried; ×2 in a corner: two trials of that cell failed; the frame: the winner is in it."
+    )
+    shown = f'<div class="grids">{"".join(pictures)}</div><p class="soft">{note}{left}</p>'
     return f"<h3>Best {kind} time of each pair of knobs</h3>{shown}"
 
 
@@ -171,10 +173,12 @@ def _best(search: Search, rows: Sequence[Record], aten: float | None) -> str:
     columns = _columns(search.measures, aten)
     listed = enumerate(rows[:MOST_ROWS], 1)
     cells = [[str(place), *(escape(cell(row)) for cell in columns.values())] for place, row in listed]
+    faster = sum((time_of(row, search.measures) or 0.0) < (time_of(rows[0], search.measures) or 0.0) for row in rows)
+    tie = f'<p class="soft">The winner ties with {faster} faster: {TIE_RULE}.</p>' if faster else ""
     rest = len(rows) - MOST_ROWS
     more = f'<p class="soft">Slower ones that are not listed: {rest}.</p>' if rest > 0 else ""
     shown = table(["", *columns], cells, text=("family", "configuration", "bound by"), first_is_best=True)
-    return f"<h3>Best configurations, {kind} times</h3>{shown}{more}"
+    return f"<h3>Best configurations, {kind} times</h3>{shown}{tie}{more}"
 
 
 def _columns(measures: bool, aten: float | None) -> dict[str, Callable[[Record], str]]:

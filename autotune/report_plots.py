@@ -22,7 +22,7 @@ from grouped_conv.autotune.report_rows import Cell, Grid, best_so_far, shown_us
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, MUTED, BLUE, RED = "#1f2328", "#6e7781", "#0b5cad", "#b3261e"
+INK, MUTED, BLUE, RED, GOLD = "#1f2328", "#6e7781", "#0b5cad", "#b3261e", "#d98e00"
 DPI = 160
 WIDE_RANGE = 8.0
 """Ratio of times above which their axis is logarithmic."""
@@ -30,8 +30,8 @@ TALL = 2.0
 """Times above this multiple of the slowest that led at some trial are drawn at the upper edge."""
 
 
-def course(rows: Sequence[Record], measures: bool, aten_us: float | None) -> bytes:
-    """Time over trials: each trial's, the best so far, failures at the lower edge, PyTorch's own if it is known."""
+def course(rows: Sequence[Record], measures: bool, aten_us: float | None, winner: Record | None) -> bytes:
+    """Time over trials: each trial's, the best so far, the winner's, failures at the lower edge, PyTorch's own."""
     figure, axes = _figure(7.4, 3.1)
     times = [shown_us(row, measures) for row in rows]
     best = best_so_far(rows, measures)
@@ -42,6 +42,9 @@ def course(rows: Sequence[Record], measures: bool, aten_us: float | None) -> byt
     axes.plot(*_columns(drawn), "o", color=BLUE, alpha=0.55, markersize=4, markeredgewidth=0, zorder=3, label="a trial")
     line = [(number, us) for number, us in zip(numbers, best, strict=True) if us is not None]
     axes.step(*_columns(line), where="post", color=BLUE, linewidth=1.8, label="best so far")
+    if winner is not None:
+        place = [rows.index(winner) + 1], [shown_us(winner, measures) or 0.0]
+        axes.plot(*place, "o", color="none", markeredgecolor=GOLD, markersize=9, markeredgewidth=1.8, label="winner")
     if aten_us is not None:
         axes.axhline(aten_us, color=INK, linestyle="--", linewidth=1.2, label=f"PyTorch (ATen), {_number(aten_us)} us")
     failed = [number for number, row in zip(numbers, rows, strict=True) if row.failure is not None]
@@ -61,7 +64,7 @@ def course(rows: Sequence[Record], measures: bool, aten_us: float | None) -> byt
 
 
 def heat_map(grid: Grid, measures: bool) -> bytes:
-    """The best time of each pair of values; what was never tried stays blank, what failed is marked."""
+    """The best time of each pair of values; what was never tried stays blank, failures and the winner are marked."""
     (across, columns), (down, lines) = grid.across, grid.down
     figure, axes = _figure(max(2.6, 1.5 + 0.8 * len(columns)), 1.2 + 0.5 * len(lines))
     times = [cell.us for cell in grid.cells.values() if cell.us is not None]
@@ -70,7 +73,7 @@ def heat_map(grid: Grid, measures: bool) -> bytes:
         for y, line in enumerate(lines):
             cell = grid.cells.get((column, line))
             if cell is not None:
-                _draw(axes, x, y, cell, norm, bool(times) and cell.us == min(times))
+                _draw(axes, x, y, cell, norm, grid.winner == (column, line))
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_xticks(range(len(columns)), [_value(value) for value in columns])
@@ -83,7 +86,7 @@ def heat_map(grid: Grid, measures: bool) -> bytes:
     return _png(figure)
 
 
-def _draw(axes: Axes, x: int, y: int, cell: Cell, norm: Normalize, best: bool) -> None:
+def _draw(axes: Axes, x: int, y: int, cell: Cell, norm: Normalize, won: bool) -> None:
     corner = (x - 0.46, y - 0.46)
     count = sum(cell.failures.values())
     if cell.us is None:
@@ -94,7 +97,7 @@ def _draw(axes: Axes, x: int, y: int, cell: Cell, norm: Normalize, best: bool) -
         axes.text(x, y, words, ha="center", va="center", color=RED, fontsize=7, backgroundcolor="#fbeae9")
         return
     colour = colormaps["Blues_r"](0.05 + 0.7 * float(norm(cell.us)))
-    frame = {"edgecolor": "#d98e00", "linewidth": 2.0} if best else {"linewidth": 0.0}
+    frame = {"edgecolor": GOLD, "linewidth": 2.0} if won else {"linewidth": 0.0}
     axes.add_patch(Rectangle(corner, 0.92, 0.92, facecolor=colour, **frame))
     ink = "white" if norm(cell.us) < 0.5 else INK
     axes.text(x, y, _number(cell.us), ha="center", va="center", color=ink, fontsize=8)

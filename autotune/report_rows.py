@@ -76,38 +76,42 @@ class Grid:
     Attributes:
         across, down: the knobs; without a second knob that varies, `down` has one value, None.
         cells: by (value across, value down); what was never tried is absent.
+        winner: the winner's place, if it is one of the family.
     """
 
     family: str
     across: Knob
     down: Knob
     cells: Mapping[tuple[Any, Any], Cell]
+    winner: tuple[Any, Any] | None = None
 
 
-def grids(rows: Sequence[Record], measures: bool) -> list[Grid]:
+def grids(rows: Sequence[Record], measures: bool, winner: Record | None = None) -> list[Grid]:
     """A grid of each family of which two trials differ, that of the fastest trial first."""
     by_family: dict[str, list[Record]] = {}
     for row in rows:
         by_family.setdefault(row.config.family, []).append(row)
-    made = [grid for family, some in by_family.items() if (grid := _grid(family, some, measures)) is not None]
+    made = [grid for family, some in by_family.items() if (grid := _grid(family, some, measures, winner)) is not None]
     return sorted(made, key=lambda grid: min((cell.us for cell in grid.cells.values() if cell.us), default=1e30))
 
 
-def _grid(family: str, rows: Sequence[Record], measures: bool) -> Grid | None:
+def _grid(family: str, rows: Sequence[Record], measures: bool, winner: Record | None) -> Grid | None:
     knobs = varying([row.config for row in rows])
     if not knobs:
         return None
     second: Knob = knobs[1] if len(knobs) > 1 else ("", (None,))
     down, across = (knobs[0], second) if len(knobs) > 1 else (second, knobs[0])
     members: dict[tuple[Any, Any], list[Record]] = {}
+    won = None
     for row in rows:
         place = (getattr(row.config, across[0]), getattr(row.config, down[0], None))
         members.setdefault(place, []).append(row)
+        won = place if row == winner else won
     cells = {}
     for place, some in members.items():
         times = [us for row in some if (us := shown_us(row, measures)) is not None]
         cells[place] = Cell(min(times, default=None), Counter(row.failure for row in some if row.failure))
-    return Grid(family, across, down, cells)
+    return Grid(family, across, down, cells, won)
 
 
 def varying(configs: Sequence[KernelConfig]) -> list[Knob]:

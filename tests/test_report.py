@@ -11,7 +11,7 @@ from pathlib import Path
 import fake_kernels
 import pytest
 from click.testing import CliRunner
-from fake_compiler import compiled_to, compiling, spilling_when_large
+from fake_compiler import compiled_to, compiling, fake_resources, spilling_when_large
 from PIL import Image
 from store_cases import CONV4, LARGE, SMALL, measured, record
 
@@ -19,6 +19,7 @@ from grouped_conv import cli, tuning
 from grouped_conv.autotune import native_lane, report, report_rows
 from grouped_conv.autotune.efforts import plan_effort
 from grouped_conv.autotune.live_runner import LiveRunner
+from grouped_conv.autotune.prediction import MODEL_VERSION
 from grouped_conv.autotune.search import Search
 from grouped_conv.autotune.tuner import tune_with
 from grouped_conv.autotune.workloads import workload
@@ -294,17 +295,32 @@ def test_the_grid_takes_the_blocks_that_vary():
         row(6.0, block_m=128, block_n=32, num_warps=4),
         row(5.0, "compile", block_m=128, block_n=32, num_warps=2),
     ]
-    (grid,) = report_rows.grids(rows, False)
+    (grid,) = report_rows.grids(rows, False, rows[0])
+    assert grid.winner == (64, 64)
     assert (grid.down, grid.across) == (("block_m", (64, 128)), ("block_n", (32, 64)))
     assert {place: (cell.us, dict(cell.failures)) for place, cell in grid.cells.items()} == {
         (64, 64): (8.0, {}),
         (64, 128): (None, {"compile": 1}),
         (32, 128): (6.0, {"compile": 1}),
     }
-    (single,) = report_rows.grids(rows[:2], False)
+    (single,) = report_rows.grids(rows[:2], False, rows[3])
+    assert single.winner is None
     assert (single.across, single.down) == (("num_warps", (4, 8)), ("", (None,)))
     assert set(single.cells) == {(4, None), (8, None)}
     assert report_rows.grids(rows[:1], False) == []
+
+
+def test_a_winner_that_ties_with_faster_ones_is_explained(kept, path):
+    data = [{"model": MODEL_VERSION, "resources": fake_resources(SMALL).to_json() | {"registers": n}} for n in (90, 60)]
+    rows = [record(LARGE, 10.0, device="h100-sxm", data=data[0]), record(SMALL, 10.05, device="h100-sxm", data=data[1])]
+    kept.put(rows)
+    device, plan = DeviceSpec.get("h100"), plan_effort("none", measures=False)
+    search = Search("it", CONV4, device, kept, plan, measures=False)
+    assert search.best().config == SMALL
+    report.write(path, [report.Run(device, "none", plan, (search,))])
+    page = Page(path)
+    assert "The winner ties with 1 faster: of ties, fewer registers win" in page.text
+    assert page.of("td")[2] == str(SMALL)
 
 
 def test_the_course_follows_what_predictions_are_ranked_by():
