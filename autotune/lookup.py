@@ -136,7 +136,7 @@ def _resolve(
         aten = "was not timed" if record.aten_us is None else f"took {record.aten_us:.1f} us"
         times = f"our best {record.measured_us:.1f} us, ATen {aten}"
         return _aten(f"measured on {device.name}: {times}; {LAST_RESORT}", is_tuned=True)
-    failed = _failed_beside_aten(problem, device, related)
+    failed = _failed_beside_aten(problem, device, related) if known is None else []
     if failed:
         times = f"all {len(failed)} configurations that were tried failed, ATen took {failed[0].aten_us:.1f} us"
         return _aten(f"measured on {device.name}: {times}; {LAST_RESORT}", is_tuned=True)

@@ -80,7 +80,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--jobs", type=click.IntRange(min=1), help="Compile processes; by default one per core."),
             click.option("--dry-run", is_flag=True, help="Say what would be tried, and for how long."),
             click.option("--explain-space", is_flag=True, help="Count what is in the space, and what is not and why."),
-            click.option("--report", type=click.Path(path_type=Path), help="An HTML file about the search."),
+            click.option("--report", type=click.Path(path_type=Path), help="An HTML page about the search."),
             click.option("--json", "as_json", is_flag=True, help="JSON lines: each trial, then the result."),
         )
     ):
