@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import best_first, judged
 from grouped_conv.autotune.machine import dram_us
 from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
 from grouped_conv.kernels.depthwise_rules import (
@@ -26,8 +26,6 @@ from grouped_conv.kernels.depthwise_rules import (
     per_thread,
     straight_columns,
     walk_of,
-    why_invalid,
-    why_not_on,
 )
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -190,27 +188,28 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConf
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[DepthwiseConfig]:
-    """Valid configurations by weighed prediction, best first."""
-    usable = {
-        config
-        for config in candidates(problem, device)
-        if why_invalid(problem, config) is None and why_not_on(problem, config, device) is None
-    }
-    scored = [(predict(problem, config, device).weighed_us, canonical(config.to_json()), config) for config in usable]
-    return [config for _, _, config in sorted(scored, key=lambda entry: entry[:2])]
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[DepthwiseConfig, str | None]]:
+    """The defaults with every other knob that changes code or walk; each with the reason that leaves it out."""
+
+    def more(config: DepthwiseConfig) -> str | None:
+        return "resident weights of one step are read once anyway" if config.resident and config.steps == 1 else None
+
+    return judged(problem, device, candidates(problem, device), more)
 
 
 def candidates(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConfig]:
-    """The tuner's space: the defaults with every other knob that changes their code or their walk."""
+    """The defaults with every other knob that changes their code or their walk."""
     for base in defaults(problem, device):
         for steps, warps, (resident, interior), mult in itertools.product(
             (1, 2, 4), (2, 4, 8), ((False, False), (True, False), (False, True)), _multipliers(problem)
         ):
-            if resident and (base.row_loop or steps == 1):
-                continue  # nothing to keep the weights for
             scale = warps / base.num_warps
-            if base.block_h * scale < 1:
-                continue
+            if base.block_h * scale < 1 or (resident and base.row_loop):
+                continue  # no such configuration
             yield replace(
                 base,
                 num_warps=warps,

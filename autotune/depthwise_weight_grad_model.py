@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import best_first, judged
 from grouped_conv.autotune.gemm_gradient_terms import known_bytes
 from grouped_conv.autotune.machine import dram_us
 from grouped_conv.autotune.prediction import LAUNCH_US, Prediction
-from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
 from grouped_conv.kernels.depthwise_weight_grad_rules import (
@@ -21,8 +21,6 @@ from grouped_conv.kernels.depthwise_weight_grad_rules import (
     padding_efficiency,
     per_thread,
     walk_of,
-    why_invalid,
-    why_not_on,
 )
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -107,11 +105,11 @@ def _splits(problem: ConvProblem, config: DepthwiseWeightGradConfig, device: Dev
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[DepthwiseWeightGradConfig]:
-    """Valid configurations by weighed prediction, best first."""
-    usable = {
-        config
-        for config in defaults(problem, device)
-        if why_invalid(problem, config) is None and why_not_on(problem, config, device) is None
-    }
-    scored = [(predict(problem, config, device).weighed_us, canonical(config.to_json()), config) for config in usable]
-    return [config for _, _, config in sorted(scored, key=lambda entry: entry[:2])]
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[DepthwiseWeightGradConfig, str | None]]:
+    """The defaults; each with the reason that leaves it out."""
+
+    return judged(problem, device, defaults(problem, device))

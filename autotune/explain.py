@@ -173,7 +173,8 @@ def why_it_lost(winner: Candidate, loser: Candidate) -> str:
     if winner.measured_us is not None:
         if loser.measured_us is None:
             return f"never measured (predicted {loser.prediction.us:.1f} us)"
-        return f"measured {loser.measured_us:.1f} us against {winner.measured_us:.1f} us"
+        unsure = "; not surely faster" if loser.measured_us <= winner.measured_us else ""
+        return f"measured {loser.measured_us:.1f} us against {winner.measured_us:.1f} us{unsure}"
     mine, theirs = winner.prediction, loser.prediction
     times = f"predicted {theirs.us:.1f} us against {mine.us:.1f} us"
     if theirs.weighed_us < mine.weighed_us:

@@ -31,6 +31,8 @@ class Model:
         predict: (problem, configuration, device, resources or None) to the predicted time.
         defaults: (problem, device) to the few configurations that the heuristic compares; some may be invalid.
         ranked: (problem, device) to the valid configurations worth compiling, best first by the model.
+        space: (problem, device) to all configurations that were thought of, each with the reason that leaves it out, or
+            None.
         uses_tensor_cores: whether compiled code without a tensor-core instruction is a fault, for 16-bit and TF32.
         tile: the part of a configuration of which a shortlist holds few.
     """
@@ -38,6 +40,7 @@ class Model:
     predict: Callable[..., Prediction]
     defaults: Callable[[ConvProblem, DeviceSpec], Iterable[KernelConfig]]
     ranked: Callable[[ConvProblem, DeviceSpec], Iterable[KernelConfig]]
+    space: Callable[[ConvProblem, DeviceSpec], Iterable[tuple[KernelConfig, str | None]]]
     uses_tensor_cores: bool = True
     tile: Callable[[Any], Any] = str
 
@@ -47,24 +50,28 @@ MODELS: dict[str, Model] = {
         implicit_gemm_cost.predict,
         implicit_gemm_defaults.defaults,
         implicit_gemm_search.ranked,
+        implicit_gemm_search.space,
         tile=lambda config: (config.block_m, config.block_n),
     ),
     RaggedConfig.family: Model(
         ragged_model.predict,
         ragged_model.defaults,
         ragged_model.ranked,
+        ragged_model.space,
         tile=lambda config: (config.block_m, config.block_n),
     ),
     PackedGroupsConfig.family: Model(
         packed_groups_model.predict,
         packed_groups_model.defaults,
         packed_groups_model.ranked,
+        packed_groups_model.space,
         tile=lambda config: (config.pack, config.strip),
     ),
     DepthwiseConfig.family: Model(
         depthwise_model.predict,
         depthwise_model.defaults,
         depthwise_model.ranked,
+        depthwise_model.space,
         uses_tensor_cores=False,
         tile=lambda config: (config.tile_h, config.tile_w, config.block_c),
     ),

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import SPILLS, best_first
 from grouped_conv.autotune.implicit_gemm_cost import predict
 from grouped_conv.autotune.implicit_gemm_terms import register_pressure
-from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.space import Axes, axes, why_redundant
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.device import DeviceSpec
@@ -28,38 +28,47 @@ def ranked(problem: ConvProblem, device: DeviceSpec) -> list[ImplicitGemmConfig]
     """
     if not problem.layout.is_uniform:
         return []
-    space = axes(problem, device)
-    tiles = _sorted(problem, device, _usable(problem, device, _tiles(space)))[:BEAM]
+    known = axes(problem, device)
+    tiles = _best(problem, device, _tiles(known))[:BEAM]
     variants = (
         replace(tile, loop_order=order, cache_a=cache, num_stages=stages)
         for tile in tiles
-        for order, cache, stages in itertools.product(space.loop_order, space.cache_a, space.num_stages)
+        for order, cache, stages in itertools.product(known.loop_order, known.cache_a, known.num_stages)
     )
-    return _sorted(problem, device, _usable(problem, device, variants))
+    return _best(problem, device, variants)
 
 
-def _tiles(space: Axes) -> Iterator[ImplicitGemmConfig]:
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[ImplicitGemmConfig, str | None]]:
+    """Every combination of the axes; each with the reason that leaves it out."""
+    if not problem.layout.is_uniform:
+        return
+    kept, plain = set(ranked(problem, device)), ImplicitGemmConfig()
+    for config in axes(problem, device).configs():
+        reason = _why_left_out(problem, config, device)
+        walks_alike = (config.swizzle_m, config.static_trips) == (plain.swizzle_m, plain.static_trips)
+        if reason in (None, SPILLS) and not walks_alike:
+            reason = "the model is indifferent to swizzle_m and static_trips"
+        if reason is None and config not in kept:
+            reason = f"its tile is not among the {BEAM} best with plain knobs"
+        yield config, reason
+
+
+def _why_left_out(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> str | None:
+    reason = why_redundant(problem, config) or why_invalid(problem, config, device)
+    if reason is None and register_pressure(problem, config, device) > SPILL_SLACK:
+        return SPILLS
+    return reason
+
+
+def _best(problem: ConvProblem, device: DeviceSpec, configs: Iterable[ImplicitGemmConfig]) -> list[ImplicitGemmConfig]:
+    return best_first(
+        problem, device, ((config, _why_left_out(problem, config, device)) for config in configs), predict
+    )
+
+
+def _tiles(known: Axes) -> Iterator[ImplicitGemmConfig]:
     """Blocks, warps and splits with the shallowest pipeline and the loop order that takes any problem."""
-    stages = min(stages for stages in space.num_stages if stages > 1)
+    stages = min(stages for stages in known.num_stages if stages > 1)
     names = ("block_m", "block_n", "block_k", "num_warps", "split_k")
-    for values in itertools.product(*(getattr(space, name) for name in names)):
+    for values in itertools.product(*(getattr(known, name) for name in names)):
         yield ImplicitGemmConfig(num_stages=stages, **dict(zip(names, values, strict=True)))
-
-
-def _usable(
-    problem: ConvProblem, device: DeviceSpec, configs: Iterable[ImplicitGemmConfig]
-) -> Iterator[ImplicitGemmConfig]:
-    for config in configs:
-        if (
-            why_redundant(problem, config) is None
-            and why_invalid(problem, config, device) is None
-            and register_pressure(problem, config, device) <= SPILL_SLACK
-        ):
-            yield config
-
-
-def _sorted(
-    problem: ConvProblem, device: DeviceSpec, configs: Iterable[ImplicitGemmConfig]
-) -> list[ImplicitGemmConfig]:
-    scored = [(predict(problem, config, device).weighed_us, canonical(config.to_json()), config) for config in configs]
-    return [config for _, _, config in sorted(scored, key=lambda entry: entry[:2])]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import best_first, judged
 from grouped_conv.autotune.gemm_gradient_terms import GemmWork, derived_in_fp32, predict_gemm
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.resources import Resources
@@ -17,8 +18,6 @@ from grouped_conv.kernels.input_grad_rules import (
     packed,
     tiles,
     trips,
-    why_invalid,
-    why_not_on,
 )
 from grouped_conv.kernels.problem import ConvProblem
 
@@ -91,15 +90,20 @@ def _order(problem: ConvProblem, block_k: int) -> str:
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[InputGradConfig]:
-    """The valid configurations worth compiling, best first by the model."""
-    found: set[InputGradConfig] = set()
-    for config in defaults(problem, device):
-        for stages in (2, 3, 4):
-            for warps in {config.num_warps, 4, 8}:
-                other = replace(config, num_stages=stages, num_warps=warps)
-                if why_invalid(problem, other) is None and why_not_on(problem, other, device) is None:
-                    found.add(other)
-    return sorted(found, key=lambda config: (predict(problem, config, device).weighed_us, str(config)))
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[InputGradConfig, str | None]]:
+    """The defaults with other stages and warps; each with the reason that leaves it out."""
+
+    configs = (
+        replace(config, num_stages=stages, num_warps=warps)
+        for config in defaults(problem, device)
+        for stages in (2, 3, 4)
+        for warps in sorted({config.num_warps, 4, 8})
+    )
+    return judged(problem, device, configs)
 
 
 def predict(

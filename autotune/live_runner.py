@@ -1,7 +1,9 @@
 """The runner that measures: compiles in parallel where the device is a GPU, verifies, then times in one process.
 
-A trial gets its first time, from five samples, as soon as it has been verified; those within twice the best are then
-raced against each other in interleaved rounds. Every job is one configuration's, so a dead process has one suspect.
+A trial is verified and gets its first time, from five samples, as soon as it is compiled, while others still compile.
+Those within twice the best are then raced against each other in interleaved rounds, on a machine that has come to rest:
+what was sampled beside compilers does not count there. Every job is one configuration's, so a dead process has one
+suspect.
 """
 
 from __future__ import annotations
@@ -16,9 +18,8 @@ from grouped_conv.autotune import native_lane
 from grouped_conv.autotune.measuring_process import MeasuringProcess
 from grouped_conv.autotune.predicted_runner import PredictedRunner
 from grouped_conv.autotune.race import QUALIFYING, final_rungs, race
-from grouped_conv.autotune.ranking import TIE
 from grouped_conv.autotune.runner import Outcome, Starting, Trial
-from grouped_conv.autotune.statistics import median_of
+from grouped_conv.autotune.statistics import may_be_fastest, median_of
 from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.problem import ConvProblem
@@ -92,30 +93,38 @@ class LiveRunner:
         medians = race(racing, self._sample, final_rungs(rough.values()), kept=(aten,))
         yield from self._failed.values()
         standing = sorted((trial for trial in racing if trial in medians), key=lambda trial: medians[trial].value)
-        sound: list[Trial] = []
-        while standing and (not sound or medians[standing[0]].value <= medians[sound[0]].value * (1 + TIE)):
-            trial = standing.pop(0)
+        sound: set[Trial] = set()
+        while True:
+            ties = [standing[place] for place in may_be_fastest([medians[trial] for trial in standing])]
+            trial = next((trial for trial in ties if trial not in sound), None)
+            if trial is None:
+                break
             checked = (self.verify(trial, problem, seed) for problem, seed in checks(trial))
             failure = next((outcome for outcome in checked if outcome is not None), None)
             if failure is None:
-                sound.append(trial)
+                sound.add(trial)
             else:
+                standing.remove(trial)
                 yield failure
-        for trial in (*sound, *standing):
+        for trial in standing:
             yield self._timed(trial, medians[trial], medians[aten].value)
 
+    def aten_us(self, problem: ConvProblem) -> float | None:
+        """The median of as many samples as a candidate has before the final."""
+        aten = Trial(problem, _Aten())
+        self._failed.clear()
+        samples = self._sample(aten, REST[-1].samples)
+        if samples is None:
+            raise RuntimeError(f"PyTorch's own convolution failed: {self._failed[aten].detail}")
+        return median_of(samples).value
+
     def _measure(self, trials: Sequence[Trial], starting: Starting) -> Iterator[Outcome]:
-        compiled: dict[Trial, Mapping[str, Any]] = {}
-        if self._compiler is None:
-            compiled = {trial: {} for trial in trials}
-        else:
-            for outcome in self._compiler.measure(trials, starting):
-                if outcome.failure is None:
-                    compiled[outcome.trial] = outcome.data
-                else:
-                    yield outcome
-        first: dict[Trial, list[float]] = {}
-        for trial in (trial for trial in trials if trial in compiled):
+        first: dict[Trial, Sequence[float]] = {}
+        for outcome in self._compiled(trials, starting):
+            trial = outcome.trial
+            if outcome.failure is not None:
+                yield outcome
+                continue
             starting(trial)
             self._failed.clear()
             failure = self.verify(trial)
@@ -123,14 +132,20 @@ class LiveRunner:
             if samples is None:
                 yield failure or self._failed[trial]
                 continue
-            first[trial] = list(samples)
-            yield self._timed(trial, median_of(samples), data=compiled[trial])
-        best = min((median_of(samples).value for samples in first.values()), default=0.0)
-        racing = [trial for trial in first if median_of(first[trial]).value <= FIRST.drop_above * best]
+            first[trial] = samples
+            yield self._timed(trial, median_of(samples), data=outcome.data)
+        rough = {trial: median_of(first[trial]).value for trial in trials if trial in first}
+        racing = [trial for trial, us in rough.items() if us <= FIRST.drop_above * min(rough.values())]
         if len(racing) > 1:
-            medians = race(racing, self._sample, REST, begun=first)
+            medians = race(racing, self._sample, REST, begun=first if self._compiler is None else None)
             for trial in racing:
                 yield self._timed(trial, medians[trial]) if trial in medians else self._failed[trial]
+
+    def _compiled(self, trials: Sequence[Trial], starting: Starting) -> Iterator[Outcome]:
+        """Each trial once it is compiled, while others still are; at once where the device compiles for itself."""
+        if self._compiler is None:
+            return (Outcome(trial) for trial in trials)
+        return self._compiler.measure(trials, starting)
 
     def _timed(
         self, trial: Trial, median: Any, aten_us: float | None = None, data: Mapping[str, Any] | None = None

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from grouped_conv.autotune import sources
-from grouped_conv.autotune.advice import tune_command
+from grouped_conv.autotune.advice import advised
+from grouped_conv.autotune.ranking import is_usable
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.sources import Found
 from grouped_conv.autotune.store import SelfCheck, Store, StoreError, default_store, triton_version
@@ -68,13 +69,20 @@ _warned: set[str] = set()
 
 
 def resolve(
-    problem: ConvProblem, device: DeviceSpec, policy: str, store: Store | None = None, *, strict: bool = False
+    problem: ConvProblem,
+    device: DeviceSpec,
+    policy: str,
+    store: Store | None = None,
+    *,
+    strict: bool = False,
+    place: str | None = None,
 ) -> Choice:
     """The choice for `problem` on `device` under `policy`; remembered until the store changes.
 
     Args:
         store: by default the one of `settings.store_path()`.
         strict: refuse what is not tuned.
+        place: where the device is in this machine, such as `cuda:0`, for the command in the error.
 
     Raises:
         ValueError: for an unknown policy.
@@ -88,8 +96,8 @@ def resolve(
         _keep(_by_identity, key, hit)
     choice = hit[1]
     if strict and not choice.is_tuned:
-        command = tune_command(problem, device)
-        raise UntunedError(f"strict mode: {problem} is not tuned for {device.name}: {choice.reason}; run: {command}")
+        what = f"strict mode: {problem} is not tuned for {device.name}: {choice.reason}"
+        raise UntunedError(f"{what}; {advised(problem, device, place)}")
     return choice
 
 
@@ -128,6 +136,10 @@ def _resolve(
         aten = "was not timed" if record.aten_us is None else f"took {record.aten_us:.1f} us"
         times = f"our best {record.measured_us:.1f} us, ATen {aten}"
         return _aten(f"measured on {device.name}: {times}; {LAST_RESORT}", is_tuned=True)
+    failed = _failed_beside_aten(problem, device, related) if known is None else []
+    if failed:
+        times = f"all {len(failed)} configurations that were tried failed, ATen took {failed[0].aten_us:.1f} us"
+        return _aten(f"measured on {device.name}: {times}; {LAST_RESORT}", is_tuned=True)
     because = f"the kernels passed their self-check on {device.name}"
     if policy == "predicted" and passed:
         return _kernel(problem, device, related, passed, because)
@@ -140,6 +152,14 @@ def _resolve(
         or f"this convolution has not been measured on {device.name}; run the predicted configuration with "
         '`grouped_conv.set_policy("predicted")`'
     )
+
+
+def _failed_beside_aten(problem: ConvProblem, device: DeviceSpec, related: Sequence[Record]) -> list[Record]:
+    """The problem's rows where all that was tried failed and ATen was timed, one with its time first; else nothing."""
+    rows = [record for record in related if record.problem == problem and record.device == device.key]
+    if any(is_usable(record) for record in rows) or all(record.aten_us is None for record in rows):
+        return []
+    return sorted((record for record in rows if record.failure), key=lambda record: record.aten_us is None)
 
 
 def _why_unchecked(

@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import SPILLS, best_first, judged
 from grouped_conv.autotune.machine import machine_of
 from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
 from grouped_conv.kernels.device import DeviceSpec
@@ -86,19 +86,27 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[PackedGroupsC
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[PackedGroupsConfig]:
-    """The tuner's space, best first: widths, strips, tile heights, warps, loads ahead, tiles per program."""
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[PackedGroupsConfig, str | None]]:
+    """Widths, strips, tile heights, warps, loads ahead, tiles per program; each with the reason that leaves it out."""
+
     if not problem.layout.is_uniform or max(problem.c_per_group, problem.k_per_group) > MAX_WIDTH:
-        return []
-    found: dict[str, tuple[float, PackedGroupsConfig]] = {}
-    packs = sorted({_pack(problem, width) for width in WIDTHS})
-    for pack, strip, warps, ahead in itertools.product(packs, STRIPS, (1, 2, 4), (0, 1, 2)):
-        base = replace(_configuration(problem, device, pack, strip, ahead), num_warps=warps)
-        for block_m, factor in itertools.product((16, 32, 64), (0.5, 1, 2)):
-            tiles = max(1, round(_tiles_each(problem, device, replace(base, block_m=block_m)) * factor))
-            config = replace(base, block_m=block_m, tiles_per_program=tiles)
-            if why_invalid(problem, config, device) is None and _fits_registers(problem, config, device):
-                found[canonical(config.to_json())] = (predict(problem, config, device).weighed_us, config)
-    return [config for _, (_, config) in sorted(found.items(), key=lambda entry: (entry[1][0], entry[0]))]
+        return iter(())
+
+    def configs() -> Iterator[PackedGroupsConfig]:
+        packs = sorted({_pack(problem, width) for width in WIDTHS})
+        for pack, strip, warps, ahead in itertools.product(packs, STRIPS, (1, 2, 4), (0, 1, 2)):
+            base = replace(_configuration(problem, device, pack, strip, ahead), num_warps=warps)
+            for block_m, factor in itertools.product((16, 32, 64), (0.5, 1, 2)):
+                tiles = max(1, round(_tiles_each(problem, device, replace(base, block_m=block_m)) * factor))
+                yield replace(base, block_m=block_m, tiles_per_program=tiles)
+
+    return judged(
+        problem, device, configs(), lambda config: None if _fits_registers(problem, config, device) else SPILLS
+    )
 
 
 def _pack(problem: ConvProblem, width: int) -> int:

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import SPILLS, best_first, judged
 from grouped_conv.autotune.gemm_gradient_terms import known_bytes
 from grouped_conv.autotune.machine import machine_of
 from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
 from grouped_conv.kernels.device import DeviceSpec
@@ -85,19 +85,27 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[PackedInputGr
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[PackedInputGradConfig]:
-    """The tuner's space, best first: widths, strips, tile heights, warps, loads ahead, tiles per program."""
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[PackedInputGradConfig, str | None]]:
+    """Widths, strips, tile heights, warps, loads ahead, tiles per program; each with the reason that leaves it out."""
+
     if not _thin(problem, MAX_WIDTH):
-        return []
-    found: dict[str, tuple[float, PackedInputGradConfig]] = {}
-    packs = sorted({_pack(problem, width) for width in WIDTHS})
-    for pack, strip, warps, ahead in itertools.product(packs, STRIPS, (1, 2, 4), (0, 1, 2)):
-        base = replace(_configuration(problem, device, pack, strip, ahead), num_warps=warps)
-        for block_m, factor in itertools.product((16, 32, 64), (0.5, 1, 2)):
-            tiles = max(1, round(_tiles_each(problem, device, replace(base, block_m=block_m)) * factor))
-            config = replace(base, block_m=block_m, tiles_per_program=tiles)
-            if _runs(problem, config, device):
-                found[canonical(config.to_json())] = (predict(problem, config, device).weighed_us, config)
-    return [config for _, (_, config) in sorted(found.items(), key=lambda entry: (entry[1][0], entry[0]))]
+        return iter(())
+
+    def configs() -> Iterator[PackedInputGradConfig]:
+        packs = sorted({_pack(problem, width) for width in WIDTHS})
+        for pack, strip, warps, ahead in itertools.product(packs, STRIPS, (1, 2, 4), (0, 1, 2)):
+            base = replace(_configuration(problem, device, pack, strip, ahead), num_warps=warps)
+            for block_m, factor in itertools.product((16, 32, 64), (0.5, 1, 2)):
+                tiles = max(1, round(_tiles_each(problem, device, replace(base, block_m=block_m)) * factor))
+                yield replace(base, block_m=block_m, tiles_per_program=tiles)
+
+    return judged(
+        problem, device, configs(), lambda config: None if _fits_registers(problem, config, device) else SPILLS
+    )
 
 
 def _thin(problem: ConvProblem, most: int) -> bool:

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import SPILLS, best_first, judged
 from grouped_conv.autotune.gemm_gradient_terms import derived_in_fp32, known_bytes
 from grouped_conv.autotune.machine import dram_us
 from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
 from grouped_conv.kernels.device import DeviceSpec
@@ -91,19 +91,27 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[PackedWeightG
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[PackedWeightGradConfig]:
-    """The tuner's space, best first: widths, strips, steps, kernel rows, warps, splits."""
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[PackedWeightGradConfig, str | None]]:
+    """Widths, strips, steps, kernel rows, warps, splits; each with the reason that leaves it out."""
+
     if not _thin(problem, MAX_WIDTH):
-        return []
-    found: dict[str, tuple[float, PackedWeightGradConfig]] = {}
-    packs = sorted({_pack(problem, width) for width in WIDTHS})
-    for pack, strip, rows, block_k in itertools.product(packs, STRIPS, (0, 1, 2), (16, 32, 64)):
-        base = replace(_configuration(problem, device, pack, strip, rows), block_k=block_k)
-        for warps, factor in itertools.product((1, 2, 4), (0.5, 1, 2)):
-            config = replace(base, num_warps=warps)
-            config = replace(config, splits=_splits(problem, device, config, factor))
-            if _runs(problem, config, device):
-                found[canonical(config.to_json())] = (predict(problem, config, device).weighed_us, config)
-    return [config for _, (_, config) in sorted(found.items(), key=lambda entry: (entry[1][0], entry[0]))]
+        return iter(())
+
+    def configs() -> Iterator[PackedWeightGradConfig]:
+        packs = sorted({_pack(problem, width) for width in WIDTHS})
+        for pack, strip, rows, block_k in itertools.product(packs, STRIPS, (0, 1, 2), (16, 32, 64)):
+            base = replace(_configuration(problem, device, pack, strip, rows), block_k=block_k)
+            for warps, factor in itertools.product((1, 2, 4), (0.5, 1, 2)):
+                config = replace(base, num_warps=warps)
+                yield replace(config, splits=_splits(problem, device, config, factor))
+
+    return judged(
+        problem, device, configs(), lambda config: None if _fits_registers(problem, config, device) else SPILLS
+    )
 
 
 def _thin(problem: ConvProblem, most: int) -> bool:

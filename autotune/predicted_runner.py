@@ -51,6 +51,10 @@ class PredictedRunner:
         """Nothing: a prediction gets no better by repeating it."""
         return iter(())
 
+    def aten_us(self, problem: ConvProblem) -> float | None:
+        """None: nothing is timed."""
+        return None
+
 
 def compiled_outcome(trial: Trial, device: DeviceSpec, result: JobResult) -> Outcome:
     """What one compilation says about its trial.

@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
+from grouped_conv.autotune.candidates import best_first, judged
 from grouped_conv.autotune.gemm_gradient_terms import known_bytes, loading_instructions
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.ragged_registers import fits_registers
-from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
 from grouped_conv.kernels.device import DeviceSpec
@@ -102,16 +101,20 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[RaggedInputGr
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[RaggedInputGradConfig]:
-    """The tuner's space, best first."""
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[RaggedInputGradConfig, str | None]]:
+    """Tiles, depths and stages; each with the reason that leaves it out."""
+
     if problem.layout.is_uniform:
-        return []
-    found = []
-    for (block_m, block_n, warps), depth, stages in itertools.product(TILES, (16, 32, 64), (1, 2, 3, 4)):
-        tile = RaggedInputGradConfig(block_m=block_m, block_n=block_n, num_warps=warps)
-        config = replace(tile, block_k=depth, num_stages=stages)
-        if _usable(problem, config, device):
-            found.append((predict(problem, config, device).weighed_us, canonical(config.to_json()), config))
-    return [config for _, _, config in sorted(found, key=lambda entry: entry[:2])]
+        return iter(())
+    configs = (
+        RaggedInputGradConfig(block_m=block_m, block_n=block_n, num_warps=warps, block_k=depth, num_stages=stages)
+        for (block_m, block_n, warps), depth, stages in itertools.product(TILES, (16, 32, 64), (1, 2, 3, 4))
+    )
+    return judged(problem, device, configs)
 
 
 def _usable(problem: ConvProblem, config: RaggedInputGradConfig, device: DeviceSpec) -> bool:

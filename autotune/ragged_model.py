@@ -12,19 +12,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import SPILLS, best_first, judged
 from grouped_conv.autotune.implicit_gemm_cost import gemm_terms, streamed_us
 from grouped_conv.autotune.implicit_gemm_defaults import DEPTHS, LITTLE_WASTE, TILES
 from grouped_conv.autotune.implicit_gemm_terms import register_pressure
 from grouped_conv.autotune.machine import dram_us, machine_of
 from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
-from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.layout import Bucket, GroupLayout
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.ragged_rules import RaggedConfig, tiles, traits
-from grouped_conv.kernels.validity import why_invalid
 
 LAST_RESORT = RaggedConfig(block_m=32, block_n=16, block_k=16, num_warps=4, num_stages=1)
 """Runs every problem of the family on every device."""
@@ -144,9 +143,21 @@ def _depths(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> l
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[RaggedConfig]:
-    """The valid configurations worth compiling, by weighed prediction."""
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[RaggedConfig, str | None]]:
+    """The tuner's space: tiles, warps, stages, cache policy; each with the reason that leaves it out."""
+
     if problem.layout.is_uniform:
-        return []
+        return iter(())
+
+    def more(config: RaggedConfig) -> str | None:
+        if config.num_warps == 8 and config.block_m * config.block_n < 64 * 64:
+            return "8 warps are for large tiles"
+        return SPILLS if _pressure(problem, config, device) > SPILL_SLACK else None
+
     axes: Mapping[str, tuple[object, ...]] = {
         "block_m": (32, 64, 128, 256),
         "block_n": (16, 32, 64, 128),
@@ -155,15 +166,11 @@ def ranked(problem: ConvProblem, device: DeviceSpec) -> list[RaggedConfig]:
         "num_stages": (2, 3, 4) if device.backend == "cuda" else (1, 2, 3),
         "cache_a": ("", ".ca") if device.backend == "cuda" and problem.taps > 1 else ("",),
     }
-    found = []
-    for values in itertools.product(*axes.values()):
-        config = RaggedConfig(**dict(zip(axes, values, strict=True)))  # type: ignore[arg-type]
-        if config.num_warps == 8 and config.block_m * config.block_n < 64 * 64:
-            continue
-        if why_invalid(problem, config, device) is None and _pressure(problem, config, device) <= SPILL_SLACK:
-            weighed = predict(problem, config, device).weighed_us
-            found.append((weighed, canonical(config.to_json()), config))
-    return [config for _, _, config in sorted(found, key=lambda entry: entry[:2])]
+    configs = (
+        RaggedConfig(**dict(zip(axes, values, strict=True)))  # type: ignore[arg-type]
+        for values in itertools.product(*axes.values())
+    )
+    return judged(problem, device, configs, more)
 
 
 def _pressure(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> float:

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import best_first, judged
 from grouped_conv.autotune.gemm_gradient_terms import known_bytes, loading_instructions
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.ragged_registers import fits_registers
-from grouped_conv.autotune.records import canonical
 from grouped_conv.autotune.resources import Resources
 from grouped_conv.autotune.streaming import Work, predict_stream
 from grouped_conv.kernels.device import DeviceSpec
@@ -89,19 +89,25 @@ def filling_splits(problem: ConvProblem, config: RaggedWeightGradConfig, device:
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[RaggedWeightGradConfig]:
-    """The tuner's space, best first."""
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[RaggedWeightGradConfig, str | None]]:
+    """Tiles, depths, stages and splits; each with the reason that leaves it out."""
+
     if problem.layout.is_uniform:
-        return []
-    found: dict[str, tuple[float, RaggedWeightGradConfig]] = {}
-    for (block_m, block_n, warps), depth, stages in itertools.product(TILES, (16, 32, 64), (1, 2, 3)):
-        tile = RaggedWeightGradConfig(block_m=block_m, block_n=block_n, num_warps=warps)
-        tile = replace(tile, block_k=depth, num_stages=stages)
-        full = filling_splits(problem, tile, device)
-        for splits in {1, max(1, full // 2), full}:
-            config = replace(tile, splits=splits)
-            if _usable(problem, config, device):
-                found[canonical(config.to_json())] = (predict(problem, config, device).weighed_us, config)
-    return [config for _, (_, config) in sorted(found.items(), key=lambda entry: (entry[1][0], entry[0]))]
+        return iter(())
+
+    def configs() -> Iterator[RaggedWeightGradConfig]:
+        for (block_m, block_n, warps), depth, stages in itertools.product(TILES, (16, 32, 64), (1, 2, 3)):
+            tile = RaggedWeightGradConfig(block_m=block_m, block_n=block_n, num_warps=warps)
+            tile = replace(tile, block_k=depth, num_stages=stages)
+            full = filling_splits(problem, tile, device)
+            for splits in sorted({1, max(1, full // 2), full}):
+                yield replace(tile, splits=splits)
+
+    return judged(problem, device, configs())
 
 
 def _usable(problem: ConvProblem, config: RaggedWeightGradConfig, device: DeviceSpec) -> bool:

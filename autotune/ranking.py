@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from grouped_conv.autotune.records import Record, canonical
+from grouped_conv.autotune.statistics import Median, may_be_fastest
 from grouped_conv.kernels.problem import ConvProblem
 
 TIE = 0.01
-"""Relative difference of times below which the cheaper configuration wins."""
+"""Relative difference of times without an interval below which they are ties: of predictions, and of old rows."""
 
 
 def pick(records: Iterable[Record]) -> Record | None:
     """The winner among usable records: measured before predicted, then the fastest.
 
-    Times within `TIE` of the fastest are ties; fewer bytes of shared memory win, then fewer warps, then the first in
-    alphabetical order, so that the same rows always give the same answer.
+    Measured times tie where their confidence intervals overlap (see `statistics.may_be_fastest`), times without an
+    interval within `TIE` of the fastest. Of ties fewer registers win, then fewer bytes of shared memory, then fewer
+    warps, then the first in alphabetical order, so that the same rows always give the same answer.
     """
     usable = [record for record in records if is_usable(record)]
     measured = [record for record in usable if record.measured_us is not None]
     usable = measured or usable
-    if not usable:
-        return None
-    limit = min(_time(record) or 0.0 for record in usable) * (1 + TIE)
-    return min((record for record in usable if (_time(record) or 0.0) <= limit), key=_cheapness)
+    ties = may_be_fastest([_median(record) for record in usable])
+    return min((usable[place] for place in ties), key=_cheapness, default=None)
 
 
 def best_of(related: Iterable[Record], problem: ConvProblem, batch: int | None = None) -> Record | None:
@@ -64,6 +65,16 @@ def _time(record: Record) -> float | None:
     return weighed
 
 
-def _cheapness(record: Record) -> tuple[int, int, str]:
-    shared = record.data.get("resources", {}).get("shared_bytes", 0)
-    return shared, record.config.num_warps, canonical(record.config.to_json())
+def _median(record: Record) -> Median:
+    """The time with its interval; without one, what is within `TIE` of it counts as equal."""
+    us = _time(record) or 0.0
+    if record.measured_us is None or record.low_us is None or record.high_us is None:
+        return Median(us, us, us * (1 + TIE), 0)
+    return Median(us, record.low_us, record.high_us, record.samples)
+
+
+def _cheapness(record: Record) -> tuple[float, float, int, str]:
+    """What the compiled code takes; unknown figures are taken for large ones."""
+    known = record.data.get("resources", {})
+    registers, shared = known.get("registers", math.inf), known.get("shared_bytes", math.inf)
+    return registers, shared, record.config.num_warps, canonical(record.config.to_json())

@@ -57,3 +57,7 @@ class ReplayRunner:
         for trial in finalists:
             known = self._known[trial.problem, trial.config]
             yield replace(known, protocol=self._protocol, aten_us=self._aten[trial.problem])
+
+    def aten_us(self, problem: ConvProblem) -> float | None:
+        """As it was recorded."""
+        return self._aten[problem]

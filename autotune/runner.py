@@ -70,6 +70,9 @@ class Runner(Protocol):
     def confirm(self, finalists: Sequence[Trial]) -> Iterator[Outcome]:
         """Look again, harder, at the best trials of one problem; a runner that knows no better yields nothing."""
 
+    def aten_us(self, problem: ConvProblem) -> float | None:
+        """PyTorch's own convolution alone, in microseconds; None from a runner that does not measure."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from grouped_conv.autotune import native_lane
@@ -72,9 +73,10 @@ class Search:
                 return new
 
     def settle(self, outcome: Outcome) -> Record:
-        """Take an outcome; the row that it makes."""
+        """Take an outcome; the row that it makes, which keeps the time of its first one as `tried`."""
         config = outcome.trial.config
         record = record_of(outcome, self.device, self.rows.get(key_of(config)))
+        record = replace(record, data={"tried": round(time.time(), 3), **record.data})
         self.rows[key_of(config)] = record
         return record
 
@@ -83,6 +85,18 @@ class Search:
         """Rows of what this search asked for, and of nothing else that the store may know."""
         asked = set(map(key_of, self._asked))
         return [row for key, row in self.rows.items() if key in asked]
+
+    @property
+    def lacks_aten(self) -> bool:
+        """Was something tried, but PyTorch's own convolution never timed, although no row could win without it?"""
+        ended = [row for row in self.rows.values() if row.status != "started"]
+        return any(row.failure for row in ended) and not any(row.measured_us or row.aten_us for row in ended)
+
+    def settle_aten(self, us: float) -> Record:
+        """Note the time of PyTorch's own convolution where nothing else has one: in the row of the first failure."""
+        key = next(key for key, row in self.rows.items() if row.failure)
+        self.rows[key] = replace(self.rows[key], aten_us=us)
+        return self.rows[key]
 
     def best(self) -> Record | None:
         """The winner by `ranking.pick`, among what this search may believe."""
@@ -179,7 +193,7 @@ def record_of(outcome: Outcome, device: DeviceSpec, known: Record | None) -> Rec
     predicted = data.pop("predicted_us", base.predicted_us)
     fresh = Record(problem, config, device.key, base.abi, base.triton, "started", predicted, data=data)
     if outcome.failure is not None:
-        return fresh.failed(outcome.failure, outcome.detail)
+        return replace(fresh, aten_us=base.aten_us).failed(outcome.failure, outcome.detail)
     if not outcome.protocol:
         measured = {name: getattr(base, name) for name in ("measured_us", "aten_us", "protocol", "samples")}
         return replace(fresh, status="predicted", low_us=base.low_us, high_us=base.high_us, **measured)

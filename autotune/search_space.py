@@ -10,13 +10,14 @@ from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
 
-from grouped_conv.autotune import native_lane, space
+from grouped_conv.autotune import native_lane
 from grouped_conv.autotune.cost import predict
 from grouped_conv.autotune.directions import models_for
 from grouped_conv.autotune.heuristic import choose
 from grouped_conv.autotune.records import canonical
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.families import CONFIGS
 from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
 
@@ -82,23 +83,25 @@ def ranked(problem: ConvProblem, device: DeviceSpec, configs: Iterable[KernelCon
 
 
 def explain(problem: ConvProblem, device: DeviceSpec) -> dict[str, tuple[int, Mapping[str, int]]]:
-    """By family: configurations in the space, and how many were left out for which reason.
+    """By family: configurations that a search may try, and how many others were left out for which reason.
 
-    The implicit GEMM's are counted over all its axes, of which the model then drops what it is indifferent to and what
-    would spill; other families build only what is valid, and say why where they offer nothing.
+    Together they are all that the family's space thought of. A family of this direction that thinks of none says why,
+    with a count of 0. Reasons that differ in numbers only are counted together, with `#` for the numbers.
     """
-    kept = Counter(config.family for config in search_space(problem, device).configs)
+    kept = set(search_space(problem, device).configs)
     found: dict[str, tuple[int, Mapping[str, int]]] = {}
     for name, model in models_for(problem).items():
-        reasons: Counter[str] = Counter()
-        if name == ImplicitGemmConfig.family and problem.layout.is_uniform and device.key != native_lane.KEY:
-            whole = space.candidates(problem, device)
-            reasons.update(whole.rejected)
-            reasons["indifferent to the model, or expected to spill"] = max(0, len(whole.configs) - kept[name])
-        elif not kept[name]:
-            tried = [why_invalid(problem, config, device) for config in model.defaults(problem, device)]
-            reasons.update(re.sub(r"\d+", "#", reason) for reason in tried if reason)
-            if not reasons:
-                reasons["not meant for such a problem"] = 1
-        found[name] = (kept[name], dict(reasons.most_common()))
+        if CONFIGS[name].direction != problem.direction:
+            continue
+        count = sum(config.family == name for config in kept)
+        whole = {} if device.key == native_lane.KEY else dict(model.space(problem, device))
+        left_out = [reason for config, reason in whole.items() if reason and config not in kept]
+        reasons = Counter(re.sub(r"(?<![A-Za-z0-9])\d+(x\d+)*", "#", reason) for reason in left_out)
+        if not count and not reasons:
+            reasons[_why_not_meant(problem, name)] = 0
+        found[name] = (count, dict(reasons.most_common()))
     return found
+
+
+def _why_not_meant(problem: ConvProblem, family: str) -> str:
+    return why_invalid(problem, CONFIGS[family]()) or "not meant for such a problem"

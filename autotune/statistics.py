@@ -42,3 +42,19 @@ def median_of(samples: Sequence[float], confidence: float = CONFIDENCE) -> Media
         k = successes + 1
     k = max(k, 1)
     return Median(value, ordered[k - 1], ordered[count - k], count)
+
+
+def may_be_fastest(medians: Sequence[Median]) -> list[int]:
+    """Places of those that no other is surely faster than: their interval begins before the first of all ends.
+
+    The one whose interval ends first is the bar. Fewer samples than the bar's make an interval so wide that it says
+    little; they cannot tie with it.
+    """
+    if not medians:
+        return []
+    bar = min(medians, key=lambda median: (median.high, median.value, -median.samples))
+    return [
+        place
+        for place, median in enumerate(medians)
+        if median == bar or (median.low <= bar.high and median.samples >= bar.samples)
+    ]

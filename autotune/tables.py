@@ -26,6 +26,9 @@ def print_tuned(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if chosen:
             printed(title, chosen)
     for row in rows:
+        if row["source"] == "aten":
+            failed = f"all {row['unusable']} configurations failed, the first one: {row['first_failure']}"
+            click.echo(f"{row['layer']}: PyTorch's own convolution, measured {row['aten_us']:.1f} us; {failed}")
         if row["source"] == "heuristic":
             click.echo(f"{row['layer']}: {row['config']} by the heuristic; nothing was tried")
 

@@ -11,13 +11,14 @@ from grouped_conv.autotune.search_space import search_space
 
 
 def table_row(search: Search) -> dict[str, Any]:
-    """The winner's figures; times in microseconds.
+    """The winner's figures; times in microseconds. PyTorch's own convolution wins where nothing else can be used.
 
     Raises:
-        RuntimeError: when every configuration that was tried failed, with the first failure.
+        RuntimeError: when every configuration that was tried failed, with the first failure, and PyTorch's own
+            convolution was not timed either.
     """
-    best = search.best()
-    if best is None and search.rows:
+    best, aten_us = search.best(), aten_us_of(search)
+    if best is None and search.rows and aten_us is None:
         reasons = [record.detail for record in search.rows.values()]
         where = search.device.known_as
         raise RuntimeError(f"no configuration of {search.name} ({search.problem}) can be used on {where}: {reasons[0]}")
@@ -26,11 +27,21 @@ def table_row(search: Search) -> dict[str, Any]:
         "unusable": sum(record.failure is not None for record in search.rows.values()),
     }
     row = {"layer": search.name, "device": search.device.key}
+    if best is None and aten_us is not None:
+        first = next(record.detail for record in search.rows.values() if record.failure)
+        lost = {"aten_us": aten_us, "first_failure": first, "measured_now": search.ran}
+        return {**row, "config": "PyTorch's own convolution", "source": "aten", **lost, **counts}
     if best is None:
         return {**row, "config": str(search.default), "source": "heuristic", **counts}
     if search.measures and best.measured_us is not None:
         return {**row, **_measured(search, best), **counts, "measured_now": search.ran, "source": "measured"}
     return {**row, **_predicted(best), **counts, "compiled_now": search.ran, "source": "predicted"}
+
+
+def aten_us_of(search: Search) -> float | None:
+    """PyTorch's own convolution where the search measures; the latest time of it."""
+    timed = [record for record in search.rows.values() if search.measures and record.aten_us is not None]
+    return max(timed, key=lambda record: record.updated).aten_us if timed else None
 
 
 def _predicted(best: Record) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grouped_conv.autotune.candidates import best_first, judged
 from grouped_conv.autotune.gemm_gradient_terms import GemmWork, predict_gemm
 from grouped_conv.autotune.prediction import Prediction
 from grouped_conv.autotune.resources import Resources
@@ -18,8 +19,6 @@ from grouped_conv.kernels.weight_grad_rules import (
     pixels_per_split,
     table_bytes,
     tiles,
-    why_invalid,
-    why_not_on,
     workspace_bytes,
 )
 
@@ -81,17 +80,26 @@ def splits(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec, m
 
 
 def ranked(problem: ConvProblem, device: DeviceSpec) -> list[WeightGradConfig]:
-    """The valid configurations worth compiling, best first by the model."""
-    found: set[WeightGradConfig] = set()
-    for config in defaults(problem, device):
-        for stages in (2, 3, 4):
-            for more in (1, 2):
-                other = replace(config, num_stages=stages, splits=config.splits * more)
-                borrowed = workspace_bytes(problem, other.splits) + table_bytes(problem, other)
-                fits = borrowed <= WORKSPACE_BYTES or other.splits == 1
-                if fits and why_invalid(problem, other) is None and why_not_on(problem, other, device) is None:
-                    found.add(other)
-    return sorted(found, key=lambda config: (predict(problem, config, device).weighed_us, str(config)))
+    """What of the space is worth compiling, best first by the model."""
+    return best_first(problem, device, space(problem, device), predict)
+
+
+def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[WeightGradConfig, str | None]]:
+    """The defaults with other stages and twice the splits; each with the reason that leaves it out."""
+
+    def more(config: WeightGradConfig) -> str | None:
+        borrowed = workspace_bytes(problem, config.splits) + table_bytes(problem, config)
+        if borrowed > WORKSPACE_BYTES and config.splits > 1:
+            return f"its splits need {borrowed} bytes of workspace, the limit is {WORKSPACE_BYTES}"
+        return None
+
+    configs = (
+        replace(config, num_stages=stages, splits=config.splits * factor)
+        for config in defaults(problem, device)
+        for stages in (2, 3, 4)
+        for factor in (1, 2)
+    )
+    return judged(problem, device, configs, more)
 
 
 def predict(

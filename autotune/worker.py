@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from importlib import import_module
 
 PR_SET_PDEATHSIG = 1
@@ -27,11 +28,12 @@ def main(function: str) -> None:
     call = getattr(import_module(module), name)
     channel.write('{"status": "ready"}\n')
     for line in sys.stdin:
+        began = time.monotonic()
         try:
             answer = {"status": "ok", "value": call(json.loads(line))}
         except Exception as error:  # whatever the compiler raises is a result about this configuration
             answer = {"status": "error", "detail": f"{type(error).__name__}: {error}"[:2000]}
-        channel.write(json.dumps(answer) + "\n")
+        channel.write(json.dumps({**answer, "seconds": time.monotonic() - began}) + "\n")
 
 
 if __name__ == "__main__":

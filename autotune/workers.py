@@ -70,7 +70,10 @@ class WorkerPool:
         self._workers.clear()
 
     def run(self, payloads: Sequence[Any]) -> Iterator[JobResult]:
-        """Run every payload; outcomes come as they finish. Leaving the loop early ends the workers that are at work."""
+        """Run every payload; outcomes come as they finish. Leaving the loop early ends the workers that are at work.
+
+        Every worker has its next job before an outcome is handed out: they go on while the caller looks at it.
+        """
         waiting = list(enumerate(payloads))[::-1]
         with selectors.DefaultSelector() as selector:
             while len(self._workers) < min(self.jobs, len(waiting)):
@@ -89,21 +92,23 @@ class WorkerPool:
                     self._workers.remove(worker)
                     worker.kill()
 
-    def _wait(self, selector: selectors.BaseSelector, waiting: list[tuple[int, Any]]) -> Iterator[JobResult]:
+    def _wait(self, selector: selectors.BaseSelector, waiting: list[tuple[int, Any]]) -> list[JobResult]:
+        ended: list[JobResult] = []
         deadline = min((self._deadline(worker) for worker in self._workers), default=time.monotonic())
         for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
             worker: WorkerProcess = key.data
             messages = worker.lines()
             if messages is None:
-                yield from self._replace(worker, "crashed", worker.last_words(), selector, waiting)
+                ended += self._replace(worker, "crashed", worker.last_words(), selector, waiting)
             for message in messages or ():
                 if worker.job is not None and worker.ready:
-                    yield _finished(worker, message)
+                    ended.append(_finished(worker, message))
                 worker.ready, worker.began = True, time.monotonic()
                 self._feed(worker, waiting)
         for worker in [worker for worker in self._workers if self._deadline(worker) <= time.monotonic()]:
             what = f"no result within {self.timeout:g} s" if worker.ready else f"not ready after {START_SECONDS:g} s"
-            yield from self._replace(worker, "timeout", what, selector, waiting)
+            ended += self._replace(worker, "timeout", what, selector, waiting)
+        return ended
 
     def _deadline(self, worker: WorkerProcess) -> float:
         if not worker.ready:
@@ -140,5 +145,4 @@ class WorkerPool:
 def _finished(worker: WorkerProcess, message: dict[str, Any]) -> JobResult:
     index, worker.job = worker.job, None
     assert index is not None
-    seconds = time.monotonic() - worker.began
-    return JobResult(index, message["status"], message.get("value"), message.get("detail", ""), seconds)
+    return JobResult(index, message["status"], message.get("value"), message.get("detail", ""), message["seconds"])

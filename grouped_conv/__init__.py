@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from grouped_conv.separable_modules import RootModule, SeparableConv2d
     from grouped_conv.tracing import trace
     from grouped_conv.tuning import tune
+    from grouped_conv.warming import warmup
     from grouped_conv.workspace import max_workspace, set_max_workspace
 
 __version__ = "0.1.0"
@@ -70,6 +71,7 @@ __all__ = [
     "tune",
     "unconvert",
     "using_config",
+    "warmup",
 ]
 
 # Where each public name is defined. The modules are not called like the functions they hold (`interpreting` has
@@ -109,6 +111,7 @@ _HOMES = {
     "tune": "grouped_conv.tuning",
     "unconvert": "grouped_conv.conversion",
     "using_config": "grouped_conv.overrides",
+    "warmup": "grouped_conv.warming",
 }
 _SUBPACKAGES = frozenset({"autotune", "bench", "kernels", "models"})
 

@@ -142,7 +142,10 @@ def with_settled_precision(request: Request, dtype: torch.dtype) -> Request:
 def why_nothing_compiles() -> str:
     """Why a kernel for CUDA tensors cannot be compiled at this moment; empty when it can."""
     if torch.cuda.is_current_stream_capturing():
-        return "a CUDA graph is being captured and this call has no plan yet; run it once before the capture"
+        return (
+            "a CUDA graph is being captured and this call has no plan yet; run it once before the capture, "
+            "a whole model by `grouped_conv.warmup(model, example_input)`"
+        )
     if isinstance(executors.executor_of_cpu_tensors(), InterpreterExecutor):
         return "inside grouped_conv.interpret() Triton cannot compile; run the call once outside it"
     return ""

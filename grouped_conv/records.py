@@ -26,7 +26,7 @@ def consult(problem: ConvProblem, policy: str, device: int) -> tuple[KernelConfi
         if is_strict():
             raise lookup.UntunedError(f"strict mode: {problem} cannot be tuned: {reason}")
         return None, reason, ""
-    choice = lookup.resolve(problem, spec, policy, strict=is_strict())
+    choice = lookup.resolve(problem, spec, policy, strict=is_strict(), place=f"cuda:{device}")
     if policy == "measured" and not choice.is_tuned:
         _warn_once(problem, choice.reason)
     return choice.config, choice.reason, choice.source

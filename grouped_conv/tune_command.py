@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,7 @@ from grouped_conv.problem_options import Source, source_options
 
 if TYPE_CHECKING:
     from grouped_conv.autotune.efforts import Plan
+    from grouped_conv.autotune.report import Run
     from grouped_conv.autotune.store import Store
     from grouped_conv.tuning import Target
 
@@ -38,6 +40,7 @@ class Options:
     budget_seconds: float | None
     jobs: int | None
     as_json: bool
+    report: Path | None
 
     def targets(self) -> list[Target]:
         """The devices, or the one that is here, or the one that is predicted for by default."""
@@ -77,6 +80,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--jobs", type=click.IntRange(min=1), help="Compile processes; by default one per core."),
             click.option("--dry-run", is_flag=True, help="Say what would be tried, and for how long."),
             click.option("--explain-space", is_flag=True, help="Count what is in the space, and what is not and why."),
+            click.option("--report", type=click.Path(path_type=Path), help="An HTML page about the search."),
             click.option("--json", "as_json", is_flag=True, help="JSON lines: each trial, then the result."),
         )
     ):
@@ -93,9 +97,14 @@ def tune(devices: tuple[str, ...], dry_run: bool, explain_space: bool, source: S
     On a GPU that is here they are measured. For a named one every configuration is compiled and judged by a cost model,
     and no time shown was measured.
     """
+    from grouped_conv.autotune import report
     from grouped_conv.autotune.store import default_store
 
     problems, options = source.problems(), Options(devices, **rest)
+    if options.report is not None:
+        if dry_run or explain_space:
+            raise click.UsageError("--report says what tuning found; --dry-run and --explain-space tune nothing")
+        report.check(options.report)
     header = {"model": source.model, "dtype": source.dtype, "batch": source.batch} if source.model else {}
     store, targets = default_store(), options.targets()
     if explain_space:
@@ -110,23 +119,35 @@ def tune(devices: tuple[str, ...], dry_run: bool, explain_space: bool, source: S
         for target in targets:
             preview(problems, target, options.plan(target), store, options.jobs, options.as_json)
         return
-    interrupted = [_tune(problems, target, options, store, header) for target in targets]
-    if any(interrupted):
-        sys.exit(INTERRUPTED)
+    runs: list[report.Run] = []
+    for target in targets:
+        _tune(problems, target, options, store, header, runs)
+        if runs[-1].interrupted:
+            sys.exit(INTERRUPTED)
 
 
 def _tune(
-    problems: dict[str, ConvProblem], target: Target, options: Options, store: Store, header: dict[str, Any]
-) -> bool:
-    """Tune for one device and print what was found; True when Ctrl-C ended it."""
+    problems: dict[str, ConvProblem],
+    target: Target,
+    options: Options,
+    store: Store,
+    header: dict[str, Any],
+    runs: list[Run],
+) -> None:
+    """Tune for one device, add it to the report's runs and print what was found."""
+    from grouped_conv.autotune import report
     from grouped_conv.autotune.tuner import frame_of
     from grouped_conv.tuning import tune_on
 
+    plan = options.plan(target)
     lines = options.as_json and not sys.stdout.isatty()
     verb = "measuring on" if target.measures else "compiling for"
     try:
-        with nullcontext(json_lines) if lines else progress_bar(f"{verb} {target.spec.key}") as report:
-            tuned = tune_on(target, problems, store, options.plan(target), report, options.jobs)
+        with nullcontext(json_lines) if lines else progress_bar(f"{verb} {target.spec.key}") as progress:
+            tuned = tune_on(target, problems, store, plan, progress, options.jobs)
+        runs.append(report.Run(target.spec, options.effort, plan, tuned.searches, tuned.interrupted))
+        if options.report is not None:
+            report.write(options.report, runs)
         frame = frame_of([tuned])
     except RuntimeError as error:
         raise click.ClickException(str(error)) from error
@@ -137,14 +158,17 @@ def _tune(
     times = "measured" if target.measures else "predicted, not measured"
     if options.as_json:
         whole = {**header, "device": target.spec.key, "store": str(store.path), "times": times, "layers": rows}
+        if options.report is not None:
+            whole["report"] = str(options.report)
         click.echo(json.dumps({**whole, "interrupted": tuned.interrupted}, allow_nan=False))
-        return tuned.interrupted
+        return
     model = f"{header['model']}, batch {header['batch']}, {header['dtype']}, " if header else ""
     tables.print_tuned(f"{model}on {target.spec.name}", rows)
     click.echo(f"Saved as {times.partition(',')[0]} in {store.path}")
+    if options.report is not None:
+        click.echo(f"Report: {options.report}")
     if tuned.interrupted:
         click.echo("Stopped early; the same command goes on from here.", err=True)
-    return tuned.interrupted
 
 
 @click.command()

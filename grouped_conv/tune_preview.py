@@ -65,4 +65,4 @@ def explained(problems: Mapping[str, ConvProblem], device: DeviceSpec, as_json: 
         for family, (kept, reasons) in families.items():
             click.echo(f"{name} on {device.key}, {family}: {kept} configurations")
             for reason, count in reasons.items():
-                click.echo(f"  {count:6d}  {reason}")
+                click.echo(f"  {count or '-':>6}  {reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +171,10 @@ def tune_on(
     progress: Progress | None,
     jobs: int | None = None,
 ) -> Tuned:
-    """Tune for one device; where it is measured, check the families that won and were never checked there."""
+    """Tune for one device; where it is measured, check the families that won and were never checked there.
+
+    Ctrl-C ends either in good order.
+    """
     spec = target.spec
     if spec.key == native_lane.KEY:
         problems = {name: native_lane.as_computed(problem) for name, problem in problems.items()}
@@ -181,7 +184,10 @@ def tune_on(
             winners = [best for search in tuned.searches if (best := search.best()) is not None]
             pairs = dict.fromkeys((best.config.family, best.config.direction) for best in winners)
             known = store.self_checks(spec.key)
-            check_kernels(spec, store, [pair for pair in pairs if pair not in known], runner=runner)
+            try:
+                check_kernels(spec, store, [pair for pair in pairs if pair not in known], runner=runner)
+            except KeyboardInterrupt:
+                tuned = replace(tuned, interrupted=True)
     return tuned
 
 

@@ -65,6 +65,20 @@ def broken(payload: Mapping[str, Any]) -> dict[str, Any]:
     raise KeyError("a fault of the measuring code")
 
 
+def hopeless(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing is right; PyTorch's own convolution can be timed."""
+    if payload["op"] == "verify":
+        return {"failure": "wrong", "detail": "hopeless"}
+    return job(payload)
+
+
+def hopeless_when_odd(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing is right at an odd shape, which is tried last."""
+    if payload["op"] == "verify":
+        return {"failure": "wrong" if payload["problem"]["batch"] == 3 else None, "detail": "hopeless"}
+    return job(payload)
+
+
 def verify(config: Mapping[str, Any], odd: bool) -> dict[str, Any]:
     kind = fate(config)
     if kind == "abort":

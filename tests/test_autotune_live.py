@@ -15,10 +15,13 @@ import pytest
 from grouped_conv.autotune import native_lane, settings
 from grouped_conv.autotune.efforts import plan_effort
 from grouped_conv.autotune.live_runner import LiveRunner
+from grouped_conv.autotune.lookup import resolve
 from grouped_conv.autotune.measuring_process import MeasuringProcess
-from grouped_conv.autotune.runner import Trial
+from grouped_conv.autotune.runner import Outcome, Trial
+from grouped_conv.autotune.search import record_of
 from grouped_conv.autotune.search_space import search_space
 from grouped_conv.autotune.store import Store
+from grouped_conv.autotune.tables import print_tuned
 from grouped_conv.autotune.tuner import frame_of, tune_with
 from grouped_conv.kernels import ConvProblem, ImplicitGemmConfig
 
@@ -42,8 +45,8 @@ def fake_runner(**options):
     return LiveRunner(CPU, **{"function": fake_kernels.FUNCTION, "timeout": 1.0, **options})
 
 
-def tune(kept, plan=ALL, problems=None, progress=None):
-    with fake_runner() as runner:
+def tune(kept, plan=ALL, problems=None, progress=None, **options):
+    with fake_runner(**options) as runner:
         return tune_with(runner, problems or {"small": SMALL}, CPU, kept, plan, progress)
 
 
@@ -94,6 +97,30 @@ def test_a_second_run_measures_nothing(kept, tmp_path, monkeypatch):
     assert log.read_bytes() == before
     assert list(second["measured_now"]) == [0]
     assert first.drop(columns="measured_now").equals(second.drop(columns="measured_now"))
+
+
+@pytest.mark.parametrize("function", ["hopeless", "hopeless_when_odd"])
+def test_atens_time_is_known_where_nothing_else_can_be_used(kept, function, capsys):
+    options = {"function": f"fake_kernels:{function}"}
+    tuned = tune(kept, plan_effort("quick", measures=True, limit=3), **options)
+    (row,) = frame_of([tuned]).to_dict("records")
+    assert (row["source"], row["aten_us"], row["unusable"]) == ("aten", fake_kernels.ATEN_US, row["candidates"])
+    print_tuned("it", [row])
+    printed = capsys.readouterr().out
+    assert f"PyTorch's own convolution, measured {fake_kernels.ATEN_US:.1f} us; all {row['unusable']} conf" in printed
+    assert "hopeless" in printed
+    for policy in ("measured", "predicted"):
+        choice = resolve(SMALL, CPU, policy, kept, strict=True)  # tuned: there is nothing to tune any more
+        assert (choice.path, choice.is_tuned) == ("aten", True)
+        assert f"configurations that were tried failed, ATen took {fake_kernels.ATEN_US:.1f} us" in choice.reason
+    (again,) = frame_of([tune(kept, plan_effort("quick", measures=True, limit=1), **options)]).to_dict("records")
+    assert (again["source"], again["aten_us"]) == ("aten", fake_kernels.ATEN_US)
+
+
+def test_atens_time_outlives_a_new_verdict_on_its_row(kept):
+    failed = Outcome(Trial(SMALL, good()[0]), failure="resources", detail="spills")
+    known = replace(record_of(failed, CPU, None), aten_us=50.0)
+    assert record_of(failed, CPU, known).aten_us == 50.0
 
 
 @pytest.mark.parametrize("strategy", ["local", "model", "random", "exhaustive"])

@@ -13,7 +13,6 @@ import pytest
 from grouped_conv.autotune import database, lookup, settings, store
 from grouped_conv.autotune.exchange import dumps
 from grouped_conv.autotune.lookup import resolve
-from grouped_conv.autotune.ranking import pick
 from grouped_conv.autotune.records import Record
 from grouped_conv.autotune.store import Store, StoreError, triton_version
 from grouped_conv.autotune.workloads import workload
@@ -99,14 +98,6 @@ def test_another_epilogue_lends_its_prediction_but_not_its_timing(kept):
     assert kept.best(plain, "a100").config == SMALL
     kept.put([record(LARGE, 30.0, plain)])
     assert kept.best(plain, "a100").config == LARGE
-
-
-def test_ties_go_to_the_cheaper_configuration():
-    cheap = record(SMALL, 10.05, data={"resources": {"shared_bytes": 100}})
-    fast = record(LARGE, 10.0, data={"resources": {"shared_bytes": 200}})
-    assert pick([fast, cheap]) == pick([cheap, fast]) == cheap
-    assert pick([replace(fast, predicted_us=9.0), cheap]).config == LARGE
-    assert pick([record(us=None).failed("compile", "no")]) is None
 
 
 def test_export_is_canonical(kept):

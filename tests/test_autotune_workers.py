@@ -25,6 +25,18 @@ def test_results_and_errors():
     assert outcomes[1].detail.startswith("ValueError: ")
 
 
+def test_workers_go_on_while_an_outcome_is_looked_at():
+    with WorkerPool("time:sleep", jobs=1, timeout=60) as pool:
+        outcomes = pool.run([0.01, 0.4, 0.01])
+        assert next(outcomes).index == 0
+        time.sleep(1.0)
+        began = time.monotonic()
+        slow = next(outcomes)
+        assert (slow.index, time.monotonic() - began < 0.3) == (1, True)
+        assert 0.4 <= slow.seconds < 0.8  # what the job took, not how long its outcome lay there
+        assert next(outcomes).index == 2
+
+
 def test_a_job_over_time_is_killed_and_the_rest_goes_on():
     began = time.monotonic()
     outcomes = run("time:sleep", [60, 0.01, 0.01, 0.01], jobs=1, timeout=1.0)

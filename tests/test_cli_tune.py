@@ -148,4 +148,9 @@ def test_the_space_is_explained(kept, compiled):
     assert sum(gemm["left_out"].values()) > 1000
     text = invoke("tune", "--layer", "N=8 C=64 H=14 K=64 R=3", "--explain-space").stdout
     assert "warps are for small tiles" in text
+    assert found["layers"]["layer 1"]["depthwise"] == {
+        "kept": 0,
+        "left_out": {"depthwise needs equal groups of one input channel": 0},
+    }
+    assert "     -  depthwise needs" in text
     assert compiled == []

@@ -173,6 +173,22 @@ def test_a_measured_runner_up_of_a_checked_family_runs(kept):
 # ---- memory of choices
 
 
+def test_where_all_that_was_tried_failed_aten_is_the_answer(kept):
+    failed = [record(config).failed("wrong", "off by 2") for config in CONFIGS[:3]]
+    kept.put(failed)
+    assert not resolve(CONV4, H100, "measured", kept).is_tuned  # nobody timed ATen: a sweep that was not finished
+    kept.put([replace(failed[1], aten_us=20.0)])
+    for policy in ("measured", "predicted"):
+        choice = resolve(CONV4, H100, policy, kept, strict=True)
+        assert (choice.path, choice.is_tuned) == ("aten", True)
+        assert "all 3 configurations that were tried failed, ATen took 20.0 us" in choice.reason
+    assert resolve(CONV4, H100, "kernels", kept).path == "kernel"
+    other = replace(CONV4, batch=3)
+    assert "ATen took" not in resolve(other, H100, "predicted", kept).reason
+    kept.put([record(CONFIGS[3], measured_us=10.0)])
+    assert resolve(CONV4, H100, "measured", kept).config == CONFIGS[3]
+
+
 def test_equal_problems_share_a_choice_and_changes_are_seen(kept):
     ragged = replace(CONV4, layout=GroupLayout.log_series(256, 256, 4))
     for problem in (CONV4, ragged):
@@ -226,7 +242,8 @@ def test_strict_mode_refuses_what_is_not_tuned(kept):
             resolve(CONV4, H100, policy, kept, strict=True)
         message = str(caught.value)
         assert str(CONV4) in message
-        assert message.endswith("; run: grouped-conv tune alexnet --device h100-sxm --dtype float16 --batch 128")
+        command = "grouped-conv tune alexnet --device h100-sxm --dtype float16 --batch 128"
+        assert message.endswith(f"; run, to predict it (or to measure it where that is the GPU here): {command}")
     kept.put([record(CONFIGS[0])])
     for policy in ("predicted", "kernels"):
         assert resolve(CONV4, H100, policy, kept, strict=True).config == CONFIGS[0]
@@ -242,9 +259,17 @@ def test_the_command_for_a_layer_of_no_model_runs(monkeypatch):
     python, flag, code = shlex.split(advice.tune_command(problem, live))
     assert (python, flag) == ("python", "-c")
     asked = []
-    monkeypatch.setattr("grouped_conv.autotune.tuner.tune_offline", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(grouped_conv, "tune", lambda problems, device: asked.append((problems, device)), raising=False)
     exec(code, {})
-    assert asked == [({"layer": problem}, DeviceSpec.get("sm_90"))]
+    exec(shlex.split(advice.tune_command(problem, live, "cuda:1"))[2], {})
+    assert asked == [({"layer": problem}, "sm_90"), ({"layer": problem}, "cuda:1")]
+
+
+def test_a_measurement_is_advised_for_the_epilogue_that_runs():
+    plain = replace(CONV4, epilogue=Epilogue())
+    assert advice.tune_command(plain, H100).startswith("grouped-conv tune alexnet")  # a prediction serves it as well
+    assert advice.tune_command(CONV4, H100, "cuda:0").startswith("grouped-conv tune alexnet")
+    assert advice.tune_command(plain, H100, "cuda:0").startswith("python -c")
 
 
 def test_strict_is_scoped_and_read_from_the_environment(monkeypatch):
@@ -270,8 +295,9 @@ def test_strict_is_scoped_and_read_from_the_environment(monkeypatch):
 def test_strict_mode_reaches_the_calls_of_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "tuning.sqlite3"))
     monkeypatch.setattr(records, "live_device", lambda index: H100)
-    with grouped_conv.strict(), pytest.raises(UntunedError, match="run: grouped-conv tune alexnet"):
-        records.consult(CONV4, "measured", 0)
+    command = "run, to measure it on cuda:1: grouped-conv tune alexnet --device cuda:1 --dtype float16 --batch 128"
+    with grouped_conv.strict(), pytest.raises(UntunedError, match=command):
+        records.consult(CONV4, "measured", 1)  # by its name it would be predicted if cuda:0 is another model
     monkeypatch.setattr(records, "live_device", lambda index: None)
     with grouped_conv.strict(), pytest.raises(UntunedError, match="cannot be tuned: no device of this GPU's arch"):
         records.consult(CONV4, "measured", 0)

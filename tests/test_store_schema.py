@@ -2,8 +2,12 @@
 
 import json
 import multiprocessing
+import os
+import signal
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +103,63 @@ def test_a_migration_that_fails_changes_nothing(version_1, monkeypatch):
     assert version_1.read_bytes() == damaged
     version_1.write_bytes(before)
     assert len(Store(version_1).trials()) == 6
+
+
+def _killed_before_statement(path, number):
+    """Migrate in a child that is killed as SQLite is about to run its statement of this number; the rest it would run.
+
+    The child's cache holds one page, so that the file changes before the transaction ends. None when it was not killed.
+    """
+    told, tells = os.pipe()
+    child = os.fork()
+    if child == 0:
+        connect, seen = sqlite3.connect, []
+
+        def traced(*arguments, **named):
+            connection = connect(*arguments, **named)
+            connection.execute("PRAGMA cache_size = 1")
+            connection.set_trace_callback(before)
+            return connection
+
+        def before(statement):
+            seen.append(statement)
+            if len(seen) == number:
+                os.write(tells, statement.encode())
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sqlite3.connect = traced
+        Store(path).trials()
+        os._exit(0)
+    os.close(tells)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(told) as pipe:
+        statement = pipe.read()
+    assert status in (0, signal.SIGKILL)
+    return statement if status else None
+
+
+def test_killed_before_any_statement_a_migration_is_whole_or_not_begun(version_1, tmp_path):
+    """Also between the last row that is moved and the version, and between the version and the transaction's end."""
+    original, statements, rolled_back = version_1.read_bytes(), [], 0
+    while True:
+        path = tmp_path / f"killed-{len(statements)}.sqlite3"
+        path.write_bytes(original)
+        statement = _killed_before_statement(path, 1 + len(statements))
+        if statement is None:
+            break
+        statements.append(statement)
+        rolled_back += path.read_bytes() != original and Path(f"{path}-journal").exists()
+        with closing(sqlite3.connect(path)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            columns = [row[1] for row in connection.execute("PRAGMA table_info(trials)")]
+            assert connection.execute("SELECT count(*) FROM trials").fetchone() == (6,)
+            assert ("low_us" in columns) == (version == schema.SCHEMA_VERSION)
+        rows = Store(path).trials()
+        assert [record.status for record in rows].count("failed") == 4
+        assert len(rows) == 6
+    gap = statements.index(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
+    assert [statement.partition(" ")[0] for statement in statements[gap - 1 : gap + 2]] == ["DROP", "PRAGMA", "COMMIT"]
+    assert rolled_back > 0
 
 
 def _count(path, results):
