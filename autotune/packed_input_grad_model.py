@@ -181,15 +181,18 @@ def _register_terms(problem: ConvProblem, config: PackedInputGradConfig, device:
 
 def _fits_registers(problem: ConvProblem, config: PackedInputGradConfig, device: DeviceSpec) -> bool:
     """Is the code expected not to spill? By compiled layers: 56 sums and 72 loaded registers fit, 64 and 40 (two kernel
-    rows) do, 64 and 96 do not; behind an activation 32 and 48 do, 56 and 36 do not on sm_90.
+    rows) do, 64 and 96 do not. Behind an activation 32 and 48 fit with tiles 16 channels wide, 16 and 48 with 32
+    channels; 56 and 36 do not on sm_90, nor 32 and 32 with 32 channels, whose weights take four times as many.
     """
     sums, loaded = _register_terms(problem, config, device)
+    weights = math.prod(most_taps(problem)) * block_k(problem, config) * block_n(problem, config) * problem.item_size
+    weights //= 4 * device.warp_size * config.num_warps
     derived, scaled = problem.epilogue.activation != "none", problem.epilogue.scale
     if _scalar(problem, device):
         return sums <= 8 and loaded <= 32
     if device.backend == "hip":
         return sums <= 128 and sums + loaded * (2.5 if derived else 2 if scaled else 1) <= 260
-    return sums <= 64 and (sums + 1.5 * loaded <= 104 if derived else sums + loaded <= 136)
+    return sums <= 64 and (2 * sums + loaded + weights <= 152 if derived else sums + loaded <= 136)
 
 
 def _l2_bytes(problem: ConvProblem, config: PackedInputGradConfig) -> float:

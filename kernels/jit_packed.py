@@ -197,6 +197,7 @@ def tap_products(
     w_ptr,
     w_offsets,
     diagonal,
+    taps,
     ih0,
     iw0,
     IN_H,
@@ -210,8 +211,8 @@ def tap_products(
     DILATION_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`acc` + the products of one pixel per row, tap by tap; nothing stays between taps but the sums."""
-    for tap in tl.range(0, KERNEL_H * KERNEL_W, num_stages=1):
+    """`acc` + the products of one pixel per row with all `taps`, one by one; nothing stays between but the sums."""
+    for tap in tl.range(0, taps, num_stages=1):
         h = (tap // KERNEL_W) * DILATION_H
         w = (tap % KERNEL_W) * DILATION_W
         mask = (inside(ih0 + h, IN_H) & inside(iw0 + w, IN_W))[:, None] & column_ok[None, :]

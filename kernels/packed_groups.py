@@ -95,7 +95,8 @@ def recompute(
     Its indices are made anew from a zero that the compiler cannot see through, so that the loop before it does not
     hold them in registers.
     """
-    zero = (tiles_each >> 31) * 16
+    zero = (images >> 31) * 16
+    taps = KERNEL_H * KERNEL_W + (images >> 31) * strips_w  # a count that is known is unrolled, and spills
     pack += zero
     memory, _, index, member_k, column_ok = pack_columns(
         pack, in_channels, PACK, C_PER_GROUP, IN_SHUFFLE, EVEN_K, BLOCK_K, zero
@@ -123,8 +124,8 @@ def recompute(
             acc = start
             for member in tl.range(0, PACK, num_stages=1):
                 own = tap_products(
-                    start, x_pack + offset[:, None], column_ok & (member_k == member), w_ptr, w_offsets, diagonal, ih0,
-                    iw0, IN_H, IN_W, stride_xh, STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W,
+                    start, x_pack + offset[:, None], column_ok & (member_k == member), w_ptr, w_offsets, diagonal, taps,
+                    ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W,
                     PRECISION,
                 )  # fmt: skip
                 acc = tl.where((member_n == member)[None, :], own, acc)
@@ -239,8 +240,8 @@ def packed_groups(
         else:
             sums = (
                 tap_products(
-                    start, x_rows, column_ok, w_ptr, w_offsets, diagonal, ih0, iw0, IN_H, IN_W, stride_xh, STRIDE_XW,
-                    C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
+                    start, x_rows, column_ok, w_ptr, w_offsets, diagonal, KERNEL_H * KERNEL_W, ih0, iw0, IN_H, IN_W,
+                    stride_xh, STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
                 ),
             )  # fmt: skip
         y_rows = pixel_offsets(image, out_h, strip_w * STRIP, stride_yn, stride_yh, STRIDE_YW)
