@@ -74,14 +74,16 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConf
 
 
 def _spills(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec) -> bool:
-    """Does ptxas stop at 128 registers, for one program more, and spill 8 or 16 bytes?
+    """Does ptxas stop at 96 or 128 registers, for one program more, and spill 8 to 24 bytes?
 
-    So it did on sm_80 with 32 sums and 32 gradients per thread, scaled or behind a silu, in half the layers compiled.
+    So it did on sm_80 with 32 sums and 32 gradients per thread, scaled or behind a silu, in half the layers compiled,
+    and on sm_90 with 16 sums and 32 gradients behind a relu.
     """
-    if device.backend != "cuda" or device.arch in (90, 100) or not derived_in_fp32(problem):
-        return False
     threads = config.num_warps * device.warp_size
-    return config.block_m * config.block_n == config.block_m * config.block_k == 32 * threads
+    figures = config.block_m * config.block_n / threads, config.block_m * config.block_k / threads
+    if device.arch == 90:
+        return config.swap and config.block_n < 64 and figures == (16, 32)
+    return device.backend == "cuda" and device.arch != 100 and derived_in_fp32(problem) and figures == (32, 32)
 
 
 def _order(problem: ConvProblem, block_k: int) -> str:
