@@ -22,12 +22,15 @@ class Plan:
         strategy: a name of `strategies.STRATEGIES`.
         seed: of everything random.
         budget_seconds: wall time after which no trial is begun; None for no limit.
+        resume: go on from what the store knows; otherwise every trial is run again, but for those that took their
+            process down.
     """
 
     trials: int | None
     strategy: str
     seed: int = 0
     budget_seconds: float | None = None
+    resume: bool = True
 
 
 def plan_effort(
@@ -38,12 +41,14 @@ def plan_effort(
     seed: int = 0,
     budget_seconds: float | None = None,
     limit: int | None = None,
+    resume: bool = True,
 ) -> Plan:
     """The plan of a named effort.
 
     Args:
         measures: whether trials are measured on a device or compiled and predicted.
         limit: trials per problem instead of the effort's.
+        resume: see `Plan`.
 
     Raises:
         ValueError: for an unknown effort, a limit below 1 or a budget below 0.
@@ -60,4 +65,4 @@ def plan_effort(
     default = DEFAULT_LIVE if measures else DEFAULT_OFFLINE
     if effort == "exhaustive":
         default = "exhaustive"
-    return Plan(limit or trials, strategy or default, seed, budget_seconds)
+    return Plan(limit or trials, strategy or default, seed, budget_seconds, resume)

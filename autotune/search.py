@@ -43,7 +43,7 @@ class Search:
     ) -> None:
         self.name, self.problem, self.device, self.measures = name, problem, device, measures
         self.default = default_config(problem, device)
-        self.rows = known_rows(problem, device, store)
+        self.rows = known_rows(problem, device, store, plan.resume)
         self.ran = 0
         self.limit = plan.trials
         self._asked: set[KernelConfig] = set()
@@ -159,11 +159,17 @@ def key_of(config: KernelConfig) -> str:
     return canonical(config.to_json())
 
 
-def known_rows(problem: ConvProblem, device: DeviceSpec, store: Store) -> dict[str, Record]:
-    """Rows of this ABI and Triton by configuration; predictions of another model are made anew from their resources."""
+def known_rows(problem: ConvProblem, device: DeviceSpec, store: Store, resume: bool = True) -> dict[str, Record]:
+    """Rows of this ABI and Triton by configuration; predictions of another model are made anew from their resources.
+
+    Args:
+        resume: False leaves out all but those that took their process down, which are not tried again lightly.
+    """
     current, renewed = {}, []
     for record in store.trials(problem, device.key):
         if record.abi != ABI_VERSION or record.triton != triton_version():
+            continue
+        if not resume and record.failure != "crashed":
             continue
         stale = record.data.get("model") != MODEL_VERSION and "resources" in record.data
         if stale and record.failure in (None, "resources") and record.status != "started":

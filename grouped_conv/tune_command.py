@@ -39,6 +39,7 @@ class Options:
     seed: int
     budget_seconds: float | None
     jobs: int | None
+    resume: bool
     as_json: bool
     report: Path | None
 
@@ -59,6 +60,7 @@ class Options:
             seed=self.seed,
             budget_seconds=self.budget_seconds,
             limit=self.limit,
+            resume=self.resume,
         )
 
 
@@ -78,6 +80,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--seed", type=int, default=0, show_default=True),
             click.option("--budget-seconds", type=click.FloatRange(min=0), help="Begin no trial after so long."),
             click.option("--jobs", type=click.IntRange(min=1), help="Compile processes; by default one per core."),
+            click.option(
+                "--resume/--no-resume", default=True, help="Go on from finished trials (default), or run them again."
+            ),
             click.option("--dry-run", is_flag=True, help="Say what would be tried, and for how long."),
             click.option("--explain-space", is_flag=True, help="Count what is in the space, and what is not and why."),
             click.option("--report", type=click.Path(path_type=Path), help="An HTML page about the search."),

@@ -128,6 +128,7 @@ def tune(
     store: Store | str | Path | None = None,
     progress: bool | Progress = True,
     all_trials: bool = False,
+    resume: bool = True,
 ) -> pandas.DataFrame:
     """Find a configuration for every convolution of a model and keep it in the store, where `forward` looks it up.
 
@@ -145,6 +146,7 @@ def tune(
         store: the tuning store or its file; by default `settings.store_path()`.
         progress: a bar on a terminal, none, or a function of each `tuner.Event`.
         all_trials: one row per trial instead of one per problem.
+        resume: go on from the trials in the store; False runs them again, but for those that took their process down.
 
     Returns:
         One row per problem, times in microseconds; `attrs["interrupted"]` is True after Ctrl-C.
@@ -155,7 +157,7 @@ def tune(
         StoreError: when the store cannot be written.
     """
     target = target_of(device, example_input)
-    plan = plan_effort(effort, measures=target.measures, seed=seed, budget_seconds=budget_seconds)
+    plan = plan_effort(effort, measures=target.measures, seed=seed, budget_seconds=budget_seconds, resume=resume)
     problems = named_problems(model_or_problems, example_input, directions)
     where = default_store() if store is None else store if isinstance(store, Store) else Store(store)
     with _reporting(progress, target) as report:

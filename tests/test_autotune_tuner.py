@@ -19,6 +19,7 @@ from grouped_conv.autotune.tuner import tune_offline
 from grouped_conv.autotune.workers import JobResult
 from grouped_conv.autotune.workloads import workload
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec
+from grouped_conv.tuning import tune
 
 A100, H100 = DeviceSpec.get("a100"), DeviceSpec.get("h100")
 TWO = {name: problem for name, problem in workload("alexnet").items() if name in ("conv4", "conv5")}
@@ -33,6 +34,19 @@ def test_a_second_run_compiles_nothing(kept, compiled):
     assert first[columns].equals(second[columns])
     assert list(second["compiled_now"]) == [0, 0]
     assert set(first["source"]) == {"predicted"}
+
+
+def test_without_resuming_all_is_tried_again_but_what_crashed(kept, compiled):
+    tune(TWO, device="h100", store=kept, progress=False)
+    assert len(compiled) == 2 * COMPILED
+    crash = kept.trials(TWO["conv4"])[0].failed("crashed", "took its process down")
+    kept.put([crash])
+    tune(TWO, device="h100", store=kept, progress=False)
+    assert len(compiled) == 2 * COMPILED
+    tune(TWO, device="h100", store=kept, progress=False, resume=False)
+    again = compiled[2 * COMPILED :]
+    assert len(again) == 2 * COMPILED - 1
+    assert crash.config not in again[:COMPILED]
 
 
 def test_an_interrupted_run_returns_what_it_has_and_goes_on(kept, compiled):

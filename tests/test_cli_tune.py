@@ -90,6 +90,12 @@ def test_directions(kept, compiled):
     assert len(names) == 15
 
 
+def test_resume_is_the_default(kept, compiled):
+    for arguments, expected in (((), 5), (("--resume",), 5), (("--no-resume",), 10)):
+        assert invoke("tune", "alexnet", "--batch", "16", *arguments).exit_code == 0
+        assert len(compiled) == expected * COMPILED
+
+
 def test_several_devices(kept, compiled):
     lines = invoke("tune", "alexnet", "--device", "a100", "--device", "sm_90", "--limit", "1", "--json").stdout
     tables = [line for line in map(json.loads, lines.splitlines()) if "layers" in line]
