@@ -77,13 +77,14 @@ def _spills(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec) -
     """Does ptxas stop at 96 or 128 registers, for one program more, and spill 8 to 24 bytes?
 
     So it did on sm_80 with 32 sums and 32 gradients per thread, scaled or behind a silu, in half the layers compiled,
-    and on sm_90 with 16 sums and 32 gradients behind a relu.
+    and on sm_90 with 16 sums and 32 gradients behind a relu. On sm_100 64 and 64 are too many for 255 registers.
     """
     threads = config.num_warps * device.warp_size
     figures = config.block_m * config.block_n / threads, config.block_m * config.block_k / threads
     if device.arch == 90:
         return config.swap and config.block_n < 64 and figures == (16, 32)
-    return device.backend == "cuda" and device.arch != 100 and derived_in_fp32(problem) and figures == (32, 32)
+    too_many = (64, 64) if device.arch == 100 else (32, 32)
+    return device.backend == "cuda" and derived_in_fp32(problem) and figures == too_many
 
 
 def _order(problem: ConvProblem, block_k: int) -> str:
