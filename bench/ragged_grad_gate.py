@@ -35,7 +35,7 @@ INPUT_MARGIN = 1.2
 4.59 and 3.84 on sm_80."""
 WEIGHT_LIMITS = {"sm_80": 11.5, "sm_90": 162.0, "sm_100": 174.0, "gfx942": 30.0}
 """Weight gradient: what its own loop reached (11.34, 160, 172.5 and 29.4). The uniform loop is no measure (6.63, 85.5,
-88.5 and 21.5): it multiplies 32-bit numbers, this one carries pixels' images, rows and columns and adds 64-bit offsets."""
+88.5 and 21.5): it multiplies 32-bit numbers, this carries pixels' images, rows and columns and adds 64-bit offsets."""
 WEIGHT_MARGIN = 1.9
 """The same on other architectures, over the uniform loop."""
 INPUT_TILE = {"block_m": 128, "block_n": 64, "block_k": 64, "num_warps": 4, "num_stages": 3}
