@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from conv_oracle import ACTIVATE, EPSILON, TF32_EPSILON, make_tensors, poisoned, relative_error, run_call, shuffled
+from conv_oracle import (
+    ACTIVATE,
+    EPSILON,
+    TF32_EPSILON,
+    convolved,
+    make_tensors,
+    poisoned,
+    relative_error,
+    run_call,
+    shuffled,
+)
 from torch import Tensor
 
 from grouped_conv.kernels import ConvProblem
@@ -58,10 +68,7 @@ def forward_in(problem: ConvProblem, tensors: Mapping[str, Tensor], dtype: torch
     """The activation's argument of the forward problem, in `dtype`."""
     top, bottom, left, right = problem.padding
     x = shuffled(tensors["input"].to(dtype), problem.input_shuffle)
-    y = F.conv2d(
-        F.pad(x, (left, right, top, bottom)), tensors["weight"].to(dtype), None, problem.stride, 0, problem.dilation,
-        problem.groups,
-    )  # fmt: skip
+    y = convolved(F.pad(x, (left, right, top, bottom)), tensors["weight"].to(dtype), problem)
     for name, combine in (("scale", torch.mul), ("bias", torch.add)):
         if getattr(problem.epilogue, name):
             y = combine(y, tensors[name].to(dtype)[:, None, None])
@@ -101,7 +108,7 @@ def gradients(
     weight = tensors["weight"].to(dtype).detach().requires_grad_()
     operands = {"input": x, "weight": weight}
     padded = F.pad(shuffled(x, problem.input_shuffle), (left, right, top, bottom))
-    y = F.conv2d(padded, weight, None, problem.stride, 0, problem.dilation, problem.groups)
+    y = convolved(padded, weight, problem)
     if problem.epilogue.scale:
         operands["scale"] = tensors["scale"].to(dtype).detach().requires_grad_()
         y = y * operands["scale"][:, None, None]
