@@ -75,7 +75,9 @@ def test_a_worker_that_cannot_start_is_an_error():
 def test_ctrl_c_ends_the_workers():
     script = textwrap.dedent(
         """
+        import signal
         from grouped_conv.autotune.workers import WorkerPool
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
         with WorkerPool("time:sleep", jobs=2, timeout=60) as pool:
             outcomes = pool.run([0.01, 60, 60])
             next(outcomes)
