@@ -93,7 +93,7 @@ def recompute(
     """All of a program's tiles once more, each group from its own channels only.
 
     Its indices are made anew from a zero that the compiler cannot see through, so that the loop before it does not
-    hold them in registers.
+    hold them in registers. It is made of `images`: that a sum is NaN tells the compiler that `tiles_each` is positive.
     """
     zero = (images >> 31) * 16
     taps = KERNEL_H * KERNEL_W + (images >> 31) * strips_w  # a count that is known is unrolled, and spills

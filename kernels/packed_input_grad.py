@@ -102,7 +102,7 @@ def recompute_input_grad(
     """All of a program's tiles once more, each group from its own channels and each pixel from its own taps only.
 
     Its indices are made anew from a zero that the compiler cannot see through, so that the loop before it does not
-    hold them in registers.
+    hold them in registers. It is made of `images`: that a sum is NaN tells the compiler that `tiles_each` is positive.
     """
     zero = (images >> 31) * 16
     taps = MOST_H * MOST_W + (images >> 31) * strips_w  # a count that is known is unrolled, and spills

@@ -15,6 +15,9 @@ from packed_gradient_cases import GradientCase, activation_cases, shape_cases, s
 from test_compiled_ptx import emulator
 
 from grouped_conv.autotune import packed_input_grad_model, packed_weight_grad_model
+from grouped_conv.autotune.instructions import loops
+from grouped_conv.autotune.offline import gpu_target
+from grouped_conv.autotune.resources import disassembled, read_resources
 from grouped_conv.bench import packed_grad_gate
 from grouped_conv.bench.findings import EVERY_RUN, SWEEP
 from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN
@@ -29,6 +32,7 @@ from grouped_conv.kernels import (
 )
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.gradient_families import gradient_family_of
+from grouped_conv.kernels.launch import compile_launch
 from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
 from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
 
@@ -158,6 +162,18 @@ def faultless(arch: str, dtypes: Sequence[str], epilogues: Sequence[Epilogue]) -
         print(finding)
     assert len(findings) == 12 * (len(epilogues) + len(dtypes) - 1)
     assert {f"{f.family} {f.layer}": f.faults for f in findings if f.faults} == {}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_branch_for_non_finite_values_stays_a_loop(arch: str) -> None:
+    """It has a loop of few instructions; with its taps unrolled the smallest had more than 200, and relu spilled."""
+    problem = gradient_problem(thin(8, 8, 32, (28, 28), padding=1, batch=128, epilogue=Epilogue("relu")), "input_grad")
+    config = PackedInputGradConfig(block_m=32, pack=2, strip=4, tiles_per_program=8, max_registers=255)
+    device = DeviceSpec.get(arch)
+    kernel = compile_launch(packed_grad_gate.main_launch(problem, config), gpu_target(device))
+    sizes = [len(loop) for loop in loops(disassembled(kernel)) if any(i.kind == "mma" for i in loop)]
+    assert min(sizes) <= 100, sizes
+    assert not read_resources(kernel).spill_bytes
 
 
 MODELS = {"input_grad": packed_input_grad_model, "weight_grad": packed_weight_grad_model}
