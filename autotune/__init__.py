@@ -9,36 +9,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grouped_conv.autotune.cost import predict
-    from grouped_conv.autotune.heuristic import choose
-    from grouped_conv.autotune.lookup import Choice, UntunedError, resolve
-    from grouped_conv.autotune.offline import CompiledLaunch, compile_offline
-    from grouped_conv.autotune.prediction import Prediction
-    from grouped_conv.autotune.records import Record
-    from grouped_conv.autotune.resources import Resources, read_resources
-    from grouped_conv.autotune.self_check import check_kernels
-    from grouped_conv.autotune.space import candidates
-    from grouped_conv.autotune.store import Store
-    from grouped_conv.autotune.tuner import tune_offline
-    from grouped_conv.autotune.workloads import workload
+    from grouped_conv.autotune.compiling.offline import CompiledLaunch, compile_offline
+    from grouped_conv.autotune.lookup.resolve import Choice, UntunedError, resolve
+    from grouped_conv.autotune.machine_code.resources import Resources, read_resources
+    from grouped_conv.autotune.measuring.self_check import check_kernels
+    from grouped_conv.autotune.model.cost import predict
+    from grouped_conv.autotune.model.heuristic import choose
+    from grouped_conv.autotune.model.implicit_gemm.forward_candidates import candidates
+    from grouped_conv.autotune.model.shared.prediction import Prediction
+    from grouped_conv.autotune.records.record import Record
+    from grouped_conv.autotune.search.tuner import tune_offline
+    from grouped_conv.autotune.store.store import Store
+    from grouped_conv.autotune.workloads.named import workload
 
 _HOMES = {
-    "Choice": "lookup",
-    "CompiledLaunch": "offline",
-    "Prediction": "prediction",
-    "Record": "records",
-    "Resources": "resources",
-    "Store": "store",
-    "UntunedError": "lookup",
-    "candidates": "space",
-    "check_kernels": "self_check",
-    "choose": "heuristic",
-    "compile_offline": "offline",
-    "predict": "cost",
-    "read_resources": "resources",
-    "resolve": "lookup",
-    "tune_offline": "tuner",
-    "workload": "workloads",
+    "Choice": "lookup.resolve",
+    "CompiledLaunch": "compiling.offline",
+    "Prediction": "model.shared.prediction",
+    "Record": "records.record",
+    "Resources": "machine_code.resources",
+    "Store": "store.store",
+    "UntunedError": "lookup.resolve",
+    "candidates": "model.implicit_gemm.forward_candidates",
+    "check_kernels": "measuring.self_check",
+    "choose": "model.heuristic",
+    "compile_offline": "compiling.offline",
+    "predict": "model.cost",
+    "read_resources": "machine_code.resources",
+    "resolve": "lookup.resolve",
+    "tune_offline": "search.tuner",
+    "workload": "workloads.named",
 }
 
 __all__ = [

@@ -16,16 +16,16 @@ from pathlib import Path
 import click
 
 from grouped_conv.autotune import data
-from grouped_conv.autotune.efforts import plan_effort
-from grouped_conv.autotune.predicted_runner import PredictedRunner
-from grouped_conv.autotune.prediction import MODEL_VERSION
-from grouped_conv.autotune.preset_problems import DEVICES, preset_problems
-from grouped_conv.autotune.presets import checked, preset_text, read_presets
-from grouped_conv.autotune.progress import progress_bar
-from grouped_conv.autotune.store import Store, triton_version
-from grouped_conv.autotune.tuner import Tuned, tune_with
+from grouped_conv.autotune.lookup.preset_problems import DEVICES, preset_problems
+from grouped_conv.autotune.lookup.presets import checked, preset_text, read_presets
+from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
+from grouped_conv.autotune.search.efforts import plan_effort
+from grouped_conv.autotune.search.predicted_runner import PredictedRunner
+from grouped_conv.autotune.search.progress import progress_bar
+from grouped_conv.autotune.search.tuner import Tuned, tune_with
+from grouped_conv.autotune.store.store import Store, triton_version
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.values.device import DeviceSpec
 
 FOLDER = Path(next(iter(data.__path__)))
 TRIALS = plan_effort("quick", measures=False).trials or 1

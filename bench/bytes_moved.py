@@ -15,23 +15,24 @@ from typing import Any
 
 import click
 
-from grouped_conv.autotune import lrn_pool_model, separable_model
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.families import MODELS
-from grouped_conv.bench.compulsory import Needs, total
-from grouped_conv.bench.sample_calls import Problem, sample_call
-from grouped_conv.interpreting import interpret
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.interpreter_counting import WRITE, LaunchTraffic, counting
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.families import MODELS
+from grouped_conv.autotune.model.lrn_pool import forward as lrn_pool_model
+from grouped_conv.autotune.model.separable import forward as separable_model
+from grouped_conv.bench.traffic.compulsory import Needs, total
+from grouped_conv.bench.traffic.sample_calls import Problem, sample_call
+from grouped_conv.context.tracing import trace
+from grouped_conv.kernels.interpreting.counting import WRITE, LaunchTraffic, counting
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem
 from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.tracing import trace
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.planning.interpreting import interpret
 
 LIMIT = 1.15
 """Times the compulsory bytes of its tile walk that a memory-bound kernel may move."""

@@ -18,16 +18,17 @@ import click
 import torch
 import triton
 
-from grouped_conv import dispatch, ops
 from grouped_conv.bench.noop_driver import NoopLauncher, noop_driver
-from grouped_conv.functional import grouped_conv2d
-from grouped_conv.interpreting import through_driver
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.launch import Launch
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.plan import KernelPlan, plan_operands
-from grouped_conv.request import Operands
+from grouped_conv.call_values.request import Operands
+from grouped_conv.functional.conv2d import grouped_conv2d
+from grouped_conv.kernels.launching.launch import Launch
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.ops import conv2d as ops
+from grouped_conv.planning import forward as dispatch
+from grouped_conv.planning.interpreting import through_driver
+from grouped_conv.planning.plan import KernelPlan, plan_operands
 
 LEAST_RATIO = 3.0
 """How much cheaper than `kernel[grid](...)` a launch through a plan has to be."""

@@ -20,10 +20,10 @@ from unittest.mock import patch
 import click
 
 from grouped_conv.autotune import settings
-from grouped_conv.autotune.lookup import resolve
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import Store, triton_version
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.lookup.resolve import resolve
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.store.store import Store, triton_version
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, GroupLayout, ImplicitGemmConfig
 
 LIMIT_US = 5.0  # what a hit may cost

@@ -31,10 +31,10 @@ from typing import Any
 
 import click
 
-from grouped_conv.bench.agreement import is_far, percentile
-from grouped_conv.bench.nv_estimator import GPUS, Estimator, NvEstimator
-from grouped_conv.bench.quality import SMALL_US, Report, report, rows_agreement
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.bench.model_truth.agreement import is_far, percentile
+from grouped_conv.bench.model_truth.nv_estimator import GPUS, Estimator, NvEstimator
+from grouped_conv.bench.model_truth.quality import SMALL_US, Report, report, rows_agreement
+from grouped_conv.kernels.values.device import DeviceSpec
 
 
 def lines(found: Report) -> list[str]:

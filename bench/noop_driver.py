@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.values.device import DeviceSpec
 
 Launched = tuple[str, tuple[int, int, int], tuple[Any, ...]]
 """Kernel name, grid, arguments."""

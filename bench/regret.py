@@ -16,10 +16,10 @@ from typing import Any
 
 import click
 
-from grouped_conv.autotune.recording import Recording, Sweep
-from grouped_conv.autotune.search_space import ranked
-from grouped_conv.autotune.strategies import STRATEGIES, make_strategy
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.autotune.search.recording import Recording, Sweep
+from grouped_conv.autotune.search.search_space import ranked
+from grouped_conv.autotune.search.strategies import STRATEGIES, make_strategy
+from grouped_conv.kernels.values.device import DeviceSpec
 
 SEEDS = 20
 """Repetitions of a strategy that draws at random; the others do the same every time."""

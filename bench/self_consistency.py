@@ -17,15 +17,15 @@ from pathlib import Path
 import click
 from platformdirs import user_cache_path
 
-from grouped_conv.autotune.progress import progress_bar
-from grouped_conv.autotune.recording import Recording
-from grouped_conv.autotune.store import Store
-from grouped_conv.autotune.tuner import tune_offline
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.search.progress import progress_bar
+from grouped_conv.autotune.search.recording import Recording
+from grouped_conv.autotune.search.tuner import tune_offline
+from grouped_conv.autotune.store.store import Store
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.bench.regret import regret_curve, title
-from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 FIRST = 16
 GOAL, GOAL_PROBLEMS = 1.05, 5

@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from grouped_conv.bench import (
-    depthwise_gate,
-    depthwise_grad_gate,
-    gemm_gradient_gate,
-    implicit_gemm_gate,
-    lrn_pool_gate,
-    packed_grad_gate,
-    packed_groups_gate,
-    ragged_gate,
-    ragged_grad_gate,
-    separable_gate,
-)
-from grouped_conv.bench.findings import EVERY_RUN, SWEEP, Finding
+from grouped_conv.bench.gates import depthwise as depthwise_gate
+from grouped_conv.bench.gates import depthwise_gradients as depthwise_grad_gate
+from grouped_conv.bench.gates import implicit_gemm as implicit_gemm_gate
+from grouped_conv.bench.gates import implicit_gemm_gradients as gemm_gradient_gate
+from grouped_conv.bench.gates import lrn_pool as lrn_pool_gate
+from grouped_conv.bench.gates import packed as packed_groups_gate
+from grouped_conv.bench.gates import packed_gradients as packed_grad_gate
+from grouped_conv.bench.gates import ragged as ragged_gate
+from grouped_conv.bench.gates import ragged_gradients as ragged_grad_gate
+from grouped_conv.bench.gates import separable as separable_gate
+from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP, Finding
 
 GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
     "implicit_gemm": implicit_gemm_gate.findings,

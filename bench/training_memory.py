@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 import grouped_conv
 from grouped_conv import GroupedConv2d
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.workloads import workload
-from grouped_conv.autotune.written_gradient import default_trade, written_bytes
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.model.written_gradient import default_trade, written_bytes
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.context.workspace import max_workspace_bytes
 from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_gradient, written_problem
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.models import AlexNet
-from grouped_conv.workspace import max_workspace_bytes
 
 
 class Bottleneck(nn.Module):

@@ -11,23 +11,23 @@ from grouped_conv import _source_tree
 
 if TYPE_CHECKING:
     from grouped_conv import autotune, bench, kernels, models
-    from grouped_conv.conv1d import GroupedConv1d, grouped_conv1d
-    from grouped_conv.conversion import conversion_report, convert, fold_batchnorm, unconvert
-    from grouped_conv.functional import grouped_conv2d
-    from grouped_conv.interpreting import interpret
+    from grouped_conv.context.overrides import using_config
+    from grouped_conv.context.policies import get_policy, is_strict, policy, set_policy, set_strict, strict
+    from grouped_conv.context.tracing import trace
+    from grouped_conv.context.workspace import max_workspace, set_max_workspace
+    from grouped_conv.converting.conversion import conversion_report, convert, fold_batchnorm, unconvert
+    from grouped_conv.functional.conv1d import GroupedConv1d, grouped_conv1d
+    from grouped_conv.functional.conv2d import grouped_conv2d
+    from grouped_conv.functional.lrn_pool import LrnMaxPool2d, lrn_max_pool2d
+    from grouped_conv.functional.ragged import ragged_conv2d
+    from grouped_conv.functional.separable import separable_conv2d
     from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
-    from grouped_conv.lrn_pool import LrnMaxPool2d, lrn_max_pool2d
-    from grouped_conv.modules import ChannelShuffle, GroupedConv2d
-    from grouped_conv.overrides import using_config
-    from grouped_conv.policies import get_policy, is_strict, policy, set_policy, set_strict, strict
-    from grouped_conv.ragged_functional import ragged_conv2d
-    from grouped_conv.ragged_modules import RaggedConv2d
-    from grouped_conv.separable import separable_conv2d
-    from grouped_conv.separable_modules import RootModule, SeparableConv2d
-    from grouped_conv.tracing import trace
-    from grouped_conv.tuning import tune
-    from grouped_conv.warming import warmup
-    from grouped_conv.workspace import max_workspace, set_max_workspace
+    from grouped_conv.nn.conv import ChannelShuffle, GroupedConv2d
+    from grouped_conv.nn.ragged import RaggedConv2d
+    from grouped_conv.nn.separable import RootModule, SeparableConv2d
+    from grouped_conv.planning.interpreting import interpret
+    from grouped_conv.preparing.tuning import tune
+    from grouped_conv.preparing.warming import warmup
 
 __version__ = "0.1.0"
 
@@ -77,41 +77,41 @@ __all__ = [
 # Where each public name is defined. The modules are not called like the functions they hold (`interpreting` has
 # `interpret`), or loading the module would hide the function.
 _HOMES = {
-    "ChannelShuffle": "grouped_conv.modules",
+    "ChannelShuffle": "grouped_conv.nn.conv",
     "ConvProblem": "grouped_conv.kernels",
     "DeviceSpec": "grouped_conv.kernels",
     "Epilogue": "grouped_conv.kernels",
     "GroupLayout": "grouped_conv.kernels",
-    "GroupedConv1d": "grouped_conv.conv1d",
-    "GroupedConv2d": "grouped_conv.modules",
+    "GroupedConv1d": "grouped_conv.functional.conv1d",
+    "GroupedConv2d": "grouped_conv.nn.conv",
     "KernelConfig": "grouped_conv.kernels",
-    "RaggedConv2d": "grouped_conv.ragged_modules",
-    "RootModule": "grouped_conv.separable_modules",
-    "SeparableConv2d": "grouped_conv.separable_modules",
-    "LrnMaxPool2d": "grouped_conv.lrn_pool",
-    "conversion_report": "grouped_conv.conversion",
-    "convert": "grouped_conv.conversion",
-    "explain": "grouped_conv.explaining",
-    "fold_batchnorm": "grouped_conv.conversion",
-    "get_policy": "grouped_conv.policies",
-    "grouped_conv1d": "grouped_conv.conv1d",
-    "grouped_conv2d": "grouped_conv.functional",
-    "interpret": "grouped_conv.interpreting",
-    "is_strict": "grouped_conv.policies",
-    "lrn_max_pool2d": "grouped_conv.lrn_pool",
-    "max_workspace": "grouped_conv.workspace",
-    "policy": "grouped_conv.policies",
-    "ragged_conv2d": "grouped_conv.ragged_functional",
-    "separable_conv2d": "grouped_conv.separable",
-    "set_max_workspace": "grouped_conv.workspace",
-    "set_policy": "grouped_conv.policies",
-    "set_strict": "grouped_conv.policies",
-    "strict": "grouped_conv.policies",
-    "trace": "grouped_conv.tracing",
-    "tune": "grouped_conv.tuning",
-    "unconvert": "grouped_conv.conversion",
-    "using_config": "grouped_conv.overrides",
-    "warmup": "grouped_conv.warming",
+    "RaggedConv2d": "grouped_conv.nn.ragged",
+    "RootModule": "grouped_conv.nn.separable",
+    "SeparableConv2d": "grouped_conv.nn.separable",
+    "LrnMaxPool2d": "grouped_conv.functional.lrn_pool",
+    "conversion_report": "grouped_conv.converting.conversion",
+    "convert": "grouped_conv.converting.conversion",
+    "explain": "grouped_conv.preparing.explaining",
+    "fold_batchnorm": "grouped_conv.converting.conversion",
+    "get_policy": "grouped_conv.context.policies",
+    "grouped_conv1d": "grouped_conv.functional.conv1d",
+    "grouped_conv2d": "grouped_conv.functional.conv2d",
+    "interpret": "grouped_conv.planning.interpreting",
+    "is_strict": "grouped_conv.context.policies",
+    "lrn_max_pool2d": "grouped_conv.functional.lrn_pool",
+    "max_workspace": "grouped_conv.context.workspace",
+    "policy": "grouped_conv.context.policies",
+    "ragged_conv2d": "grouped_conv.functional.ragged",
+    "separable_conv2d": "grouped_conv.functional.separable",
+    "set_max_workspace": "grouped_conv.context.workspace",
+    "set_policy": "grouped_conv.context.policies",
+    "set_strict": "grouped_conv.context.policies",
+    "strict": "grouped_conv.context.policies",
+    "trace": "grouped_conv.context.tracing",
+    "tune": "grouped_conv.preparing.tuning",
+    "unconvert": "grouped_conv.converting.conversion",
+    "using_config": "grouped_conv.context.overrides",
+    "warmup": "grouped_conv.preparing.warming",
 }
 _SUBPACKAGES = frozenset({"autotune", "bench", "kernels", "models"})
 

@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
-    from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
-    from grouped_conv.kernels.device import DeviceSpec
-    from grouped_conv.kernels.epilogue import ACTIVATIONS, Epilogue
-    from grouped_conv.kernels.layout import Group, GroupLayout
-    from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-    from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
-    from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
-    from grouped_conv.kernels.problem import ConvProblem
-    from grouped_conv.kernels.ragged_rules import RaggedConfig
-    from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem
+    from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig
+    from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
+    from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+    from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
+    from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
+    from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem
+    from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
+    from grouped_conv.kernels.values.device import DeviceSpec
+    from grouped_conv.kernels.values.epilogue import ACTIVATIONS, Epilogue
+    from grouped_conv.kernels.values.layout import Group, GroupLayout
+    from grouped_conv.kernels.values.problem import ConvProblem
 
 ABI_VERSION = 4
 """Raised by hand whenever a kernel's results, arguments or speed change.
@@ -29,23 +29,23 @@ Recorded self-checks and timings of other versions are not trusted.
 """
 
 _HOMES = {
-    "ACTIVATIONS": "epilogue",
-    "ConvProblem": "problem",
-    "DepthwiseConfig": "depthwise_rules",
-    "DeviceSpec": "device",
-    "Epilogue": "epilogue",
-    "Group": "layout",
-    "GroupLayout": "layout",
-    "ImplicitGemmConfig": "config",
-    "KernelConfig": "config",
-    "LrnPoolConfig": "lrn_pool_rules",
-    "LrnPoolProblem": "lrn_pool_problem",
-    "PackConfig": "config",
-    "PackedGroupsConfig": "packed_groups_rules",
-    "RaggedConfig": "ragged_rules",
-    "ReduceConfig": "config",
-    "SeparableConfig": "separable_rules",
-    "SeparableProblem": "separable_rules",
+    "ACTIVATIONS": "values.epilogue",
+    "ConvProblem": "values.problem",
+    "DepthwiseConfig": "depthwise.forward_rules",
+    "DeviceSpec": "values.device",
+    "Epilogue": "values.epilogue",
+    "Group": "values.layout",
+    "GroupLayout": "values.layout",
+    "ImplicitGemmConfig": "values.config",
+    "KernelConfig": "values.config",
+    "LrnPoolConfig": "lrn_pool.forward_rules",
+    "LrnPoolProblem": "lrn_pool.problem",
+    "PackConfig": "values.config",
+    "PackedGroupsConfig": "packed.forward_rules",
+    "RaggedConfig": "ragged.forward_rules",
+    "ReduceConfig": "values.config",
+    "SeparableConfig": "separable.forward_rules",
+    "SeparableProblem": "separable.forward_rules",
 }
 
 __all__ = [

@@ -20,14 +20,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
 from grouped_conv.kernels.families import family_of
-from grouped_conv.kernels.launch import Launch
-from grouped_conv.kernels.operands import Operand, Shape4, channels_last_strides, format_strides
-from grouped_conv.kernels.pack import plan_pack
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.split_reduce import plan_split_reduce
+from grouped_conv.kernels.launching.launch import Launch
+from grouped_conv.kernels.launching.operands import Operand, Shape4, channels_last_strides, format_strides
+from grouped_conv.kernels.passes.pack import plan_pack
+from grouped_conv.kernels.passes.split_reduce import plan_split_reduce
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,29 +12,32 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import depthwise_rules, implicit_gemm_rules, packed_groups_rules, ragged_rules
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
-from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig
-from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
-from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGradConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
-from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
-from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
-from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig
-from grouped_conv.kernels.ragged_rules import RaggedConfig
-from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig
-from grouped_conv.kernels.separable_rules import SeparableConfig
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.depthwise import forward_rules as depthwise_rules
+from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig
+from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig
+from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
+from grouped_conv.kernels.implicit_gemm import forward_rules as implicit_gemm_rules
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
+from grouped_conv.kernels.packed import forward_rules as packed_groups_rules
+from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
+from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
+from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
+from grouped_conv.kernels.ragged import forward_rules as ragged_rules
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
+from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig
+from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig
+from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from grouped_conv.kernels.launch import Launch
-    from grouped_conv.kernels.operands import Operand
+    from grouped_conv.kernels.launching.launch import Launch
+    from grouped_conv.kernels.launching.operands import Operand
 
 
 def _krsc(problem: ConvProblem, config: Any) -> str:
@@ -75,7 +78,7 @@ def _family(config: type[KernelConfig], rules: ModuleType, **more: Any) -> Famil
     """The row of a family whose rules are in `rules`, and whose planner is `plan_<family>` in the module `<family>`."""
 
     def plan(problem: ConvProblem, chosen: Any, operands: Mapping[str, Operand]) -> Launch:
-        kernel = import_module(f"grouped_conv.kernels.{config.family}")
+        kernel = import_module(rules.__name__.removesuffix("_rules"))
         launch: Launch = getattr(kernel, f"plan_{config.family}")(problem, chosen, operands)
         return launch
 

@@ -23,14 +23,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from grouped_conv.kernels.call import Call, Packing, Temporary, channels_innermost
-from grouped_conv.kernels.channel_sums import plan_channel_sums, sum_splits
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.gradient_families import gradient_family_of
-from grouped_conv.kernels.gradient_reduce import plan_gradient_reduce
-from grouped_conv.kernels.operands import Operand, format_strides
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig, table_bytes
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig, table_bytes
+from grouped_conv.kernels.launching.operands import Operand, format_strides
+from grouped_conv.kernels.passes.channel_sums import plan_channel_sums, sum_splits
+from grouped_conv.kernels.passes.gradient_reduce import plan_gradient_reduce
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 WORKSPACE = "workspace"
 """Partial sums in fp32: `[splits, K, R, S, C / groups]`, or one flat weight storage per split for unequal groups."""

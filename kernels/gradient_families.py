@@ -8,25 +8,22 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels import (
-    depthwise_input_grad_rules,
-    depthwise_weight_grad_rules,
-    input_grad_rules,
-    packed_input_grad_rules,
-    packed_weight_grad_rules,
-    ragged_input_grad_rules,
-    ragged_weight_grad_rules,
-    weight_grad_rules,
-)
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.depthwise import input_grad_rules as depthwise_input_grad_rules
+from grouped_conv.kernels.depthwise import weight_grad_rules as depthwise_weight_grad_rules
+from grouped_conv.kernels.implicit_gemm import input_grad_rules, weight_grad_rules
+from grouped_conv.kernels.packed import input_grad_rules as packed_input_grad_rules
+from grouped_conv.kernels.packed import weight_grad_rules as packed_weight_grad_rules
+from grouped_conv.kernels.ragged import input_grad_rules as ragged_input_grad_rules
+from grouped_conv.kernels.ragged import weight_grad_rules as ragged_weight_grad_rules
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from grouped_conv.kernels.launch import Launch
-    from grouped_conv.kernels.operands import Operand
+    from grouped_conv.kernels.launching.launch import Launch
+    from grouped_conv.kernels.launching.operands import Operand
 
 
 def _krsc(problem: ConvProblem, config: Any) -> str:
@@ -50,7 +47,7 @@ def _no_first_pass(
 def _pixel_table(
     problem: ConvProblem, config: Any, operands: Mapping[str, Operand]
 ) -> tuple[list[Launch], dict[str, int]]:
-    from grouped_conv.kernels.weight_grad import plan_first_pass
+    from grouped_conv.kernels.implicit_gemm.weight_grad import plan_first_pass
 
     return plan_first_pass(problem, config, operands)
 
@@ -97,7 +94,7 @@ def _family(config: type[KernelConfig], rules: ModuleType, **more: Any) -> Gradi
     """The row of a family whose rules are in `rules`, and whose planner is `plan_<family>` in the module `<family>`."""
 
     def plan(problem: ConvProblem, chosen: Any, operands: Mapping[str, Operand]) -> Launch:
-        kernel = import_module(f"grouped_conv.kernels.{config.family}")
+        kernel = import_module(rules.__name__.removesuffix("_rules"))
         launch: Launch = getattr(kernel, f"plan_{config.family}")(problem, chosen, operands)
         return launch
 
@@ -110,7 +107,7 @@ def _ragged(config: type[KernelConfig], rules: ModuleType) -> GradientFamily:
     def second_pass(
         problem: ConvProblem, chosen: Any, operands: Mapping[str, Operand], grad_scale: bool
     ) -> list[Launch]:
-        kernel = import_module(f"grouped_conv.kernels.{config.family}")
+        kernel = import_module(rules.__name__.removesuffix("_rules"))
         launches: list[Launch] = kernel.plan_second_pass(problem, chosen, operands, grad_scale)
         return launches
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 def why_invalid(problem: ConvProblem, config: KernelConfig, device: DeviceSpec | None = None) -> str | None:

@@ -15,9 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before numpy loads: the workers share
 import hypothesis
 import pytest
 import torch
+from checkout import ROOT, TOOLS
 
-ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ROOT.parent / "shared" / "tools"
 IN_CI = bool(os.environ.get("CI"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -62,7 +61,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The tuning store of this test, which commands find as well."""
-    from grouped_conv.autotune.store import Store
+    from grouped_conv.autotune.store.store import Store
 
     monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "tuning.sqlite3"))
     return Store()
@@ -71,7 +70,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def no_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look-ups as if the package shipped no presets, so that the store alone decides."""
-    from grouped_conv.autotune import sources
+    from grouped_conv.autotune.lookup import sources
 
     monkeypatch.setattr(sources, "shipped", lambda device_key: ())
 
@@ -89,7 +88,7 @@ def native() -> Iterator[ModuleType]:
     """The native lane's driver is Triton's active one inside the test; the process has no device before and after."""
     import triton
 
-    from grouped_conv import executors, plan_cache
+    from grouped_conv.planning import executors, plan_cache
 
     backends, driver = triton.backends.backends, triton.runtime.driver
     active = driver._active

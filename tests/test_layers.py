@@ -42,9 +42,9 @@ def test_imports_never_run_upwards(folder):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("grouped_conv.kernels.problem.ConvProblem", "kernels"),
+        ("grouped_conv.kernels.values.problem.ConvProblem", "kernels"),
         ("grouped_conv.autotune", "autotune"),
-        ("grouped_conv.modules", "grouped_conv"),
+        ("grouped_conv.nn.conv", "grouped_conv"),
         ("grouped_conv", "grouped_conv"),
         ("torch.nn", None),
     ],

@@ -100,7 +100,7 @@ def test_wheel_contents(tree, source, tmp_path):
     assert {name.split("/")[0] for name in names} == {"grouped_conv", info}
     assert {name for name in names if name.startswith("grouped_conv/")} == packaged_files()
     assert f"{info}/licenses/LICENSE" in names
-    assert dict(scripts["console_scripts"]) == {"grouped-conv": "grouped_conv.cli:main"}
+    assert dict(scripts["console_scripts"]) == {"grouped-conv": "grouped_conv.cli.main:main"}
 
 
 def test_tree_without_links_finds_the_three_folders_only(tree):

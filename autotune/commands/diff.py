@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from grouped_conv.autotune import tables
+from grouped_conv.autotune.report import tables
 
 if TYPE_CHECKING:
-    from grouped_conv.autotune.records import Record
+    from grouped_conv.autotune.records.record import Record
 
 _FILE = click.Path(exists=True, dir_okay=False)
 
@@ -24,8 +24,8 @@ def diff_records(ctx: click.Context, one: str, other: str, as_json: bool) -> Non
 
     Exits with 1 when something differs, as diff does.
     """
-    from grouped_conv.autotune.exchange import read_file
-    from grouped_conv.autotune.merging import diff
+    from grouped_conv.autotune.store.exchange import read_file
+    from grouped_conv.autotune.store.merging import diff
 
     found = diff(read_file(one), read_file(other))
     if as_json:

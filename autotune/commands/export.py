@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from grouped_conv.autotune import tables
+from grouped_conv.autotune.report import tables
 
 
 @click.command("export")
@@ -18,8 +18,8 @@ def export_records(file: str, as_json: bool) -> None:
 
     A FILE that exists is replaced once everything is written.
     """
-    from grouped_conv.autotune.exchange import dumps
-    from grouped_conv.autotune.store import default_store
+    from grouped_conv.autotune.store.exchange import dumps
+    from grouped_conv.autotune.store.store import default_store
 
     store = default_store()
     text = dumps(store.trials())

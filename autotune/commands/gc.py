@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from grouped_conv.autotune import tables
+from grouped_conv.autotune.report import tables
 
 
 @click.command("gc")
@@ -16,7 +16,7 @@ def collect(older_than: float | None, dry_run: bool, as_json: bool) -> None:
 
     Another environment that shares the store with another Triton loses its trials: try --dry-run first.
     """
-    from grouped_conv.autotune.store import default_store
+    from grouped_conv.autotune.store.store import default_store
 
     store = default_store()
     done = store.collect(older_than, dry_run=dry_run)

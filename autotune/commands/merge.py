@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from grouped_conv.autotune import tables
+from grouped_conv.autotune.report import tables
 
 if TYPE_CHECKING:
-    from grouped_conv.autotune.records import Record
+    from grouped_conv.autotune.records.record import Record
 
 _FILES = click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
@@ -27,7 +27,7 @@ def import_records(files: Sequence[str], as_json: bool) -> None:
 
     Every line of every file is checked first: an error names the line, and then nothing is imported.
     """
-    from grouped_conv.autotune.exchange import loads
+    from grouped_conv.autotune.store.exchange import loads
 
     _take([record for file in files for record in loads(_text(file), file)], as_json)
 
@@ -41,7 +41,7 @@ def merge_records(files: Sequence[str], as_json: bool) -> None:
     Of two records of one trial wrong results win over measurements, those over failures, those over predictions; then
     more samples, the lower upper bound of the confidence interval, the newest. What lost is listed.
     """
-    from grouped_conv.autotune.exchange import read_file
+    from grouped_conv.autotune.store.exchange import read_file
 
     _take([record for file in files for record in read_file(file)], as_json)
 
@@ -54,7 +54,7 @@ def _text(file: str) -> str:
 
 
 def _take(records: Sequence[Record], as_json: bool) -> None:
-    from grouped_conv.autotune.store import default_store
+    from grouped_conv.autotune.store.store import default_store
 
     store = default_store()
     merged = store.merge(records)

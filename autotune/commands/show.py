@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from grouped_conv.autotune import tables
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.autotune.report import tables
+from grouped_conv.kernels.values.device import DeviceSpec
 
 
 class _Device(click.ParamType):
@@ -30,8 +30,8 @@ class _Device(click.ParamType):
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def show(device: DeviceSpec | None, everything: bool, as_json: bool) -> None:
     """List what the store holds: the chosen configuration of each problem, and whether its time was measured."""
-    from grouped_conv.autotune.ranking import pick
-    from grouped_conv.autotune.store import default_store
+    from grouped_conv.autotune.records.ranking import pick
+    from grouped_conv.autotune.store.store import default_store
 
     store = default_store()
     records = store.trials(device_key=device.key if device else None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from grouped_conv.autotune.failures import classify
-from grouped_conv.autotune.offline import compile_offline
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.compiling.offline import compile_offline
+from grouped_conv.autotune.machine_code.failures import classify
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 FUNCTION = f"{__name__}:compile_job"
 

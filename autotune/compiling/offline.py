@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.autotune.directions import plan
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.resources import Resources, read_resources
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.launch import Launch, compile_launch
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.machine_code.resources import Resources, read_resources
+from grouped_conv.autotune.model.directions import plan
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.kernels.launching.launch import Launch, compile_launch
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 if TYPE_CHECKING:
     from triton.compiler import CompiledKernel

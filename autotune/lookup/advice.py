@@ -6,9 +6,9 @@ import json
 import shlex
 from dataclasses import replace
 
-from grouped_conv.autotune.workloads import MODELS, layer_problem
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.workloads.named import MODELS, layer_problem
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 def advised(problem: ConvProblem, device: DeviceSpec, place: str | None = None) -> str:

@@ -9,21 +9,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.families import MODELS
-from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
-from grouped_conv.autotune.lookup import Choice, resolve
-from grouped_conv.autotune.prediction import WASTE_LIMIT, Prediction
-from grouped_conv.autotune.ranking import TIE, is_usable
-from grouped_conv.autotune.records import canonical
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.shortlist import PIPELINE
-from grouped_conv.autotune.store import Store, default_store, triton_version
+from grouped_conv.autotune.lookup.resolve import Choice, resolve
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.families import MODELS
+from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
+from grouped_conv.autotune.model.shared.prediction import WASTE_LIMIT, Prediction
+from grouped_conv.autotune.records.ranking import TIE, is_usable
+from grouped_conv.autotune.records.record import canonical
+from grouped_conv.autotune.search.shortlist import PIPELINE
+from grouped_conv.autotune.store.store import Store, default_store, triton_version
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @dataclass(frozen=True, slots=True)

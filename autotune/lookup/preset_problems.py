@@ -8,10 +8,10 @@ with the activation in their loads, which is what its layers ask for.
 
 from __future__ import annotations
 
-from grouped_conv.autotune.directions import in_directions
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.model.directions import in_directions
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels.gradient_call import written_problem
-from grouped_conv.kernels.problem import DIRECTIONS, ConvProblem
+from grouped_conv.kernels.values.problem import DIRECTIONS, ConvProblem
 
 DEVICES = ("a100", "h100-sxm", "h100-pcie")
 """Keys of the devices: every A100 is one, H200 and H100 NVL are near the H100 SXM and borrow from it."""

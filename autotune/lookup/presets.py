@@ -13,12 +13,12 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from grouped_conv.autotune.prediction import MODEL_VERSION
-from grouped_conv.autotune.ranking import pick
-from grouped_conv.autotune.records import Record, canonical
+from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
+from grouped_conv.autotune.records.ranking import pick
+from grouped_conv.autotune.records.record import Record, canonical
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 FORMAT = "grouped-conv presets"
 FORMAT_VERSION = 1

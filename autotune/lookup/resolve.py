@@ -16,16 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_conv.autotune import sources
-from grouped_conv.autotune.advice import advised
-from grouped_conv.autotune.ranking import is_usable
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.sources import Found
-from grouped_conv.autotune.store import SelfCheck, Store, StoreError, default_store, triton_version
+from grouped_conv.autotune.lookup import sources
+from grouped_conv.autotune.lookup.advice import advised
+from grouped_conv.autotune.lookup.sources import Found
+from grouped_conv.autotune.records.ranking import is_usable
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.store.store import SelfCheck, Store, StoreError, default_store, triton_version
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 POLICIES = ("measured", "predicted", "kernels")
 CACHE_SIZE = 8192

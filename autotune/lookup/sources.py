@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from grouped_conv.autotune import buckets
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.presets import shipped
-from grouped_conv.autotune.ranking import best_of
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import triton_version
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.lookup import buckets
+from grouped_conv.autotune.lookup.presets import shipped
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.records.ranking import best_of
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.store.store import triton_version
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 NEARBY_PROCESSORS = 0.1
 """Relative difference in multiprocessors up to which devices of one architecture lend each other configurations."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from grouped_conv.autotune.instructions import Instruction
+from grouped_conv.autotune.machine_code.instructions import Instruction
 
 _LABEL = re.compile(r"^(\.L\w+):")
 _LINE = re.compile(r"^\s+([a-z][a-z0-9_]*)(?:\s+([^;]*))?")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.autotune import gcn, sass
-from grouped_conv.autotune.instructions import Instruction, Mix, inner_loop
+from grouped_conv.autotune.machine_code import gcn, sass
+from grouped_conv.autotune.machine_code.instructions import Instruction, Mix, inner_loop
 
 if TYPE_CHECKING:
     from triton.compiler import CompiledKernel

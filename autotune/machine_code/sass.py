@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from grouped_conv.autotune.instructions import Instruction
+from grouped_conv.autotune.machine_code.instructions import Instruction
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")

@@ -14,18 +14,18 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.measuring_process import MeasuringProcess
-from grouped_conv.autotune.predicted_runner import PredictedRunner
-from grouped_conv.autotune.race import QUALIFYING, final_rungs, race
-from grouped_conv.autotune.runner import Outcome, Starting, Trial
-from grouped_conv.autotune.statistics import may_be_fastest, median_of
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.measuring.race import QUALIFYING, final_rungs, race
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.records.statistics import may_be_fastest, median_of
+from grouped_conv.autotune.search.predicted_runner import PredictedRunner
+from grouped_conv.autotune.search.runner import Outcome, Starting, Trial
+from grouped_conv.autotune.workers.measuring_process import MeasuringProcess
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
-MEASURE = "grouped_conv.autotune.measure_job:measure_job"
+MEASURE = "grouped_conv.autotune.measuring.measure_job:measure_job"
 """By name: this process need not import torch."""
 JOB_SECONDS = 120.0
 FIRST, REST = QUALIFYING[0], QUALIFYING[1:]

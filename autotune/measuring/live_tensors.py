@@ -10,9 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from grouped_conv.autotune.live_truth import known
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_rules import bucket_offsets, weight_elements
+from grouped_conv.autotune.measuring.live_truth import known
+from grouped_conv.kernels.ragged.forward_rules import bucket_offsets, weight_elements
+from grouped_conv.kernels.values.problem import ConvProblem
 
 Tensors = dict[str, Tensor]
 OUTPUT = {"forward": "output", "input_grad": "grad_input", "weight_grad": "grad_weight"}

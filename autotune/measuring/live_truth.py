@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.gradient_operands import reads_preactivation
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_rules import weight_offsets
+from grouped_conv.kernels.launching.gradient_operands import reads_preactivation
+from grouped_conv.kernels.ragged.forward_rules import weight_offsets
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 Tensors = Mapping[str, Tensor]
 

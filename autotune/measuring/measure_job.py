@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.clocks import Clocks
-from grouped_conv.autotune.failures import classify
-from grouped_conv.autotune.live_tensors import OUTPUT, make_operands, poisoned_outputs
-from grouped_conv.autotune.live_truth import computed, preactivation, relative_error
-from grouped_conv.autotune.prepared import Prepared
-from grouped_conv.autotune.timers import CpuTimer, CudaTimer, Timer
-from grouped_conv.autotune.tolerance import allowed_error
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.machine_code.failures import classify
+from grouped_conv.autotune.measuring.clocks import Clocks
+from grouped_conv.autotune.measuring.live_tensors import OUTPUT, make_operands, poisoned_outputs
+from grouped_conv.autotune.measuring.live_truth import computed, preactivation, relative_error
+from grouped_conv.autotune.measuring.prepared import Prepared
+from grouped_conv.autotune.measuring.timers import CpuTimer, CudaTimer, Timer
+from grouped_conv.autotune.measuring.tolerance import allowed_error
+from grouped_conv.autotune.model import native_lane
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 AGAIN = 3
 """How often samples are taken again while the device is throttled."""

@@ -9,10 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
-from grouped_conv.autotune.directions import plan
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.directions import plan
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 class Prepared:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from grouped_conv.autotune.statistics import Median, median_of
+from grouped_conv.autotune.records.statistics import Median, median_of
 
 Racer = TypeVar("Racer", bound=Hashable)
 Sample = Callable[[Racer, int], Sequence[float] | None]

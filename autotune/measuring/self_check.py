@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.families import MODELS
-from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
-from grouped_conv.autotune.live_runner import LiveRunner
-from grouped_conv.autotune.runner import Trial
-from grouped_conv.autotune.store import Store
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.autotune.measuring.live_runner import LiveRunner
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.model.families import MODELS
+from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
+from grouped_conv.autotune.search.runner import Trial
+from grouped_conv.autotune.store.store import Store
 from grouped_conv.kernels.families import FAMILIES
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import ConvProblem
 
 DTYPES = (("float16", "ieee"), ("bfloat16", "ieee"), ("float32", "ieee"), ("float32", "tf32"))
 NATIVE_DTYPES = (("float32", "ieee"), ("float16", "ieee"))

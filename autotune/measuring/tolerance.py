@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.problem import ConvProblem
 
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "tf32": 2.0**-11, "ieee": 2.0**-24}
 """Largest relative error of rounding one number to the format of the products or the output."""

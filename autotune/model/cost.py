@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from grouped_conv.autotune.directions import model_of
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.directions import model_of
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 def predict(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from grouped_conv.autotune.families import MODELS, Model
-from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
+from grouped_conv.autotune.model.families import MODELS, Model
+from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
 from grouped_conv.kernels.call import Call, plan_call
-from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
-from grouped_conv.kernels.operands import Operand
-from grouped_conv.kernels.problem import DIRECTIONS, ConvProblem
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.problem import DIRECTIONS, ConvProblem
 
 
 def models_for(problem: ConvProblem) -> dict[str, Model]:

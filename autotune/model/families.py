@@ -6,21 +6,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_conv.autotune import (
-    depthwise_model,
-    implicit_gemm_cost,
-    implicit_gemm_defaults,
-    implicit_gemm_search,
-    packed_groups_model,
-    ragged_model,
-)
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
-from grouped_conv.kernels.depthwise_rules import DepthwiseConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_rules import RaggedConfig
+from grouped_conv.autotune.model.depthwise import forward as depthwise_model
+from grouped_conv.autotune.model.implicit_gemm import forward as implicit_gemm_cost
+from grouped_conv.autotune.model.implicit_gemm import forward_defaults as implicit_gemm_defaults
+from grouped_conv.autotune.model.implicit_gemm import forward_space as implicit_gemm_search
+from grouped_conv.autotune.model.packed import forward as packed_groups_model
+from grouped_conv.autotune.model.ragged import forward as ragged_model
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig
+from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
+from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from grouped_conv.autotune import (
-    depthwise_input_grad_model,
-    depthwise_weight_grad_model,
-    input_grad_model,
-    packed_input_grad_model,
-    packed_weight_grad_model,
-    ragged_input_grad_model,
-    ragged_weight_grad_model,
-    weight_grad_model,
-)
-from grouped_conv.autotune.families import Model
-from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig
-from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGradConfig
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
-from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
-from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig
-from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+from grouped_conv.autotune.model.depthwise import input_grad as depthwise_input_grad_model
+from grouped_conv.autotune.model.depthwise import weight_grad as depthwise_weight_grad_model
+from grouped_conv.autotune.model.families import Model
+from grouped_conv.autotune.model.implicit_gemm import input_grad as input_grad_model
+from grouped_conv.autotune.model.implicit_gemm import weight_grad as weight_grad_model
+from grouped_conv.autotune.model.packed import input_grad as packed_input_grad_model
+from grouped_conv.autotune.model.packed import weight_grad as packed_weight_grad_model
+from grouped_conv.autotune.model.ragged import input_grad as ragged_input_grad_model
+from grouped_conv.autotune.model.ragged import weight_grad as ragged_weight_grad_model
+from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig
+from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
+from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
+from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig
+from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig
 
 GRADIENT_MODELS: dict[str, Model] = {
     InputGradConfig.family: Model(

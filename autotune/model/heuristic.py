@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.directions import models_for
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.directions import models_for
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @lru_cache(maxsize=4096)

@@ -10,13 +10,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.kernels.families import FAMILIES
 from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
-from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 KEY = "cpu-native"
 MODULE = "cpu_native"

@@ -11,13 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.machine import dram_us
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.model.shared.machine import dram_us
 from grouped_conv.kernels.gradient_call import gradient_problem, written_problem
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 Kernels = Sequence[tuple[ConvProblem, KernelConfig]]
 LEAST_GAIN = 0.02

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from grouped_conv.autotune.records import Record, canonical
-from grouped_conv.autotune.statistics import Median, may_be_fastest
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.records.record import Record, canonical
+from grouped_conv.autotune.records.statistics import Median, may_be_fastest
+from grouped_conv.kernels.values.problem import ConvProblem
 
 TIE = 0.01
 """Relative difference of times without an interval below which they are ties: of predictions, and of old rows."""

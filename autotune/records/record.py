@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 STATUSES = ("started", "predicted", "measured", "failed")
 """`started`: being tried now, by a living process as far as one knows. The others: how the trial ended."""

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from grouped_conv.autotune import report_plots
-from grouped_conv.autotune.prediction import MODEL_VERSION
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.report import Run
-from grouped_conv.autotune.report_html import document, picture, table
-from grouped_conv.autotune.report_plots import DPI
-from grouped_conv.autotune.report_rows import failures, grids, kind_of, ranked, shown_us, trials_of
-from grouped_conv.autotune.search import Search, time_of
-from grouped_conv.autotune.store import triton_version
-from grouped_conv.autotune.tuned_table import aten_us_of
+from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.report import plots as report_plots
+from grouped_conv.autotune.report.html import document, picture, table
+from grouped_conv.autotune.report.plots import DPI
+from grouped_conv.autotune.report.rows import failures, grids, kind_of, ranked, shown_us, trials_of
+from grouped_conv.autotune.report.tuned_table import aten_us_of
+from grouped_conv.autotune.report.writing import Run
+from grouped_conv.autotune.search.search import Search, time_of
+from grouped_conv.autotune.store.store import triton_version
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MOST_ROWS = 12
 """Configurations in the table of the best."""

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.report_rows import Cell, Grid, best_so_far, shown_us
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.report.rows import Cell, Grid, best_so_far, shown_us
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from grouped_conv.autotune.records import Record, canonical
-from grouped_conv.autotune.search import Search, time_of
-from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.autotune.records.record import Record, canonical
+from grouped_conv.autotune.search.search import Search, time_of
+from grouped_conv.kernels.values.config import KernelConfig
 
 Knob = tuple[str, tuple[Any, ...]]
 """The name of a configuration's field, and the values that occur."""

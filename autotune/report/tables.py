@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from grouped_conv.autotune.records import Record
+from grouped_conv.autotune.records.record import Record
 
 if TYPE_CHECKING:
-    from grouped_conv.autotune.self_check import FamilyCheck
+    from grouped_conv.autotune.measuring.self_check import FamilyCheck
 
 
 def print_json(data: Mapping[str, Any]) -> None:

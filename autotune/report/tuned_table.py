@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.search import Search, key_of
-from grouped_conv.autotune.search_space import search_space
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.search.search import Search, key_of
+from grouped_conv.autotune.search.search_space import search_space
 
 
 def table_row(search: Search) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grouped_conv.autotune.efforts import Plan
-from grouped_conv.autotune.search import Search
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.autotune.search.efforts import Plan
+from grouped_conv.autotune.search.search import Search
+from grouped_conv.kernels.values.device import DeviceSpec
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def write(path: Path, runs: Sequence[Run]) -> None:
     Raises:
         OSError: when it cannot be written; a file that was there stays.
     """
-    from grouped_conv.autotune.report_page import page
+    from grouped_conv.autotune.report.page import page
 
     text, target = page(runs), path.resolve()
     beside = _beside(target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grouped_conv.autotune.strategies import DEFAULT_LIVE, DEFAULT_OFFLINE
+from grouped_conv.autotune.search.strategies import DEFAULT_LIVE, DEFAULT_OFFLINE
 
 EFFORTS = {"none": 0, "quick": 16, "standard": 64, "full": 256, "exhaustive": None}
 """Trials per problem; None for every configuration of the space."""

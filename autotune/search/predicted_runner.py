@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from grouped_conv.autotune import compile_job
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.directions import model_of
-from grouped_conv.autotune.prediction import MODEL_VERSION, Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.runner import Outcome, Starting, Trial
-from grouped_conv.autotune.workers import JobResult, WorkerPool
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.compiling import compile_job
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.directions import model_of
+from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION, Prediction
+from grouped_conv.autotune.search.runner import Outcome, Starting, Trial
+from grouped_conv.autotune.workers.pool import JobResult, WorkerPool
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 COMPILE_SECONDS = 60.0
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from grouped_conv.autotune.records import Record
-    from grouped_conv.autotune.tuner import Event
+    from grouped_conv.autotune.records.record import Record
+    from grouped_conv.autotune.search.tuner import Event
 
 Report = Callable[["Event"], None]
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grouped_conv.autotune.records import FAILURES, Record
-from grouped_conv.autotune.runner import Outcome, Trial
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.records.record import FAILURES, Record
+from grouped_conv.autotune.search.runner import Outcome, Trial
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 FORMAT = 1
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from grouped_conv.autotune.recording import Recording
-from grouped_conv.autotune.runner import Outcome, Starting, Trial
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.search.recording import Recording
+from grouped_conv.autotune.search.runner import Outcome, Starting, Trial
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 class ReplayRunner:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.efforts import Plan
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.predicted_runner import judged
-from grouped_conv.autotune.prediction import MODEL_VERSION
-from grouped_conv.autotune.ranking import is_usable, pick
-from grouped_conv.autotune.records import Record, canonical
-from grouped_conv.autotune.runner import Outcome, Trial
-from grouped_conv.autotune.search_space import search_space
-from grouped_conv.autotune.store import Store, triton_version
-from grouped_conv.autotune.strategies import make_strategy
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
+from grouped_conv.autotune.records.ranking import is_usable, pick
+from grouped_conv.autotune.records.record import Record, canonical
+from grouped_conv.autotune.search.efforts import Plan
+from grouped_conv.autotune.search.predicted_runner import judged
+from grouped_conv.autotune.search.runner import Outcome, Trial
+from grouped_conv.autotune.search.search_space import search_space
+from grouped_conv.autotune.search.strategies import make_strategy
+from grouped_conv.autotune.store.store import Store, triton_version
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 WIDENINGS = 2
 """How often the limit is doubled while nothing that was tried is usable."""

@@ -10,16 +10,16 @@ from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.directions import models_for
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.records import canonical
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.directions import models_for
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.records.record import canonical
 from grouped_conv.kernels.families import CONFIGS
-from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from grouped_conv.autotune.directions import model_of
-from grouped_conv.autotune.records import canonical
-from grouped_conv.autotune.search_space import search_space
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.directions import model_of
+from grouped_conv.autotune.records.record import canonical
+from grouped_conv.autotune.search.search_space import search_space
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 PER_TILE = 2
 """Configurations that may share a tile at first; one good tile must not crowd out the others."""

@@ -10,9 +10,9 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from grouped_conv.autotune.search_space import SearchSpace
-from grouped_conv.autotune.shortlist import various
-from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.autotune.search.search_space import SearchSpace
+from grouped_conv.autotune.search.shortlist import various
+from grouped_conv.kernels.values.config import KernelConfig
 
 
 class Strategy(Protocol):

@@ -11,15 +11,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from grouped_conv.autotune.efforts import Plan, plan_effort
-from grouped_conv.autotune.predicted_runner import PredictedRunner
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.runner import Outcome, Runner, Trial
-from grouped_conv.autotune.search import Search
-from grouped_conv.autotune.store import Store, default_store
-from grouped_conv.autotune.tuned_table import table_row
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.report.tuned_table import table_row
+from grouped_conv.autotune.search.efforts import Plan, plan_effort
+from grouped_conv.autotune.search.predicted_runner import PredictedRunner
+from grouped_conv.autotune.search.runner import Outcome, Runner, Trial
+from grouped_conv.autotune.search.search import Search
+from grouped_conv.autotune.store.store import Store, default_store
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 if TYPE_CHECKING:
     import pandas

@@ -17,7 +17,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from grouped_conv.autotune import schema, settings
+from grouped_conv.autotune import settings
+from grouped_conv.autotune.store import schema
 
 POLL_SECONDS = 5.0
 """How long `generation` trusts its last look at the file. A change makes every call plan anew, which must stay rare

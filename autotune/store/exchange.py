@@ -15,13 +15,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from grouped_conv.autotune.records import Record, canonical
-from grouped_conv.autotune.schema import SCHEMA_VERSION
-from grouped_conv.autotune.store import Store
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.autotune.records.record import Record, canonical
+from grouped_conv.autotune.store.schema import SCHEMA_VERSION
+from grouped_conv.autotune.store.store import Store
 from grouped_conv.kernels.families import CONFIGS
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 FORMAT = "grouped-conv records"
 _SQLITE = b"SQLite format 3\0"

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from grouped_conv.autotune.ranking import TIE, pick
-from grouped_conv.autotune.records import Record, canonical, problem_key
+from grouped_conv.autotune.records.ranking import TIE, pick
+from grouped_conv.autotune.records.record import Record, canonical, problem_key
 
 _WEIGHT = {"started": 0, "predicted": 1, "failed": 2, "measured": 3}
 _WRONG = 4

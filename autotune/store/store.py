@@ -14,16 +14,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from grouped_conv.autotune import inflight, settings
-from grouped_conv.autotune.collecting import Collected, delete_unusable
-from grouped_conv.autotune.database import Database, StoreError
-from grouped_conv.autotune.inflight import Owner, fate
-from grouped_conv.autotune.merging import Merged, merge
-from grouped_conv.autotune.ranking import best_of
-from grouped_conv.autotune.records import Record, base_key, problem_key
+from grouped_conv.autotune import settings
+from grouped_conv.autotune.records.ranking import best_of
+from grouped_conv.autotune.records.record import Record, base_key, problem_key
+from grouped_conv.autotune.store import inflight
+from grouped_conv.autotune.store.collecting import Collected, delete_unusable
+from grouped_conv.autotune.store.database import Database, StoreError
+from grouped_conv.autotune.store.inflight import Owner, fate
+from grouped_conv.autotune.store.merging import Merged, merge
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 __all__ = ["Orphans", "SelfCheck", "Store", "StoreError", "default_store", "triton_version"]
 

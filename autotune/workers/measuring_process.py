@@ -10,8 +10,8 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from grouped_conv.autotune.worker_process import START_SECONDS, WorkerProcess
-from grouped_conv.autotune.workers import JobResult
+from grouped_conv.autotune.workers.pool import JobResult
+from grouped_conv.autotune.workers.process import START_SECONDS, WorkerProcess
 
 
 class MeasuringProcess:

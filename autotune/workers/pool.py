@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from grouped_conv.autotune.worker_process import START_SECONDS, WorkerProcess
+from grouped_conv.autotune.workers.process import START_SECONDS, WorkerProcess
 
 WORKER_BYTES = 750 << 20
 """Memory set aside for one worker: 165 MB of interpreter and Triton, the rest for a large kernel's compilation."""

@@ -1,7 +1,7 @@
 """One worker process: a fresh interpreter that runs jobs of one function, can be killed, and dies with its parent.
 
-A worker is `python -m grouped_conv.autotune.worker`, neither forked nor re-importing the caller's main module, in a
-session of its own so that Ctrl-C reaches only the parent, which then ends it. Jobs and results are lines of JSON.
+A worker is `python -m grouped_conv.autotune.workers.worker`, neither forked nor re-importing the caller's main module,
+in a session of its own so that Ctrl-C reaches only the parent, which then ends it. Jobs and results are lines of JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class WorkerProcess:
     def __init__(self, function: str) -> None:
         self.log: IO[bytes] = tempfile.TemporaryFile(prefix="grouped-conv-")  # noqa: SIM115 - closed by kill()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "grouped_conv.autotune.worker", function],
+            [sys.executable, "-m", "grouped_conv.autotune.workers.worker", function],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

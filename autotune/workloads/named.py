@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from grouped_conv.autotune.model_layers import MODELS, Layer
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.workloads.layers import MODELS, Layer
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 __all__ = ["MODELS", "Layer", "layer_problem", "workload"]
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.instructions import Instruction, loops
-from grouped_conv.autotune.offline import CompiledLaunch, gpu_target
-from grouped_conv.autotune.resources import disassembled
-from grouped_conv.autotune.workloads import workload
-from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.autotune.compiling.offline import CompiledLaunch, gpu_target
+from grouped_conv.autotune.machine_code.instructions import Instruction, loops
+from grouped_conv.autotune.machine_code.resources import disassembled
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.depthwise_rules import DepthwiseConfig, per_thread
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, per_thread
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 UNIT = "output"
 BIAS_RELU = Epilogue("relu", bias=True)

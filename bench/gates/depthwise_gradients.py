@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from grouped_conv.autotune import depthwise_input_grad_model, depthwise_weight_grad_model
-from grouped_conv.autotune.instructions import loops
-from grouped_conv.autotune.offline import CompiledLaunch, gpu_target
-from grouped_conv.autotune.resources import disassembled
-from grouped_conv.bench.depthwise_gate import issued
-from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.kernels import depthwise_input_grad_rules, depthwise_weight_grad_rules
-from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig
-from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGradConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.autotune.compiling.offline import CompiledLaunch, gpu_target
+from grouped_conv.autotune.machine_code.instructions import loops
+from grouped_conv.autotune.machine_code.resources import disassembled
+from grouped_conv.autotune.model.depthwise import input_grad as depthwise_input_grad_model
+from grouped_conv.autotune.model.depthwise import weight_grad as depthwise_weight_grad_model
+from grouped_conv.bench.gates.depthwise import issued
+from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.kernels.depthwise import input_grad_rules as depthwise_input_grad_rules
+from grouped_conv.kernels.depthwise import weight_grad_rules as depthwise_weight_grad_rules
+from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig
+from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 UNIT = "value"
 Config = DepthwiseInputGradConfig | DepthwiseWeightGradConfig

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.kernels.values.device import DeviceSpec
 
 EVERY_RUN = ("sm_80", "sm_90", "gfx942")
 SWEEP = ("sm_86", "sm_89", "sm_100", "sm_120")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
-from grouped_conv.bench.findings import VECTOR_BYTES
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
+from grouped_conv.bench.gates.findings import VECTOR_BYTES
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 PLAIN, RELU = Epilogue(), Epilogue("relu")
 EPILOGUES = (PLAIN, RELU, Epilogue("silu"), Epilogue(scale=True))

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.offline import compile_offline
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.workloads import workload
-from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.compiling.offline import compile_offline
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 UNIT = "MMA"
 DEFAULT_MODULE = Epilogue(bias=True)

@@ -10,17 +10,17 @@ from dataclasses import replace
 
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.autotune import gcn, sass
-from grouped_conv.autotune.instructions import Instruction
-from grouped_conv.autotune.lrn_pool_model import choose
-from grouped_conv.autotune.resources import read_resources
-from grouped_conv.bench.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.lrn_pool import plan_lrn_pool
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
-from grouped_conv.kernels.operands import Operand, channels_last_strides
+from grouped_conv.autotune.machine_code import gcn, sass
+from grouped_conv.autotune.machine_code.instructions import Instruction
+from grouped_conv.autotune.machine_code.resources import read_resources
+from grouped_conv.autotune.model.lrn_pool.forward import choose
+from grouped_conv.bench.gates.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.launching.operands import Operand, channels_last_strides
+from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.values.device import DeviceSpec
 
 MAX_PER_OUTPUT = 136
 """Instructions per pooled value: the prototype of one output pixel per thread had 135."""

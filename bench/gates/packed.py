@@ -10,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from grouped_conv.autotune import packed_groups_model
-from grouped_conv.autotune.instructions import Instruction, Mix, loops
-from grouped_conv.autotune.offline import compile_offline
-from grouped_conv.autotune.resources import disassembled
-from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.compiling.offline import compile_offline
+from grouped_conv.autotune.machine_code.instructions import Instruction, Mix, loops
+from grouped_conv.autotune.machine_code.resources import disassembled
+from grouped_conv.autotune.model.packed import forward as packed_groups_model
+from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 UNIT = "output"
 LIMITS = {"rx50 stage 1": {"sm_80": 11.0, "sm_90": 11.0, "gfx942": 25.0}}

@@ -12,17 +12,17 @@ from typing import Any
 
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.autotune.instructions import Instruction, Mix, loops
-from grouped_conv.autotune.resources import disassembled, read_resources
-from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN, family_default
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.autotune.machine_code.instructions import Instruction, Mix, loops
+from grouped_conv.autotune.machine_code.resources import disassembled, read_resources
+from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.bench.gates.gradient_gates import EPILOGUES, PLAIN, family_default
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
-from grouped_conv.kernels.launch import Launch, compile_launch
-from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
-from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig, kernel_rows
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.launching.launch import Launch, compile_launch
+from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
+from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig, kernel_rows
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 UNIT = "value"
 DIRECTIONS = ("input_grad", "weight_grad")

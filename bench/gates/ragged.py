@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.offline import compile_offline
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.workloads import workload
-from grouped_conv.bench.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_rules import RaggedConfig, traits
+from grouped_conv.autotune.compiling.offline import compile_offline
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.bench.gates.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, traits
+from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import ConvProblem
 
 UNIT = "MMA"
 MARGIN = 1.05

@@ -10,24 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from grouped_conv.autotune.offline import gpu_target
-from grouped_conv.autotune.resources import Resources, read_resources
-from grouped_conv.autotune.workloads import workload
-from grouped_conv.bench.findings import Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN, family_default, least_width
-from grouped_conv.bench.ragged_gate import LAYOUTS
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.autotune.compiling.offline import gpu_target
+from grouped_conv.autotune.machine_code.resources import Resources, read_resources
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.bench.gates.gradient_gates import EPILOGUES, PLAIN, family_default, least_width
+from grouped_conv.bench.gates.ragged import LAYOUTS
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig
-from grouped_conv.kernels.ragged_rules import traits
-from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.ragged.forward_rules import traits
+from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig
+from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import ConvProblem
 
 UNIT = "MMA"
 INPUT_MARGIN = 1.2

@@ -11,17 +11,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from grouped_conv.autotune import gcn, sass
-from grouped_conv.autotune.instructions import Instruction, Mix
-from grouped_conv.autotune.offline import gpu_target
-from grouped_conv.autotune.resources import read_resources
-from grouped_conv.bench.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.separable import plan_separable_call
-from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, slices_of, why_not_on
+from grouped_conv.autotune.compiling.offline import gpu_target
+from grouped_conv.autotune.machine_code import gcn, sass
+from grouped_conv.autotune.machine_code.instructions import Instruction, Mix
+from grouped_conv.autotune.machine_code.resources import read_resources
+from grouped_conv.bench.gates.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.separable.forward import plan_separable_call
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem, slices_of, why_not_on
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 def _block(

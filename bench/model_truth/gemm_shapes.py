@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @dataclass(frozen=True, slots=True)

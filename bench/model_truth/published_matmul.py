@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grouped_conv.bench.gemm_shapes import Gemm
+from grouped_conv.bench.model_truth.gemm_shapes import Gemm
 
 TUTORIAL_TILES = (
     (128, 256, 64, 3, 8),

@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.implicit_gemm_cost import EDGE_LATENCY
-from grouped_conv.autotune.prediction import LAUNCH_US, MODEL_VERSION, Prediction
-from grouped_conv.bench.agreement import Agreement, agreement, is_far, order
-from grouped_conv.bench.gemm_shapes import SHAPES, Gemm
-from grouped_conv.bench.nv_estimator import Estimator
-from grouped_conv.bench.published_matmul import PUBLISHED, Published
-from grouped_conv.kernels.config import ImplicitGemmConfig, KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.model.implicit_gemm.forward import EDGE_LATENCY
+from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, MODEL_VERSION, Prediction
+from grouped_conv.bench.model_truth.agreement import Agreement, agreement, is_far, order
+from grouped_conv.bench.model_truth.gemm_shapes import SHAPES, Gemm
+from grouped_conv.bench.model_truth.nv_estimator import Estimator
+from grouped_conv.bench.model_truth.published_matmul import PUBLISHED, Published
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
 
 PROPOSALS = 16
 """Kernels asked of the estimator for each shape."""

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from grouped_conv.kernels.interpreter_counting import Offsets
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.problem import ConvProblem, Pair
-from grouped_conv.kernels.separable_rules import SeparableProblem
+from grouped_conv.kernels.interpreting.counting import Offsets
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.separable.forward_rules import SeparableProblem
+from grouped_conv.kernels.values.problem import ConvProblem, Pair
 
 Table = npt.NDArray[np.int64]
 

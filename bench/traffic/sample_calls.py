@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grouped_conv import ragged_weights
-from grouped_conv.bench.compulsory import ConvNeeds, LrnPoolNeeds, Needs, SeparableNeeds
-from grouped_conv.functional import grouped_conv2d
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.separable_rules import SeparableProblem
-from grouped_conv.lrn_pool import lrn_max_pool2d
-from grouped_conv.ragged_functional import ragged_conv2d
-from grouped_conv.separable import separable_conv2d
+from grouped_conv.bench.traffic.compulsory import ConvNeeds, LrnPoolNeeds, Needs, SeparableNeeds
+from grouped_conv.call_values import ragged_weights
+from grouped_conv.functional.conv2d import grouped_conv2d
+from grouped_conv.functional.lrn_pool import lrn_max_pool2d
+from grouped_conv.functional.ragged import ragged_conv2d
+from grouped_conv.functional.separable import separable_conv2d
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.separable.forward_rules import SeparableProblem
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 Problem = ConvProblem | SeparableProblem | LrnPoolProblem
 

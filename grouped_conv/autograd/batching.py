@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from grouped_conv.request import Operands
+from grouped_conv.call_values.request import Operands
 
 Unfold = Callable[[Tensor], tuple[Tensor, int]]
 """Gives the batched dimension back: the tensor and where the dimension is."""

@@ -15,9 +15,9 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from grouped_conv import backward_ops, forward_context, ops
-from grouped_conv.batching import fold_batch
-from grouped_conv.gradients import (
+from grouped_conv.autograd.batching import fold_batch
+from grouped_conv.by_torch import forward_context
+from grouped_conv.by_torch.gradients import (
     Saved,
     gradient_behind,
     needs_preactivation,
@@ -26,7 +26,9 @@ from grouped_conv.gradients import (
     torch_call,
     vector_jacobian,
 )
-from grouped_conv.request import Operands, Request
+from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.ops import conv2d as ops
+from grouped_conv.ops import conv2d_backward as backward_ops
 
 Result = Tensor | tuple[Tensor, Tensor]
 """The output, with the activation's argument if the request says to save it."""

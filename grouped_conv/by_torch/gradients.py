@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grouped_conv.geometry import Geometry
-from grouped_conv.kernels.epilogue import FROM_OUTPUT
-from grouped_conv.layouts import is_channels_last
-from grouped_conv.request import Operands, Request
+from grouped_conv.call_values.geometry import Geometry
+from grouped_conv.call_values.memory_formats import is_channels_last
+from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.kernels.values.epilogue import FROM_OUTPUT
 
 aten = torch.ops.aten
 

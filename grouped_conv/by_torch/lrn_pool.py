@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.problem import Pair
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.values.problem import Pair
 
 
 @dataclass(frozen=True, slots=True)
 class LrnPoolRequest:
-    """What one call asks for, as `grouped_conv.kernels.lrn_pool_problem.LrnPoolProblem` describes it.
+    """What one call asks for, as `grouped_conv.kernels.lrn_pool.problem.LrnPoolProblem` describes it.
 
     Attributes:
         backend: `aten`, `kernel`, or `auto` for the policy's choice.

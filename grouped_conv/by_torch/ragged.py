@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grouped_conv import device_tables
-from grouped_conv.geometry import Geometry
-from grouped_conv.gradients import (
+from grouped_conv.by_torch.gradients import (
     Saved,
     aten_convolution,
     convolution_gradients,
@@ -25,8 +23,10 @@ from grouped_conv.gradients import (
     per_channel,
     sum_per_channel,
 )
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.request import Request
+from grouped_conv.call_values import device_tables
+from grouped_conv.call_values.geometry import Geometry
+from grouped_conv.call_values.request import Request
+from grouped_conv.kernels.values.layout import GroupLayout
 
 Channels = tuple[int, ...]
 Convolve = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grouped_conv import layouts
-from grouped_conv.geometry import Geometry
-from grouped_conv.request import Operands, Request
+from grouped_conv.call_values import memory_formats as layouts
+from grouped_conv.call_values.geometry import Geometry
+from grouped_conv.call_values.request import Operands, Request
 
 
 def check_operands(operands: Operands, request: Request) -> tuple[int, int, int, int]:

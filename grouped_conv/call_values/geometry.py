@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grouped_conv.kernels.problem import Pair, Sides, pair, sides
+from grouped_conv.kernels.values.problem import Pair, Sides, pair, sides
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import groupby
 
-from grouped_conv.kernels.layout import Group, GroupLayout
+from grouped_conv.kernels.values.layout import Group, GroupLayout
 
 
 def write_layout(layout: GroupLayout) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grouped_conv.geometry import Geometry
+from grouped_conv.call_values.geometry import Geometry
 
 
 def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grouped_conv import layouts
-from grouped_conv.checks import check_dimensions, check_fits, check_geometry, check_residual, check_type
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.layouts import is_channels_last
-from grouped_conv.ragged_weights import weight_shapes
-from grouped_conv.request import Request
+from grouped_conv.call_values import memory_formats as layouts
+from grouped_conv.call_values.checks import check_dimensions, check_fits, check_geometry, check_residual, check_type
+from grouped_conv.call_values.memory_formats import is_channels_last
+from grouped_conv.call_values.ragged_weights import weight_shapes
+from grouped_conv.call_values.request import Request
+from grouped_conv.kernels.values.layout import GroupLayout
 
 
 class RaggedOperands(NamedTuple):

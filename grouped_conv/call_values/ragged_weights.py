@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.ragged_rules import bucket_offsets, weight_elements
+from grouped_conv.kernels.ragged.forward_rules import bucket_offsets, weight_elements
+from grouped_conv.kernels.values.layout import GroupLayout
 
 Shape4 = tuple[int, int, int, int]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from grouped_conv.geometry import Geometry
+from grouped_conv.call_values.geometry import Geometry
 
 
 class Operands(NamedTuple):

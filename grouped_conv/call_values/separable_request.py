@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from grouped_conv.geometry import Geometry
-from grouped_conv.request import Operands, Request
+from grouped_conv.call_values.geometry import Geometry
+from grouped_conv.call_values.request import Operands, Request
 
 POINTWISE = Geometry((1, 1), (0, 0, 0, 0), (1, 1))
 

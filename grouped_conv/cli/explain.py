@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from grouped_conv.autotune import tables
-from grouped_conv.autotune.lookup import POLICIES
-from grouped_conv.problem_options import Source, source_options
+from grouped_conv.autotune.lookup.resolve import POLICIES
+from grouped_conv.autotune.report import tables
+from grouped_conv.cli.problem_options import Source, source_options
 
 
 @click.command()
@@ -21,8 +21,8 @@ def explain(device: str | None, policy: str, as_json: bool, source: Source) -> N
     """
     import torch
 
-    from grouped_conv.explaining import explain as explain_all
-    from grouped_conv.tune_command import OFFLINE_DEVICE
+    from grouped_conv.cli.tune import OFFLINE_DEVICE
+    from grouped_conv.preparing.explaining import explain as explain_all
 
     place = device or ("cuda" if torch.cuda.is_available() else OFFLINE_DEVICE)
     found = explain_all(source.problems(), device=place, policy=policy)

@@ -16,16 +16,16 @@ import click
 from grouped_conv import __version__
 
 _COMMANDS = {
-    "diff": "grouped_conv.autotune.diff_command:diff_records",
-    "explain": "grouped_conv.explain_command:explain",
-    "export": "grouped_conv.autotune.export_command:export_records",
-    "gc": "grouped_conv.autotune.gc_command:collect",
-    "import": "grouped_conv.autotune.merge_command:import_records",
-    "merge": "grouped_conv.autotune.merge_command:merge_records",
-    "run": "grouped_conv.run_command:run",
-    "show": "grouped_conv.autotune.commands:show",
-    "tune": "grouped_conv.tune_command:tune",
-    "verify": "grouped_conv.tune_command:verify",
+    "diff": "grouped_conv.autotune.commands.diff:diff_records",
+    "explain": "grouped_conv.cli.explain:explain",
+    "export": "grouped_conv.autotune.commands.export:export_records",
+    "gc": "grouped_conv.autotune.commands.gc:collect",
+    "import": "grouped_conv.autotune.commands.merge:import_records",
+    "merge": "grouped_conv.autotune.commands.merge:merge_records",
+    "run": "grouped_conv.cli.run:run",
+    "show": "grouped_conv.autotune.commands.show:show",
+    "tune": "grouped_conv.cli.tune:tune",
+    "verify": "grouped_conv.cli.tune:verify",
 }
 
 

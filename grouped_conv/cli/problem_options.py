@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from grouped_conv.autotune.workloads import MODELS
-from grouped_conv.kernels.problem import DIRECTIONS, ConvProblem, dtype_name
+from grouped_conv.autotune.workloads.named import MODELS
+from grouped_conv.kernels.values.problem import DIRECTIONS, ConvProblem, dtype_name
 
 
 class _Dtype(click.ParamType):
@@ -56,7 +56,7 @@ class Source:
             UsageError: unless exactly one source is given.
             ValueError: for what the source holds and is no convolution.
         """
-        from grouped_conv import tune_sources
+        from grouped_conv.cli import problem_sources as tune_sources
 
         if sum(bool(one) for one in (self.model, self.layers, self.from_json, self.from_module)) > 1:
             raise click.UsageError("give one of MODEL, --layer, --from-json and --from-module")

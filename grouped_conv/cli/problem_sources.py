@@ -10,10 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from grouped_conv.autotune.directions import in_directions
-from grouped_conv.autotune.workloads import workload
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.problem import DIRECTIONS, ConvProblem
+from grouped_conv.autotune.model.directions import in_directions
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import DIRECTIONS, ConvProblem
 
 NUMBERS = {"N": 1, "C": 0, "H": 0, "W": 0, "K": 0, "R": 0, "S": 0, "stride": 1, "pad": 0, "dil": 1, "groups": 1}
 """Names of a layer's numbers and what they are by default; 0 for those that have to be given. W is H and S is R unless
@@ -106,7 +106,7 @@ def from_factory(text: str, direction: str | None) -> dict[str, ConvProblem]:
     """
     from torch import nn
 
-    from grouped_conv.traced_problems import problems_of
+    from grouped_conv.preparing.traced_problems import problems_of
 
     module, _, name = text.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:

@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from grouped_conv.run_report import Options, Outcome, as_json, print_report
+from grouped_conv.cli.run_report import Options, Outcome, as_json, print_report
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +70,8 @@ def run(model: str, images: tuple[str, ...], json_wanted: bool, **options: Any) 
 def _run(options: Options) -> Outcome:
     import torch
 
-    from grouped_conv.comparison import compare, observe, plain_copy
-    from grouped_conv.images import PREPROCESSING, load_images
+    from grouped_conv.cli.run_comparison import compare, observe, plain_copy
+    from grouped_conv.cli.run_images import PREPROCESSING, load_images
     from grouped_conv.models.alexnet import CONVOLUTIONS, LAYERS
 
     model = _build(options)
@@ -154,7 +154,7 @@ def _place(via: str) -> str:
 def _entered(place: str) -> AbstractContextManager[None]:
     """The block in which kernels run there."""
     import grouped_conv
-    from grouped_conv.interpreting import through_driver
+    from grouped_conv.planning.interpreting import through_driver
 
     if place == "gpu":
         return grouped_conv.policy("kernels")

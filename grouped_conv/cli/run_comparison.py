@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouped_conv.conversion import unconvert
-from grouped_conv.tracing import CallRecord, trace
+from grouped_conv.context.tracing import CallRecord, trace
+from grouped_conv.converting.conversion import unconvert
 
 # How far rounding may move a layer, as a part of its largest value, for every convolution up to and including it: four
 # unit roundoffs of the products' format; for exact fp32 products, what another order of adding thousands of them makes.

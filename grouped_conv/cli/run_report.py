@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from grouped_conv.comparison import LayerComparison
+    from grouped_conv.cli.run_comparison import LayerComparison
     from grouped_conv.models import AlexNet
 
 
@@ -56,7 +56,7 @@ _PLACES = {
 
 def print_report(options: Options, outcome: Outcome) -> None:
     """Print the tables on stdout."""
-    from grouped_conv.images import BUNDLED_PHOTO, PREPROCESSING
+    from grouped_conv.cli.run_images import BUNDLED_PHOTO, PREPROCESSING
 
     console, model = Console(), outcome.model
     if not console.is_terminal:
@@ -131,7 +131,7 @@ def _logit_table(options: Options, outcome: Outcome) -> Table:
 
 
 def _image_names(options: Options) -> list[str]:
-    from grouped_conv.images import BUNDLED_PHOTO
+    from grouped_conv.cli.run_images import BUNDLED_PHOTO
 
     return [Path(image).name for image in options.images] or [BUNDLED_PHOTO]
 
@@ -147,7 +147,7 @@ def _top5(outcome: Outcome) -> list[list[dict[str, Any]]]:
 
 def as_json(name: str, options: Options, outcome: Outcome) -> dict[str, Any]:
     """Plain JSON data; numbers that JSON lacks become None."""
-    from grouped_conv.comparison import finite_or_none
+    from grouped_conv.cli.run_comparison import finite_or_none
 
     model = outcome.model
     return {

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from grouped_conv.autotune import efforts, tables
-from grouped_conv.autotune.progress import json_lines, progress_bar
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.problem_options import Source, source_options
+from grouped_conv.autotune.report import tables
+from grouped_conv.autotune.search import efforts
+from grouped_conv.autotune.search.progress import json_lines, progress_bar
+from grouped_conv.cli.problem_options import Source, source_options
+from grouped_conv.kernels.values.problem import ConvProblem
 
 if TYPE_CHECKING:
-    from grouped_conv.autotune.efforts import Plan
-    from grouped_conv.autotune.report import Run
-    from grouped_conv.autotune.store import Store
-    from grouped_conv.tuning import Target
+    from grouped_conv.autotune.report.writing import Run
+    from grouped_conv.autotune.search.efforts import Plan
+    from grouped_conv.autotune.store.store import Store
+    from grouped_conv.preparing.tuning import Target
 
 OFFLINE_DEVICE = "h100"
 """What is predicted for where no GPU is here and none was named."""
@@ -47,7 +48,7 @@ class Options:
         """The devices, or the one that is here, or the one that is predicted for by default."""
         import torch
 
-        from grouped_conv.tuning import target_of
+        from grouped_conv.preparing.tuning import target_of
 
         return [target_of(name) for name in self.devices or ("cuda" if torch.cuda.is_available() else OFFLINE_DEVICE,)]
 
@@ -102,8 +103,8 @@ def tune(devices: tuple[str, ...], dry_run: bool, explain_space: bool, source: S
     On a GPU that is here they are measured. For a named one every configuration is compiled and judged by a cost model,
     and no time shown was measured.
     """
-    from grouped_conv.autotune import report
-    from grouped_conv.autotune.store import default_store
+    from grouped_conv.autotune.report import writing as report
+    from grouped_conv.autotune.store.store import default_store
 
     problems, options = source.problems(), Options(devices, **rest)
     if options.report is not None:
@@ -113,13 +114,13 @@ def tune(devices: tuple[str, ...], dry_run: bool, explain_space: bool, source: S
     header = {"model": source.model, "dtype": source.dtype, "batch": source.batch} if source.model else {}
     store, targets = default_store(), options.targets()
     if explain_space:
-        from grouped_conv.tune_preview import explained
+        from grouped_conv.cli.tune_preview import explained
 
         for target in targets:
             explained(problems, target.spec, options.as_json)
         return
     if dry_run:
-        from grouped_conv.tune_preview import dry_run as preview
+        from grouped_conv.cli.tune_preview import dry_run as preview
 
         for target in targets:
             preview(problems, target, options.plan(target), store, options.jobs, options.as_json)
@@ -140,9 +141,9 @@ def _tune(
     runs: list[Run],
 ) -> None:
     """Tune for one device, add it to the report's runs and print what was found."""
-    from grouped_conv.autotune import report
-    from grouped_conv.autotune.tuner import frame_of
-    from grouped_conv.tuning import tune_on
+    from grouped_conv.autotune.report import writing as report
+    from grouped_conv.autotune.search.tuner import frame_of
+    from grouped_conv.preparing.tuning import tune_on
 
     plan = options.plan(target)
     lines = options.as_json and not sys.stdout.isatty()
@@ -185,9 +186,9 @@ def verify(device: str | None, families: tuple[str, ...], as_json: bool) -> None
 
     Kernels of a family whose check failed are not used. Exit code 1 when one did.
     """
-    from grouped_conv.autotune import self_check
-    from grouped_conv.autotune.store import default_store
-    from grouped_conv.tuning import target_of
+    from grouped_conv.autotune.measuring import self_check
+    from grouped_conv.autotune.store.store import default_store
+    from grouped_conv.preparing.tuning import target_of
 
     target = target_of(device)
     if target.index is None:

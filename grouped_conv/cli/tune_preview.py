@@ -8,15 +8,16 @@ from typing import Any
 
 import click
 
-from grouped_conv.autotune import native_lane, tables
-from grouped_conv.autotune.efforts import Plan
-from grouped_conv.autotune.search import Search
-from grouped_conv.autotune.search_space import explain
-from grouped_conv.autotune.store import Store
-from grouped_conv.autotune.workers import default_jobs
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.tuning import Target
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.report import tables
+from grouped_conv.autotune.search.efforts import Plan
+from grouped_conv.autotune.search.search import Search
+from grouped_conv.autotune.search.search_space import explain
+from grouped_conv.autotune.store.store import Store
+from grouped_conv.autotune.workers.pool import default_jobs
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.preparing.tuning import Target
 
 COMPILE_SECONDS = 2.0
 """CPU time of one compilation where none was recorded: 1 to 3 s on the cores this was written on."""

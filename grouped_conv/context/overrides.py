@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.kernels.values.config import KernelConfig
 
 _given: ContextVar[KernelConfig | None] = ContextVar("grouped_conv_config", default=None)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from grouped_conv.kernels import ConvProblem, KernelConfig
-    from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-    from grouped_conv.kernels.separable_rules import SeparableProblem
+    from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+    from grouped_conv.kernels.separable.forward_rules import SeparableProblem
 
 
 @dataclass(frozen=True, slots=True)

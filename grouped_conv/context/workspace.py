@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from grouped_conv.kernels.weight_grad_rules import WORKSPACE_BYTES
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WORKSPACE_BYTES
 
 _process_default = WORKSPACE_BYTES
 _scoped: ContextVar[int | None] = ContextVar("grouped_conv_max_workspace", default=None)

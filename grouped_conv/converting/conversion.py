@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from grouped_conv.conv1d import GroupedConv1d
-from grouped_conv.folding import fold_batchnorm
-from grouped_conv.modules import FusedLayer, GroupedConv2d, forget_packed_weight, keep_channels_last
+from grouped_conv.converting.folding import fold_batchnorm
+from grouped_conv.functional.conv1d import GroupedConv1d
+from grouped_conv.nn.conv import FusedLayer, GroupedConv2d, forget_packed_weight, keep_channels_last
 
 __all__ = ["ConversionNote", "conversion_report", "convert", "fold_batchnorm", "unconvert"]
 

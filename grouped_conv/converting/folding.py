@@ -11,10 +11,10 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from grouped_conv.conv1d import GroupedConv1d
-from grouped_conv.modules import FusedLayer, GroupedConv2d, forget_packed_weight
-from grouped_conv.ragged_aten import routes
-from grouped_conv.ragged_modules import RaggedConv2d
+from grouped_conv.by_torch.ragged import routes
+from grouped_conv.functional.conv1d import GroupedConv1d
+from grouped_conv.nn.conv import FusedLayer, GroupedConv2d, forget_packed_weight
+from grouped_conv.nn.ragged import RaggedConv2d
 
 Convolution = nn.Conv2d | nn.Conv1d | RaggedConv2d
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_conv.functional import grouped_conv2d
-from grouped_conv.modules import FusedLayer
+from grouped_conv.functional.conv2d import grouped_conv2d
+from grouped_conv.nn.conv import FusedLayer
 
 IntOrOne = int | Sequence[int]
 

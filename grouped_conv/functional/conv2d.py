@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grouped_conv import tracing
-from grouped_conv.autocasting import autocast_dtype, cast
-from grouped_conv.differentiation import convolve
-from grouped_conv.geometry import as_tuple, parse_geometry
-from grouped_conv.gradients import torch_call
-from grouped_conv.kernels.epilogue import ACTIVATIONS
-from grouped_conv.kernels.problem import PRECISIONS
-from grouped_conv.request import Operands, Request
-from grouped_conv.tracing import CallRecord
+from grouped_conv.autograd.differentiation import convolve
+from grouped_conv.by_torch.gradients import torch_call
+from grouped_conv.call_values.geometry import as_tuple, parse_geometry
+from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.context import tracing
+from grouped_conv.context.tracing import CallRecord
+from grouped_conv.functional.autocasting import autocast_dtype, cast
+from grouped_conv.kernels.values.epilogue import ACTIVATIONS
+from grouped_conv.kernels.values.problem import PRECISIONS
 
 BACKENDS = ("aten", "kernel")
 _DEVICES = ("cpu", "cuda", "meta")

@@ -10,12 +10,13 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
-from grouped_conv import lrn_pool_ops, tracing
-from grouped_conv.functional import BACKENDS
-from grouped_conv.kernels.lrn_pool_problem import LRN_POOL
-from grouped_conv.kernels.problem import Pair, pair
-from grouped_conv.lrn_pool_torch import LrnPoolRequest, checked, lrn_pool_by_torch
-from grouped_conv.tracing import CallRecord
+from grouped_conv.by_torch.lrn_pool import LrnPoolRequest, checked, lrn_pool_by_torch
+from grouped_conv.context import tracing
+from grouped_conv.context.tracing import CallRecord
+from grouped_conv.functional.conv2d import BACKENDS
+from grouped_conv.kernels.lrn_pool.problem import LRN_POOL
+from grouped_conv.kernels.values.problem import Pair, pair
+from grouped_conv.ops import lrn_pool as lrn_pool_ops
 
 IntOrPair = int | Sequence[int]
 _DEVICES = ("cpu", "cuda", "meta")
@@ -186,7 +187,7 @@ def normalise_and_pool(norm: nn.Module, pool: nn.Module, input: Tensor) -> Tenso
 
 
 def _fusible(norm: nn.Module, pool: nn.Module) -> bool:
-    from grouped_conv.models.lrn import LocalResponseNorm
+    from grouped_conv.nn.lrn import LocalResponseNorm
 
     if type(norm) not in (LocalResponseNorm, nn.LocalResponseNorm) or type(pool) is not nn.MaxPool2d:
         return False

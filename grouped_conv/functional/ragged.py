@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_conv import tracing
-from grouped_conv.autocasting import autocast_dtype, cast
-from grouped_conv.functional import IntOrPair, check_names, grouped_conv2d, why_not_ours
-from grouped_conv.geometry import as_tuple, parse_geometry
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.layout_text import known_text, write_layout
-from grouped_conv.ragged_checks import RaggedOperands
-from grouped_conv.ragged_ops import convolve, in_torch_operations
-from grouped_conv.ragged_weights import cast_weights
-from grouped_conv.request import Request
-from grouped_conv.tracing import CallRecord
+from grouped_conv.call_values.geometry import as_tuple, parse_geometry
+from grouped_conv.call_values.layout_text import known_text, write_layout
+from grouped_conv.call_values.ragged_checks import RaggedOperands
+from grouped_conv.call_values.ragged_weights import cast_weights
+from grouped_conv.call_values.request import Request
+from grouped_conv.context import tracing
+from grouped_conv.context.tracing import CallRecord
+from grouped_conv.functional.autocasting import autocast_dtype, cast
+from grouped_conv.functional.conv2d import IntOrPair, check_names, grouped_conv2d, why_not_ours
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.ops.ragged import convolve, in_torch_operations
 
 
 def ragged_conv2d(

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from grouped_conv.functional import IntOrPair, check_names, grouped_conv2d, prepared, why_not_ours
-from grouped_conv.geometry import as_tuple, parse_geometry
-from grouped_conv.separable_ops import convolve
-from grouped_conv.separable_request import SeparableOperands, SeparableRequest
+from grouped_conv.call_values.geometry import as_tuple, parse_geometry
+from grouped_conv.call_values.separable_request import SeparableOperands, SeparableRequest
+from grouped_conv.functional.conv2d import IntOrPair, check_names, grouped_conv2d, prepared, why_not_ours
+from grouped_conv.ops.separable import convolve
 
 
 def separable_conv2d(

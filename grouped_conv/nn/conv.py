@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
-from grouped_conv.functional import grouped_conv2d
-from grouped_conv.kernels.epilogue import ACTIVATIONS
-from grouped_conv.layouts import is_channels_last
+from grouped_conv.call_values.memory_formats import is_channels_last
+from grouped_conv.functional.conv2d import grouped_conv2d
+from grouped_conv.kernels.values.epilogue import ACTIVATIONS
 
 
 class FusedLayer(nn.modules.conv._ConvNd):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from grouped_conv.lrn_pool_torch import local_response_norm
+from grouped_conv.by_torch.lrn_pool import local_response_norm
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_conv.geometry import as_tuple, parse_geometry
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.problem import pair
-from grouped_conv.layout_text import write_layout
-from grouped_conv.modules import checked_activation
-from grouped_conv.ragged_checks import RaggedOperands
-from grouped_conv.ragged_functional import make_request, ragged_conv2d, run_request
-from grouped_conv.ragged_weights import flat_storage, make_flat, views
+from grouped_conv.call_values.geometry import as_tuple, parse_geometry
+from grouped_conv.call_values.layout_text import write_layout
+from grouped_conv.call_values.ragged_checks import RaggedOperands
+from grouped_conv.call_values.ragged_weights import flat_storage, make_flat, views
+from grouped_conv.functional.ragged import make_request, ragged_conv2d, run_request
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import pair
+from grouped_conv.nn.conv import checked_activation
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from grouped_conv.gradients import apply_activation
-from grouped_conv.modules import GroupedConv2d, checked_activation
-from grouped_conv.separable import separable_conv2d
+from grouped_conv.by_torch.gradients import apply_activation
+from grouped_conv.functional.separable import separable_conv2d
+from grouped_conv.nn.conv import GroupedConv2d, checked_activation
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Norm = nn.BatchNorm2d | nn.Identity

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from grouped_conv import dispatch, layouts
-from grouped_conv.checks import check_operands
-from grouped_conv.geometry import Geometry
-from grouped_conv.request import Operands, Request
+from grouped_conv.call_values import memory_formats as layouts
+from grouped_conv.call_values.checks import check_operands
+from grouped_conv.call_values.geometry import Geometry
+from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.planning import forward as dispatch
 
 _TENSORS = "Tensor input, Tensor weight, Tensor? bias"
 _WINDOW = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from grouped_conv import backward
-from grouped_conv.backward import BackwardOperands
-from grouped_conv.gradients import Saved
-from grouped_conv.ops import fused_request, library
-from grouped_conv.request import Request
+from grouped_conv.by_torch.gradients import Saved
+from grouped_conv.call_values.request import Request
+from grouped_conv.ops.conv2d import fused_request, library
+from grouped_conv.planning import backward
+from grouped_conv.planning.backward import BackwardOperands
 
 library.define(
     "conv2d_backward(Tensor grad_output, Tensor? input, Tensor weight, Tensor? scale, Tensor? known, "

@@ -13,18 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grouped_conv import decisions, executors, layouts, overrides, plan_cache, tracing
-from grouped_conv.decisions import Conditions, Decision
-from grouped_conv.executors import Executor
-from grouped_conv.kernels.launch import Launch
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, why_invalid
-from grouped_conv.kernels.problem import ITEM_SIZE
-from grouped_conv.lrn_pool_torch import LrnPoolRequest, checked, lrn_pool_by_torch
-from grouped_conv.ops import library
-from grouped_conv.plan import Steps, operand_of
-from grouped_conv.policies import get_policy
-from grouped_conv.tracing import CallRecord
+from grouped_conv.by_torch.lrn_pool import LrnPoolRequest, checked, lrn_pool_by_torch
+from grouped_conv.call_values import memory_formats as layouts
+from grouped_conv.context import overrides, tracing
+from grouped_conv.context.policies import get_policy
+from grouped_conv.context.tracing import CallRecord
+from grouped_conv.kernels.launching.launch import Launch
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, why_invalid
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.values.problem import ITEM_SIZE
+from grouped_conv.ops.conv2d import library
+from grouped_conv.planning import decisions, executors, plan_cache
+from grouped_conv.planning.decisions import Conditions, Decision
+from grouped_conv.planning.executors import Executor
+from grouped_conv.planning.plan import Steps, operand_of
 
 library.define(
     "lrn_max_pool2d(Tensor input, str order, int size, float alpha, float beta, float k, int groups, "
@@ -148,7 +150,7 @@ def _make(input: Tensor, request: LrnPoolRequest, barred: str) -> _Plan:
 
 
 def _plan_launch(problem: LrnPoolProblem, config: Any, input: Tensor) -> Launch:
-    from grouped_conv.kernels.lrn_pool import plan_lrn_pool
+    from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
 
     output = _empty_output(input, problem.output_shape, device="meta")
     return plan_lrn_pool(problem, config, {"input": operand_of(input), "output": operand_of(output)})

@@ -17,16 +17,18 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from grouped_conv import forward_context, ragged_backward, ragged_call
-from grouped_conv.geometry import Geometry
-from grouped_conv.gradients import Saved, compose, known_of, needs_preactivation, torch_convolution
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.layout_text import read_layout
-from grouped_conv.layouts import is_channels_last
-from grouped_conv.ops import library
-from grouped_conv.ragged_aten import ragged_convolution, ragged_vector_jacobian
-from grouped_conv.ragged_checks import RaggedOperands, check_operands, output_format
-from grouped_conv.request import Operands, Request
+from grouped_conv.by_torch import forward_context
+from grouped_conv.by_torch.gradients import Saved, compose, known_of, needs_preactivation, torch_convolution
+from grouped_conv.by_torch.ragged import ragged_convolution, ragged_vector_jacobian
+from grouped_conv.call_values.geometry import Geometry
+from grouped_conv.call_values.layout_text import read_layout
+from grouped_conv.call_values.memory_formats import is_channels_last
+from grouped_conv.call_values.ragged_checks import RaggedOperands, check_operands, output_format
+from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.ops import ragged_backward
+from grouped_conv.ops.conv2d import library
+from grouped_conv.planning import ragged as ragged_call
 
 library.define(
     "ragged_conv2d(Tensor input, Tensor[] weights, Tensor? bias, Tensor? scale, Tensor? residual, str layout,"

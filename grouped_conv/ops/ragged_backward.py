@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from grouped_conv import backward, decisions, executors, plan_cache, ragged_call, ragged_weights, workspace
-from grouped_conv.backward import BackwardOperands, BackwardPlan, Gradients, Wanted
-from grouped_conv.geometry import Geometry
-from grouped_conv.gradients import Saved
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.layout_text import read_layout
-from grouped_conv.ops import library
-from grouped_conv.plan_cache import placement
-from grouped_conv.ragged_aten import ragged_vector_jacobian
-from grouped_conv.ragged_checks import RaggedOperands
-from grouped_conv.request import Request
+from grouped_conv.by_torch.gradients import Saved
+from grouped_conv.by_torch.ragged import ragged_vector_jacobian
+from grouped_conv.call_values import ragged_weights
+from grouped_conv.call_values.geometry import Geometry
+from grouped_conv.call_values.layout_text import read_layout
+from grouped_conv.call_values.ragged_checks import RaggedOperands
+from grouped_conv.call_values.request import Request
+from grouped_conv.context import workspace
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.ops.conv2d import library
+from grouped_conv.planning import backward, decisions, executors, plan_cache
+from grouped_conv.planning import ragged as ragged_call
+from grouped_conv.planning.backward import BackwardOperands, BackwardPlan, Gradients, Wanted
+from grouped_conv.planning.plan_cache import placement
 
 library.define(
     "ragged_conv2d_backward(Tensor grad_output, Tensor? input, Tensor weight, Tensor? scale, Tensor? known,"

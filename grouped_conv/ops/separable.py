@@ -14,11 +14,13 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from grouped_conv import differentiation, layouts, separable_dispatch
-from grouped_conv.geometry import Geometry
-from grouped_conv.gradients import Saved, needs_preactivation
-from grouped_conv.request import Operands, Request
-from grouped_conv.separable_request import SeparableOperands, SeparableRequest
+from grouped_conv.autograd import differentiation
+from grouped_conv.by_torch.gradients import Saved, needs_preactivation
+from grouped_conv.call_values import memory_formats as layouts
+from grouped_conv.call_values.geometry import Geometry
+from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.call_values.separable_request import SeparableOperands, SeparableRequest
+from grouped_conv.planning import separable as separable_dispatch
 
 TENSORS = len(SeparableOperands._fields)
 

@@ -16,30 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_conv import (
-    decisions,
-    device_tables,
-    executors,
-    overrides,
-    plan_cache,
-    tracing,
-    workspace,
-    written_gradient,
-)
-from grouped_conv.decisions import Conditions
-from grouped_conv.executors import Executor
-from grouped_conv.gradients import Saved, vector_jacobian
+from grouped_conv.by_torch.gradients import Saved, vector_jacobian
+from grouped_conv.call_values import device_tables
+from grouped_conv.call_values.memory_formats import is_channels_last
+from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.context import overrides, tracing, workspace
+from grouped_conv.context.policies import get_policy
+from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels.call import Call
 from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_bias_gradient, plan_gradient
-from grouped_conv.kernels.operands import Operand, channels_last_strides
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.layouts import is_channels_last
-from grouped_conv.live_device import live_device
-from grouped_conv.plan import Steps, native_settings, operand_of
-from grouped_conv.plan_cache import placement
-from grouped_conv.policies import get_policy
-from grouped_conv.request import Operands, Request
-from grouped_conv.tracing import CallRecord
+from grouped_conv.kernels.launching.operands import Operand, channels_last_strides
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.planning import decisions, executors, plan_cache, written_gradient
+from grouped_conv.planning.decisions import Conditions
+from grouped_conv.planning.executors import Executor
+from grouped_conv.planning.live_device import live_device
+from grouped_conv.planning.plan import Steps, native_settings, operand_of
+from grouped_conv.planning.plan_cache import placement
 
 NAMES = ("input", "weight", "bias", "scale", "residual")
 READ = ("grad_output", "known", "input")

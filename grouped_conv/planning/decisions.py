@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from grouped_conv import executors, records
-from grouped_conv.executors import DriverExecutor, Executor, InterpreterExecutor
-from grouped_conv.gradients import float32_flag
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.problem import ITEM_SIZE, ConvProblem
+from grouped_conv.by_torch.gradients import float32_flag
+from grouped_conv.call_values.memory_formats import is_channels_last
+from grouped_conv.call_values.request import Operands, Request
 from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.layouts import is_channels_last
-from grouped_conv.request import Operands, Request
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import ITEM_SIZE, ConvProblem
+from grouped_conv.planning import executors, records
+from grouped_conv.planning.executors import DriverExecutor, Executor, InterpreterExecutor
 
 
 @dataclass(frozen=True, slots=True)

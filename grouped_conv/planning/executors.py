@@ -16,15 +16,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
-from grouped_conv.kernels import lrn_pool_rules
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.launch import Launch, compile_launch, compile_options
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.launching.launch import Launch, compile_launch, compile_options
+from grouped_conv.kernels.lrn_pool import forward_rules as lrn_pool_rules
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 BUFFERS = ("input", "weight", "bias", "scale", "residual", "output", "preactivation")
 """Names of the buffers of a call, in the order plans hold them; temporaries follow."""
@@ -196,7 +196,8 @@ def native_config(problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
 
 
 def _heuristic(problem: ConvProblem | LrnPoolProblem, device: DeviceSpec) -> KernelConfig:
-    from grouped_conv.autotune import heuristic, lrn_pool_model
+    from grouped_conv.autotune.model import heuristic
+    from grouped_conv.autotune.model.lrn_pool import forward as lrn_pool_model
 
     if isinstance(problem, LrnPoolProblem):
         return lrn_pool_model.choose(problem, device)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from grouped_conv import decisions, executors, overrides, plan_cache, tracing
-from grouped_conv.checks import check_operands
-from grouped_conv.decisions import Conditions
-from grouped_conv.gradients import torch_convolution
-from grouped_conv.plan import AtenPlan, EmptyPlan, Plan, Result, make_kernel_plan
-from grouped_conv.plan_cache import placement
-from grouped_conv.policies import get_policy
-from grouped_conv.request import Operands, Request
-from grouped_conv.tracing import CallRecord
+from grouped_conv.by_torch.gradients import torch_convolution
+from grouped_conv.call_values.checks import check_operands
+from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.context import overrides, tracing
+from grouped_conv.context.policies import get_policy
+from grouped_conv.context.tracing import CallRecord
+from grouped_conv.planning import decisions, executors, plan_cache
+from grouped_conv.planning.decisions import Conditions
+from grouped_conv.planning.plan import AtenPlan, EmptyPlan, Plan, Result, make_kernel_plan
+from grouped_conv.planning.plan_cache import placement
 
 
 def run(operands: Operands, attributes: tuple[Any, ...], as_request: Callable[..., Request]) -> Result:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import triton
 
-from grouped_conv.executors import DriverExecutor, Executor, InterpreterExecutor, for_cpu_tensors
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.interpreter import interpreting
-from grouped_conv.overrides import using_config
+from grouped_conv.context.overrides import using_config
+from grouped_conv.kernels.interpreting.interpreter import interpreting
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.planning.executors import DriverExecutor, Executor, InterpreterExecutor, for_cpu_tensors
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.values.device import DeviceSpec
 
 
 @cache

@@ -13,16 +13,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from grouped_conv import layouts
-from grouped_conv.executors import BUFFERS, Executor
-from grouped_conv.gradients import aten_convolution, compose, shuffle_channels
+from grouped_conv.by_torch.gradients import aten_convolution, compose, shuffle_channels
+from grouped_conv.call_values import memory_formats as layouts
+from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels.call import Call, Temporary, plan_call
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.launch import Launch
-from grouped_conv.kernels.operands import Operand
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.request import Operands, Request
-from grouped_conv.tracing import CallRecord
+from grouped_conv.kernels.launching.launch import Launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.planning.executors import BUFFERS, Executor
 
 Result = tuple[Tensor, Tensor | None]
 """The output, and the preactivation where the request says to save it."""

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_conv import executors, overrides, records
-from grouped_conv.gradients import float32_flag
-from grouped_conv.policies import get_policy, is_strict
+from grouped_conv.by_torch.gradients import float32_flag
+from grouped_conv.context import overrides
+from grouped_conv.context.policies import get_policy, is_strict
+from grouped_conv.planning import executors, records
 
 MAX_PLANS = 16_384
 """Plans kept; beyond it the oldest go. Compiled kernels stay."""

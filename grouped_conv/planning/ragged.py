@@ -10,26 +10,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_conv import decisions, device_tables, executors, overrides, plan_cache, tracing
-from grouped_conv.decisions import Conditions
-from grouped_conv.executors import BUFFERS, Executor
-from grouped_conv.gradients import compose
+from grouped_conv.by_torch.gradients import compose
+from grouped_conv.by_torch.ragged import ragged_convolution
+from grouped_conv.call_values import device_tables
+from grouped_conv.call_values.layout_text import read_layout
+from grouped_conv.call_values.memory_formats import is_channels_last
+from grouped_conv.call_values.ragged_checks import RaggedOperands, check_operands, output_format
+from grouped_conv.call_values.ragged_weights import are_flat, in_flat_storage, lie_at, places
+from grouped_conv.call_values.request import Request
+from grouped_conv.context import overrides, tracing
+from grouped_conv.context.policies import get_policy
+from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.operands import Operand
-from grouped_conv.kernels.problem import ITEM_SIZE, ConvProblem
-from grouped_conv.layout_text import read_layout
-from grouped_conv.layouts import is_channels_last
-from grouped_conv.plan import OUTPUT, PREACTIVATION, Result, Steps, native_settings, operand_of
-from grouped_conv.plan_cache import placement
-from grouped_conv.policies import get_policy
-from grouped_conv.ragged_aten import ragged_convolution
-from grouped_conv.ragged_checks import RaggedOperands, check_operands, output_format
-from grouped_conv.ragged_weights import are_flat, in_flat_storage, lie_at, places
-from grouped_conv.request import Request
-from grouped_conv.tracing import CallRecord
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import ITEM_SIZE, ConvProblem
+from grouped_conv.planning import decisions, executors, plan_cache
+from grouped_conv.planning.decisions import Conditions
+from grouped_conv.planning.executors import BUFFERS, Executor
+from grouped_conv.planning.plan import OUTPUT, PREACTIVATION, Result, Steps, native_settings, operand_of
+from grouped_conv.planning.plan_cache import placement
 
 WEIGHT_PASS = "cat_weights"
 """What `trace()` calls the copy of scattered weights into one flat storage."""

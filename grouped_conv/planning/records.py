@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.live_device import live_device
-from grouped_conv.policies import is_strict
+from grouped_conv.context.policies import is_strict
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.planning.live_device import live_device
 
 _warned: set[ConvProblem] = set()
 
@@ -18,7 +18,7 @@ def consult(problem: ConvProblem, policy: str, device: int) -> tuple[KernelConfi
     Raises:
         UntunedError: in strict mode, for a convolution that is not tuned for this GPU.
     """
-    from grouped_conv.autotune import lookup
+    from grouped_conv.autotune.lookup import resolve as lookup
 
     spec = live_device(device)
     if spec is None:
@@ -34,7 +34,7 @@ def consult(problem: ConvProblem, policy: str, device: int) -> tuple[KernelConfi
 
 def generation() -> int:
     """Changes when the records change; part of the key of every CUDA call."""
-    from grouped_conv.autotune import store
+    from grouped_conv.autotune.store import store
 
     return store.default_store().generation
 

@@ -9,19 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_conv import decisions, executors, layouts, ops, overrides, plan_cache, tracing
-from grouped_conv.checks import check_operands
-from grouped_conv.executors import DriverExecutor, Executor, InterpreterExecutor
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, one_warp, slices_of, why_invalid
-from grouped_conv.layouts import is_channels_last
-from grouped_conv.live_device import live_device
-from grouped_conv.plan import Steps, gathered_operands, placed_operands
-from grouped_conv.plan_cache import placement
-from grouped_conv.policies import get_policy
-from grouped_conv.separable_request import SeparableOperands, SeparableRequest
-from grouped_conv.tracing import CallRecord
+from grouped_conv.call_values import memory_formats as layouts
+from grouped_conv.call_values.checks import check_operands
+from grouped_conv.call_values.memory_formats import is_channels_last
+from grouped_conv.call_values.separable_request import SeparableOperands, SeparableRequest
+from grouped_conv.context import overrides, tracing
+from grouped_conv.context.policies import get_policy
+from grouped_conv.context.tracing import CallRecord
+from grouped_conv.kernels.separable.forward_rules import (
+    SeparableConfig,
+    SeparableProblem,
+    one_warp,
+    slices_of,
+    why_invalid,
+)
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.ops import conv2d as ops
+from grouped_conv.planning import decisions, executors, plan_cache
+from grouped_conv.planning.executors import DriverExecutor, Executor, InterpreterExecutor
+from grouped_conv.planning.live_device import live_device
+from grouped_conv.planning.plan import Steps, gathered_operands, placed_operands
+from grouped_conv.planning.plan_cache import placement
 
 NAMES = (*SeparableOperands._fields, "output")
 """Buffers of a call, in the order that plans hold them; temporaries follow."""
@@ -59,7 +68,7 @@ class FusedPlan:
         reason: str,
         source: str,
     ) -> None:
-        from grouped_conv.kernels.separable import plan_separable_call
+        from grouped_conv.kernels.separable.forward import plan_separable_call
 
         launches, temporaries = plan_separable_call(problem, config, placed_operands(operands))
         self.shape = problem.output_shape
@@ -180,7 +189,7 @@ def decide(problem: SeparableProblem, backend: str, executor: Executor | None, d
 
 def _planned(problem: SeparableProblem, device: DeviceSpec, barred: str) -> Decision:
     """The planner's answer; two calls where something bars the fused kernel, with the answer beside the reason."""
-    from grouped_conv.autotune.separable_model import plan_fusion
+    from grouped_conv.autotune.model.separable.forward import plan_fusion
 
     try:
         fusion = plan_fusion(problem, device)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels.gradient_call import written_problem
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.tracing import CallRecord
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 Records = dict[str, CallRecord]
 """By direction."""
@@ -37,7 +37,7 @@ def choose(
         residual_strides: of the residual's gradient, where it is wanted.
         max_workspace: bytes that the written gradient and the partial sums may take together.
     """
-    from grouped_conv.autotune import written_gradient  # late: importing the package loads no models
+    from grouped_conv.autotune.model import written_gradient
 
     problems = {direction: _problem(record) for direction, record in loading.items()}
     plain = {direction: written_problem(problem) for direction, problem in problems.items()}

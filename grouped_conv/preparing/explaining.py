@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grouped_conv.autotune.explain import Explanation
-from grouped_conv.autotune.explain import explain as explain_problem
-from grouped_conv.autotune.store import Store, default_store
-from grouped_conv.policies import get_policy
-from grouped_conv.tuning import Problems, named_problems, target_of
+from grouped_conv.autotune.lookup.explanation import Explanation
+from grouped_conv.autotune.lookup.explanation import explain as explain_problem
+from grouped_conv.autotune.store.store import Store, default_store
+from grouped_conv.context.policies import get_policy
+from grouped_conv.preparing.tuning import Problems, named_problems, target_of
 
 
 def explain(

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouped_conv.autotune.directions import in_directions
-from grouped_conv.conversion import convert
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.modules import FusedLayer
-from grouped_conv.ragged_modules import RaggedConv2d
-from grouped_conv.separable_modules import ChainedConv2d
-from grouped_conv.tracing import CallRecord, trace
+from grouped_conv.autotune.model.directions import in_directions
+from grouped_conv.context.tracing import CallRecord, trace
+from grouped_conv.converting.conversion import convert
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.nn.conv import FusedLayer
+from grouped_conv.nn.ragged import RaggedConv2d
+from grouped_conv.nn.separable import ChainedConv2d
 
 
 def problems_of(

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.efforts import Plan, plan_effort
-from grouped_conv.autotune.live_runner import LiveRunner
-from grouped_conv.autotune.predicted_runner import PredictedRunner
-from grouped_conv.autotune.progress import progress_bar, trial_json
-from grouped_conv.autotune.runner import Runner
-from grouped_conv.autotune.self_check import check_kernels
-from grouped_conv.autotune.store import Store, default_store
-from grouped_conv.autotune.tuner import Progress, Tuned, frame_of, tune_with
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.live_device import live_device
-from grouped_conv.traced_problems import problems_of
+from grouped_conv.autotune.measuring.live_runner import LiveRunner
+from grouped_conv.autotune.measuring.self_check import check_kernels
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.search.efforts import Plan, plan_effort
+from grouped_conv.autotune.search.predicted_runner import PredictedRunner
+from grouped_conv.autotune.search.progress import progress_bar, trial_json
+from grouped_conv.autotune.search.runner import Runner
+from grouped_conv.autotune.search.tuner import Progress, Tuned, frame_of, tune_with
+from grouped_conv.autotune.store.store import Store, default_store
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.planning.live_device import live_device
+from grouped_conv.preparing.traced_problems import problems_of
 
 if TYPE_CHECKING:
     import pandas
@@ -103,7 +103,7 @@ def named_problems(
     Raises:
         ValueError: for a model without an example input, or with no convolution in it.
     """
-    from grouped_conv.autotune.directions import in_directions
+    from grouped_conv.autotune.model.directions import in_directions
 
     if isinstance(given, nn.Module):
         if example_input is None:

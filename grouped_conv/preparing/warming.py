@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.separable_rules import SeparableProblem
-from grouped_conv.lrn_pool import LrnMaxPool2d
-from grouped_conv.modules import FusedLayer
-from grouped_conv.ragged_modules import RaggedConv2d
-from grouped_conv.separable_modules import ChainedConv2d
-from grouped_conv.tracing import CallRecord, trace
+from grouped_conv.context.tracing import CallRecord, trace
+from grouped_conv.functional.lrn_pool import LrnMaxPool2d
+from grouped_conv.kernels.separable.forward_rules import SeparableProblem
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.nn.conv import FusedLayer
+from grouped_conv.nn.ragged import RaggedConv2d
+from grouped_conv.nn.separable import ChainedConv2d
 
 if TYPE_CHECKING:
     import pandas

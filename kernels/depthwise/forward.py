@@ -12,14 +12,20 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise_rules import DepthwiseConfig, axes_of, straight_columns, walk_of
-from grouped_conv.kernels.jit_depthwise import channel_vectors, decode_block, finish_tile, is_interior
-from grouped_conv.kernels.jit_epilogue import pixel_offsets
-from grouped_conv.kernels.jit_index import OUTSIDE
-from grouped_conv.kernels.jit_taps import load_all_taps, tile_sums
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Arguments, Operand, epilogue_arguments, shuffle_constants, store_vector
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, axes_of, straight_columns, walk_of
+from grouped_conv.kernels.depthwise.tile_blocks import channel_vectors, decode_block, finish_tile, is_interior
+from grouped_conv.kernels.depthwise.tile_sums import load_all_taps, tile_sums
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets
+from grouped_conv.kernels.device_code.index import OUTSIDE
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import (
+    Arguments,
+    Operand,
+    epilogue_arguments,
+    shuffle_constants,
+    store_vector,
+)
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit

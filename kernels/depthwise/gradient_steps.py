@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import shuffled
-from grouped_conv.kernels.jit_taps import load_vector
+from grouped_conv.kernels.depthwise.tile_sums import load_vector
+from grouped_conv.kernels.device_code.gradient import load_gradient
+from grouped_conv.kernels.device_code.index import shuffled
 
 
 @triton.constexpr_function

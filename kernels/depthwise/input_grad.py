@@ -14,17 +14,17 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig, straight_columns, walk_of
-from grouped_conv.kernels.gradient_operands import gradient_arguments
-from grouped_conv.kernels.input_grad import class_taps
-from grouped_conv.kernels.input_grad_rules import class_step
-from grouped_conv.kernels.jit_depthwise_input_grad import part_products
-from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
-from grouped_conv.kernels.jit_index import OUTSIDE, shuffled
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Arguments, Operand, stride_integers
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig, straight_columns, walk_of
+from grouped_conv.kernels.depthwise.input_grad_sums import part_products
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
+from grouped_conv.kernels.device_code.index import OUTSIDE, shuffled
+from grouped_conv.kernels.implicit_gemm.input_grad import class_taps
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_step
+from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Arguments, Operand, stride_integers
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit

@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.config import KernelConfig, power_of_two
-from grouped_conv.kernels.depthwise_rules import INT32_MAX, MAX_PROGRAMS, MAX_SUMS
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.depthwise.forward_rules import INT32_MAX, MAX_PROGRAMS, MAX_SUMS
+from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MAX_PRODUCTS = 512
 """Products per channel in straight-line code, as forward: so many compile in seconds."""

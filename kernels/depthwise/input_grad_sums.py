@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_depthwise import channel_vectors
-from grouped_conv.kernels.jit_depthwise_gradient import (
+from grouped_conv.kernels.depthwise.gradient_steps import (
     channel_bases,
     first_place,
     is_first_use,
@@ -16,7 +15,8 @@ from grouped_conv.kernels.jit_depthwise_gradient import (
     reached_tap,
     with_tap,
 )
-from grouped_conv.kernels.jit_index import inside
+from grouped_conv.kernels.depthwise.tile_blocks import channel_vectors
+from grouped_conv.kernels.device_code.index import inside
 
 
 @triton.constexpr_function

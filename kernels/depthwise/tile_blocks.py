@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_epilogue import finish, pixel_offsets
-from grouped_conv.kernels.jit_taps import load_vector
+from grouped_conv.kernels.depthwise.tile_sums import load_vector
+from grouped_conv.kernels.device_code.epilogue import finish, pixel_offsets
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_index import inside
+from grouped_conv.kernels.device_code.index import inside
 
 
 @triton.constexpr_function

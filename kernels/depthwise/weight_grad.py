@@ -17,16 +17,16 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise_input_grad import depthwise_constants, near_strides
-from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGradConfig, walk_of
-from grouped_conv.kernels.gradient_operands import gradient_arguments
-from grouped_conv.kernels.jit_depthwise_gradient import channel_bases, load_gradients
-from grouped_conv.kernels.jit_epilogue import pixel_offsets
-from grouped_conv.kernels.jit_index import inside, next_pixels, shuffled
-from grouped_conv.kernels.jit_taps import is_read, load_vector, tap_of
-from grouped_conv.kernels.launch import Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Arguments, Operand
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.depthwise.gradient_steps import channel_bases, load_gradients
+from grouped_conv.kernels.depthwise.input_grad import depthwise_constants, near_strides
+from grouped_conv.kernels.depthwise.tile_sums import is_read, load_vector, tap_of
+from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig, walk_of
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets
+from grouped_conv.kernels.device_code.index import inside, next_pixels, shuffled
+from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
+from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Arguments, Operand
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_index import shuffled
+from grouped_conv.kernels.device_code.index import shuffled
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_epilogue import sigmoid
+from grouped_conv.kernels.device_code.epilogue import sigmoid
 
 
 @triton.jit

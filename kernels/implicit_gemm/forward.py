@@ -12,13 +12,12 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.implicit_gemm_rules import tiles, total_trips
-from grouped_conv.kernels.jit_epilogue import finish, row_offsets, store_tile
-from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, decode_tile, shuffled, tap_bits
-from grouped_conv.kernels.jit_reduction import flat_reduction, tap_reduction
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch, power_of_two_divisor
-from grouped_conv.kernels.operands import (
+from grouped_conv.kernels.device_code.epilogue import finish, row_offsets, store_tile
+from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, decode_tile, shuffled, tap_bits
+from grouped_conv.kernels.device_code.reduction import flat_reduction, tap_reduction
+from grouped_conv.kernels.implicit_gemm.forward_rules import tiles, total_trips
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch, power_of_two_divisor
+from grouped_conv.kernels.launching.operands import (
     FLOAT32_VECTOR,
     Operand,
     epilogue_arguments,
@@ -27,8 +26,9 @@ from grouped_conv.kernels.operands import (
     store_vector,
     stride_integers,
 )
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 SHORT_LOOP = 8
 """Trips up to which the compiler must not know their number: it would unroll the loop, and on sm_90 clear the sums

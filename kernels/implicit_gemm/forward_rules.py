@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MAX_ACCUMULATORS = 128
 """fp32 sums per thread above which ptxas spilled on every architecture tried but sm_100 (compiled, not timed)."""

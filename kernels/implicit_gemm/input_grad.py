@@ -13,8 +13,11 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.gradient_operands import gradient_arguments
-from grouped_conv.kernels.input_grad_rules import (
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
+from grouped_conv.kernels.device_code.gradient import load_gradient
+from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, shuffled, tap_bits, tap_mask
+from grouped_conv.kernels.device_code.reduction import load_weight, multiply_add
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import (
     InputGradConfig,
     class_size,
     class_step,
@@ -22,14 +25,11 @@ from grouped_conv.kernels.input_grad_rules import (
     tiles,
     trips,
 )
-from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
-from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, shuffled, tap_bits, tap_mask
-from grouped_conv.kernels.jit_reduction import load_weight, multiply_add
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, stride_integers
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand, stride_integers
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit

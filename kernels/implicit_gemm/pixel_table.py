@@ -12,12 +12,12 @@ import math
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.config import ReduceConfig
-from grouped_conv.kernels.jit_index import decode_pixels, tap_bits
-from grouped_conv.kernels.launch import Buffer, Integer, Launch, power_of_two_divisor
-from grouped_conv.kernels.operands import Operand
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig, pixels, table_entries
+from grouped_conv.kernels.device_code.index import decode_pixels, tap_bits
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig, pixels, table_entries
+from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch, power_of_two_divisor
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 TABLE = "pixel_table"
 NO_TAP = tl.constexpr(1 << 15)  # a bit that no pixel has: kernels have at most 15 rows here

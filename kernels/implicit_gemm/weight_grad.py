@@ -14,14 +14,11 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.gradient_operands import gradient_arguments, is_wide
-from grouped_conv.kernels.jit_epilogue import store_tile
-from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import OUTSIDE, inside, shuffled
-from grouped_conv.kernels.jit_reduction import multiply_add
-from grouped_conv.kernels.launch import Buffer, Integer, Launch
-from grouped_conv.kernels.operands import FLOAT32_VECTOR, Operand, is_dense
-from grouped_conv.kernels.pixel_table import (
+from grouped_conv.kernels.device_code.epilogue import store_tile
+from grouped_conv.kernels.device_code.gradient import load_gradient
+from grouped_conv.kernels.device_code.index import OUTSIDE, inside, shuffled
+from grouped_conv.kernels.device_code.reduction import multiply_add
+from grouped_conv.kernels.implicit_gemm.pixel_table import (
     TABLE,
     entry_has,
     entry_offset,
@@ -29,15 +26,18 @@ from grouped_conv.kernels.pixel_table import (
     plan_pixel_table,
     taps_needed,
 )
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.weight_grad_rules import (
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import (
     WeightGradConfig,
     pixels,
     pixels_per_split,
     table_entries,
     tiles,
 )
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.launching.gradient_operands import gradient_arguments, is_wide
+from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import FLOAT32_VECTOR, Operand, is_dense
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.config import KernelConfig, power_of_two
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MAX_ACCUMULATORS = 128
 """fp32 sums per thread above which ptxas spilled in the forward kernel, which has the same tiles."""

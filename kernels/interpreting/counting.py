@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from triton.runtime.interpreter import InterpreterBuilder
 
-from grouped_conv.kernels import interpreter
-from grouped_conv.kernels.launch import Launch
+from grouped_conv.kernels.interpreting import interpreter
+from grouped_conv.kernels.launching.launch import Launch
 
 SECTOR = 32
 """Bytes that a GPU's cache moves at least."""

@@ -20,8 +20,8 @@ import triton.runtime.interpreter as triton_interpreter
 from triton.runtime.interpreter import FunctionRewriter, TensorHandle
 from triton.runtime.jit import JITFunction
 
-from grouped_conv.kernels.interpreter_numerics import Repairs
-from grouped_conv.kernels.launch import POINTER_TYPE, Launch
+from grouped_conv.kernels.interpreting.numerics import Repairs
+from grouped_conv.kernels.launching.launch import POINTER_TYPE, Launch
 
 Watcher = Callable[[Launch, Mapping[str, Any]], AbstractContextManager[Callable[[], None]]]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from grouped_conv.kernels.epilogue import FROM_OUTPUT, Epilogue
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer
-from grouped_conv.kernels.operands import Arguments, Operand
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer
+from grouped_conv.kernels.launching.operands import Arguments, Operand
+from grouped_conv.kernels.values.epilogue import FROM_OUTPUT, Epilogue
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 def reads_preactivation(epilogue: Epilogue) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from grouped_conv.kernels.launch import Buffer, Integer
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.launching.launch import Buffer, Integer
+from grouped_conv.kernels.values.problem import ConvProblem
 
 Shape4 = tuple[int, int, int, int]
 FLOAT32_VECTOR = 4  # fp32 values in 16 bytes, the widest store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 def window_constants(problem: ConvProblem) -> dict[str, int]:

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_epilogue import relu
-from grouped_conv.kernels.jit_lanes import join_lanes, split_lanes, take_lanes, zero_lanes
-from grouped_conv.kernels.launch import Buffer, Integer, Launch
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, items, vector_width, why_invalid
-from grouped_conv.kernels.operands import Operand
+from grouped_conv.kernels.device_code.epilogue import relu
+from grouped_conv.kernels.device_code.lanes import join_lanes, split_lanes, take_lanes, zero_lanes
+from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, items, vector_width, why_invalid
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 
 
 @triton.jit

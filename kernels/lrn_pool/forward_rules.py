@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.launch import INT32_MAX
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.operands import Operand
+from grouped_conv.kernels.launching.launch import INT32_MAX
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
 
 MAX_WINDOW = 17
 """Channels of the widest window: beyond it the lanes of one pixel fill the registers."""

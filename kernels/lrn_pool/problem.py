@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_conv.kernels.problem import ITEM_SIZE, Pair, dtype_name, pair
+from grouped_conv.kernels.values.problem import ITEM_SIZE, Pair, dtype_name, pair
 
 STEPS = ("relu", "lrn", "pool")
 LRN_POOL = "lrn-pool"

@@ -11,8 +11,12 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_epilogue import pixel_offsets
-from grouped_conv.kernels.jit_packed import (
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand, epilogue_arguments, store_vector, stride_integers
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig, block_k, block_n, grid, isolates, programs
+from grouped_conv.kernels.packed.sums import (
     finish_pixels,
     first_strips,
     first_sums,
@@ -24,11 +28,7 @@ from grouped_conv.kernels.jit_packed import (
     tap_products,
     window_start,
 )
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, epilogue_arguments, store_vector, stride_integers
-from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig, block_k, block_n, grid, isolates, programs
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit

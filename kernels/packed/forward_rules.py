@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.config import KernelConfig, power_of_two
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MAX_WIDTH = 64
 """Channels of a tile: at 64 a layer of 4 channels per group already issues 16 products for each useful one."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import OUTSIDE, inside
-from grouped_conv.kernels.jit_packed import add_row, column_needed
-from grouped_conv.kernels.jit_reduction import multiply_add
+from grouped_conv.kernels.device_code.gradient import load_gradient
+from grouped_conv.kernels.device_code.index import OUTSIDE, inside
+from grouped_conv.kernels.device_code.reduction import multiply_add
+from grouped_conv.kernels.packed.sums import add_row, column_needed
 
 
 @triton.jit

@@ -12,23 +12,23 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.gradient_operands import gradient_arguments
-from grouped_conv.kernels.input_grad import class_taps
-from grouped_conv.kernels.input_grad_rules import class_size, class_step, most_taps
-from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
-from grouped_conv.kernels.jit_packed import first_strips, next_strips, pack_columns, per_channel
-from grouped_conv.kernels.jit_packed_gradient import class_weights, own_sums, window_of, window_sums
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, store_vector, stride_integers
-from grouped_conv.kernels.packed_input_grad_rules import (
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
+from grouped_conv.kernels.implicit_gemm.input_grad import class_taps
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, class_step, most_taps
+from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand, store_vector, stride_integers
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.packed.gradient_sums import class_weights, own_sums, window_of, window_sums
+from grouped_conv.kernels.packed.input_grad_rules import (
     PackedInputGradConfig,
     block_k,
     block_n,
     grid,
     programs,
 )
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.packed.sums import first_strips, next_strips, pack_columns, per_channel
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit

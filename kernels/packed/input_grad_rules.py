@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.config import KernelConfig, power_of_two
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.input_grad_rules import class_size, class_step, most_taps
-from grouped_conv.kernels.problem import ConvProblem, Pair
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, class_step, most_taps
+from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem, Pair
 
 MAX_WIDTH = 64
 """Channels of a tile, in and out."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_epilogue import activate, store_tile
-from grouped_conv.kernels.jit_index import OUTSIDE, inside
-from grouped_conv.kernels.jit_reduction import multiply_add
+from grouped_conv.kernels.device_code.epilogue import activate, store_tile
+from grouped_conv.kernels.device_code.index import OUTSIDE, inside
+from grouped_conv.kernels.device_code.reduction import multiply_add
 
 
 @triton.jit

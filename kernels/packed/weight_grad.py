@@ -12,15 +12,16 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.gradient_operands import gradient_arguments
-from grouped_conv.kernels.jit_epilogue import pixel_offsets
-from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import inside
-from grouped_conv.kernels.jit_packed import first_strips, load_row, next_strips, pack_columns, window_start
-from grouped_conv.kernels.jit_reduction import multiply_add
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand
-from grouped_conv.kernels.packed_weight_grad_rules import (
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets
+from grouped_conv.kernels.device_code.gradient import load_gradient
+from grouped_conv.kernels.device_code.index import inside
+from grouped_conv.kernels.device_code.reduction import multiply_add
+from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.packed.sums import first_strips, load_row, next_strips, pack_columns, window_start
+from grouped_conv.kernels.packed.weight_grad_rules import (
     PackedWeightGradConfig,
     block_m,
     block_n,
@@ -29,8 +30,7 @@ from grouped_conv.kernels.packed_weight_grad_rules import (
     programs,
     steps_each,
 )
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit

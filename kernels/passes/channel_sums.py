@@ -12,15 +12,15 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.config import ReduceConfig
-from grouped_conv.kernels.gradient_operands import gradient_arguments
-from grouped_conv.kernels.gradient_reduce import plan_sum_of_splits
-from grouped_conv.kernels.jit_epilogue import pixel_offsets
-from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import decode_pixels, shuffled
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets
+from grouped_conv.kernels.device_code.gradient import load_gradient
+from grouped_conv.kernels.device_code.index import decode_pixels, shuffled
+from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.passes.gradient_reduce import plan_sum_of_splits
+from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 PROGRAMS_PER_SM = 4
 """Programs that keep a multiprocessor's memory busy; a pass over memory gains nothing from more."""

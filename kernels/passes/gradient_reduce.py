@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.config import ReduceConfig
-from grouped_conv.kernels.launch import Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 TILE = 512
 """Weights per step of a program: 4 of each of 128 threads, so that a warp's load of 16 bytes each leaves no gaps."""

@@ -7,9 +7,9 @@ import math
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.config import PackConfig
-from grouped_conv.kernels.launch import Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand
+from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.values.config import PackConfig
 
 
 @triton.jit

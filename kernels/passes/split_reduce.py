@@ -8,12 +8,18 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.config import ReduceConfig
-from grouped_conv.kernels.jit_epilogue import finish
-from grouped_conv.kernels.jit_index import decode_pixels
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, epilogue_arguments, shuffle_constants, store_vector, stride_integers
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.device_code.epilogue import finish
+from grouped_conv.kernels.device_code.index import decode_pixels
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import (
+    Operand,
+    epilogue_arguments,
+    shuffle_constants,
+    store_vector,
+    stride_integers,
+)
+from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit

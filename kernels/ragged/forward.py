@@ -12,15 +12,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.implicit_gemm import tap_mode
-from grouped_conv.kernels.jit_epilogue import finish, row_offsets
-from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits, tap_mask
-from grouped_conv.kernels.jit_reduction import multiply_add
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, epilogue_arguments, is_dense, store_vector, stride_integers
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_rules import ROW, RaggedConfig, last_tap, tiles, traits, trips
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.device_code.epilogue import finish, row_offsets
+from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits, tap_mask
+from grouped_conv.kernels.device_code.reduction import multiply_add
+from grouped_conv.kernels.implicit_gemm.forward import tap_mode
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand, epilogue_arguments, is_dense, store_vector, stride_integers
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.ragged.forward_rules import ROW, RaggedConfig, last_tap, tiles, traits, trips
+from grouped_conv.kernels.values.problem import ConvProblem
 
 _ROW = tl.constexpr(ROW)
 

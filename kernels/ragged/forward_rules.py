@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from grouped_conv.kernels.config import CACHE_POLICIES, KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import CACHE_POLICIES, KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import ConvProblem
 
 ROW = 6
 """Numbers of a table row: where the group's input begins (first channel, or first entry of the index list), how many

@@ -10,14 +10,14 @@ import math
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.config import ReduceConfig
-from grouped_conv.kernels.jit_epilogue import pixel_offsets
-from grouped_conv.kernels.jit_index import decode_pixels
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, stride_integers
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_input_grad_rules import parts_width, positions
-from grouped_conv.kernels.ragged_rules import traits
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets
+from grouped_conv.kernels.device_code.index import decode_pixels
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand, stride_integers
+from grouped_conv.kernels.ragged.forward_rules import traits
+from grouped_conv.kernels.ragged.input_grad_rules import parts_width, positions
+from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.values.problem import ConvProblem
 
 TILE = 2048
 """Values of a program: two 16-byte stores of 16-bit values for each of 128 threads."""

@@ -12,19 +12,20 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.gradient_operands import gradient_arguments
-from grouped_conv.kernels.input_grad import class_taps
-from grouped_conv.kernels.input_grad_rules import class_size, class_step, most_taps
-from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
-from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits, tap_mask
-from grouped_conv.kernels.jit_reduction import multiply_add
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import Operand, channels_last_strides, stride_integers
-from grouped_conv.kernels.problem import ITEM_SIZE, ConvProblem
-from grouped_conv.kernels.ragged import tap_of
-from grouped_conv.kernels.ragged_gather import plan_ragged_gather
-from grouped_conv.kernels.ragged_input_grad_rules import (
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
+from grouped_conv.kernels.device_code.gradient import load_gradient
+from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits, tap_mask
+from grouped_conv.kernels.device_code.reduction import multiply_add
+from grouped_conv.kernels.implicit_gemm.input_grad import class_taps
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, class_step, most_taps
+from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import Operand, channels_last_strides, stride_integers
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.ragged.forward import tap_of
+from grouped_conv.kernels.ragged.forward_rules import traits
+from grouped_conv.kernels.ragged.gather import plan_ragged_gather
+from grouped_conv.kernels.ragged.input_grad_rules import (
     ROW,
     RaggedInputGradConfig,
     grad_traits,
@@ -33,8 +34,7 @@ from grouped_conv.kernels.ragged_input_grad_rules import (
     tiles,
     trips,
 )
-from grouped_conv.kernels.ragged_rules import traits
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.values.problem import ITEM_SIZE, ConvProblem
 
 _ROW = tl.constexpr(ROW)
 

@@ -15,12 +15,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from grouped_conv.kernels.config import KernelConfig, power_of_two
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.input_grad_rules import class_size, most_taps
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_rules import MAX_ALIGN, Traits, reciprocal, traits, weight_offsets
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, most_taps
+from grouped_conv.kernels.ragged.forward_rules import MAX_ALIGN, Traits, reciprocal, traits, weight_offsets
+from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import ConvProblem
 
 ROW = 7
 """Numbers of a table row: where the tile's channels begin (channel, entry of the index list, or place among the parts),

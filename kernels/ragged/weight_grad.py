@@ -12,20 +12,20 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.gradient_operands import gradient_arguments
-from grouped_conv.kernels.jit_epilogue import pixel_offsets, store_tile
-from grouped_conv.kernels.jit_gradient import load_gradient
-from grouped_conv.kernels.jit_index import OUTSIDE, inside, next_pixels
-from grouped_conv.kernels.jit_reduction import multiply_add
-from grouped_conv.kernels.launch import Buffer, Integer, Launch
-from grouped_conv.kernels.operands import FLOAT32_VECTOR, Operand
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged import tap_of
-from grouped_conv.kernels.ragged_rules import traits, weight_elements
-from grouped_conv.kernels.ragged_weight_grad_rules import ROW, RaggedWeightGradConfig, tiles
-from grouped_conv.kernels.ragged_weight_reduce import plan_ragged_weight_reduce
-from grouped_conv.kernels.weight_grad_rules import pixels, pixels_per_split
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
+from grouped_conv.kernels.device_code.gradient import load_gradient
+from grouped_conv.kernels.device_code.index import OUTSIDE, inside, next_pixels
+from grouped_conv.kernels.device_code.reduction import multiply_add
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import pixels, pixels_per_split
+from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
+from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import FLOAT32_VECTOR, Operand
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.ragged.forward import tap_of
+from grouped_conv.kernels.ragged.forward_rules import traits, weight_elements
+from grouped_conv.kernels.ragged.weight_grad_rules import ROW, RaggedWeightGradConfig, tiles
+from grouped_conv.kernels.ragged.weight_reduce import plan_ragged_weight_reduce
+from grouped_conv.kernels.values.problem import ConvProblem
 
 _ROW = tl.constexpr(ROW)
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_rules import (
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import MAX_PROGRAMS, WeightGradConfig, pixels
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import why_not_on as uniform_why_not_on
+from grouped_conv.kernels.ragged.forward_rules import (
     bucket_offsets,
     channel_index,
     reciprocal,
@@ -22,8 +22,8 @@ from grouped_conv.kernels.ragged_rules import (
     weight_elements,
     weight_offsets,
 )
-from grouped_conv.kernels.weight_grad_rules import MAX_PROGRAMS, WeightGradConfig, pixels
-from grouped_conv.kernels.weight_grad_rules import why_not_on as uniform_why_not_on
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 ROW = 8
 """Numbers of a table row: where the group's input begins (first channel, or first entry of the index list), how many

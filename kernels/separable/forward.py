@@ -15,13 +15,12 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.call import Packing, Temporary, channels_innermost, is_krsc, output_strides
-from grouped_conv.kernels.implicit_gemm import tap_mode, window_extent
-from grouped_conv.kernels.jit_epilogue import activate, affine, finish
-from grouped_conv.kernels.jit_index import OUTSIDE, decode_pixels, tap_bits
-from grouped_conv.kernels.jit_reduction import multiply_add
-from grouped_conv.kernels.jit_separable import direct_slice, dot_slice, isolated_slice, load_pointwise
-from grouped_conv.kernels.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.operands import (
+from grouped_conv.kernels.device_code.epilogue import activate, affine, finish
+from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits
+from grouped_conv.kernels.device_code.reduction import multiply_add
+from grouped_conv.kernels.implicit_gemm.forward import tap_mode, window_extent
+from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
+from grouped_conv.kernels.launching.operands import (
     Arguments,
     Operand,
     epilogue_arguments,
@@ -29,7 +28,8 @@ from grouped_conv.kernels.operands import (
     store_vector,
     stride_integers,
 )
-from grouped_conv.kernels.separable_rules import (
+from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.separable.forward_rules import (
     SeparableConfig,
     SeparableProblem,
     is_unrolled,
@@ -37,7 +37,7 @@ from grouped_conv.kernels.separable_rules import (
     tiles,
     why_invalid,
 )
-from grouped_conv.kernels.window import window_constants
+from grouped_conv.kernels.separable.slices import direct_slice, dot_slice, isolated_slice, load_pointwise
 
 
 @triton.jit

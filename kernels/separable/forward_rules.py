@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from grouped_conv.kernels.config import KernelConfig, power_of_two
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.layout import GroupLayout
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.kernels.values.problem import ConvProblem
 
 METHODS = ("direct", "dot")
 WIDTHS = (16, 32, 64)

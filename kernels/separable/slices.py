@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.jit_index import tap_mask
-from grouped_conv.kernels.jit_reduction import multiply_add
+from grouped_conv.kernels.device_code.index import tap_mask
+from grouped_conv.kernels.device_code.reduction import multiply_add
 
 
 @triton.jit

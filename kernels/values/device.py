@@ -110,7 +110,7 @@ class DeviceSpec:
 
 @cache
 def _by_name() -> dict[str, DeviceSpec]:
-    from grouped_conv.kernels.device_table import ALIASES, DEVICES
+    from grouped_conv.kernels.values.device_table import ALIASES, DEVICES
 
     known = {spec.key: spec for spec in DEVICES}
     return known | {alias: known[key] for alias, key in ALIASES.items()}

@@ -7,7 +7,7 @@ Shared-memory limits, registers and warps per multiprocessor are those of NVIDIA
 
 from __future__ import annotations
 
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.values.device import DeviceSpec
 
 MB = 1 << 20
 TERA = 1e12

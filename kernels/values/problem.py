@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from grouped_conv.kernels.epilogue import Epilogue
-from grouped_conv.kernels.layout import GroupLayout
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.layout import GroupLayout
 
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}

@@ -14,17 +14,17 @@ from conv_oracle import make_tensors, run_call, shuffled
 
 from grouped_conv.bench import bytes_moved
 from grouped_conv.bench.bytes_moved import Case, best, count_call, judge
-from grouped_conv.bench.compulsory import ConvNeeds, LrnPoolNeeds, SeparableNeeds, logical_index
+from grouped_conv.bench.traffic.compulsory import ConvNeeds, LrnPoolNeeds, SeparableNeeds, logical_index
 from grouped_conv.kernels import ConvProblem, Epilogue, GroupLayout, ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.interpreter_counting import READ, SECTOR, WRITE, counting
-from grouped_conv.kernels.launch import Buffer, Integer, Launch
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.ragged_rules import ROW
-from grouped_conv.kernels.separable_rules import SeparableProblem
+from grouped_conv.kernels.interpreting.counting import READ, SECTOR, WRITE, counting
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.ragged.forward_rules import ROW
+from grouped_conv.kernels.separable.forward_rules import SeparableProblem
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
 
 
 @triton.jit

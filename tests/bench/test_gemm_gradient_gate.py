@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from grouped_conv.bench import gemm_gradient_gate
-from grouped_conv.bench.findings import EVERY_RUN
-from grouped_conv.bench.gemm_gradient_gate import LIMITS, judge, layers
-from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN, RELU
-from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.bench.gates import implicit_gemm_gradients as gemm_gradient_gate
+from grouped_conv.bench.gates.findings import EVERY_RUN
+from grouped_conv.bench.gates.gradient_gates import EPILOGUES, PLAIN, RELU
+from grouped_conv.bench.gates.implicit_gemm_gradients import LIMITS, judge, layers
 from grouped_conv.kernels.gradient_call import gradient_problem
+from grouped_conv.kernels.values.epilogue import Epilogue
 
 SWEPT = [pytest.param(arch, "bfloat16", marks=pytest.mark.sweep) for arch in ("sm_90", "gfx942", "sm_100")]
 

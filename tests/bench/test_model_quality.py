@@ -7,11 +7,12 @@ from importlib.util import find_spec
 import pytest
 from click.testing import CliRunner
 
-from grouped_conv.bench import model_quality, quality
-from grouped_conv.bench.agreement import agreement, is_far, order, percentile
-from grouped_conv.bench.gemm_shapes import SHAPES, Gemm
-from grouped_conv.bench.nv_estimator import Estimate
-from grouped_conv.bench.published_matmul import PUBLISHED
+from grouped_conv.bench import model_quality
+from grouped_conv.bench.model_truth import quality
+from grouped_conv.bench.model_truth.agreement import agreement, is_far, order, percentile
+from grouped_conv.bench.model_truth.gemm_shapes import SHAPES, Gemm
+from grouped_conv.bench.model_truth.nv_estimator import Estimate
+from grouped_conv.bench.model_truth.published_matmul import PUBLISHED
 from grouped_conv.kernels import DeviceSpec, ImplicitGemmConfig
 
 A100 = DeviceSpec.get("a100")

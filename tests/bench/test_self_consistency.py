@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 from fake_compiler import compiled_to, compiling
 
-from grouped_conv.autotune.recording import Recording
-from grouped_conv.autotune.search_space import search_space
+from grouped_conv.autotune.search.recording import Recording
+from grouped_conv.autotune.search.search_space import search_space
 from grouped_conv.bench import regret, self_consistency
 from grouped_conv.kernels import DeviceSpec
 from grouped_conv.kernels.gradient_call import gradient_problem

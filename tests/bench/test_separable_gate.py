@@ -2,10 +2,10 @@
 
 import pytest
 
-from grouped_conv.bench import separable_gate
-from grouped_conv.bench.findings import EVERY_RUN
+from grouped_conv.bench.gates import separable as separable_gate
+from grouped_conv.bench.gates.findings import EVERY_RUN
 from grouped_conv.kernels import DeviceSpec
-from grouped_conv.kernels.separable_rules import SeparableConfig
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig
 
 
 @pytest.mark.parametrize("arch", EVERY_RUN)

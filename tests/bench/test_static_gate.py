@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from grouped_conv.autotune.instructions import Mix
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.bench import implicit_gemm_gate, static_gate
-from grouped_conv.bench.findings import EVERY_RUN, SWEEP, Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.bench.implicit_gemm_gate import EXCEPTED
+from grouped_conv.autotune.machine_code.instructions import Mix
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.bench import static_gate
+from grouped_conv.bench.gates import implicit_gemm as implicit_gemm_gate
+from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP, Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.bench.gates.implicit_gemm import EXCEPTED
 from grouped_conv.kernels import DeviceSpec, ImplicitGemmConfig
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import grouped_conv
 from grouped_conv import GroupedConv2d
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.bench import training_memory
 from grouped_conv.bench.training_memory import saved_bytes
 from grouped_conv.kernels import DeviceSpec, Epilogue

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
-from grouped_conv.kernels.depthwise_rules import DepthwiseConfig, why_invalid
+from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, why_invalid
 
 BIAS_RELU = Epilogue("relu", bias=True)
 SMALL = DepthwiseConfig(block_c=16, tile_h=2, tile_w=2, block_h=1, block_w=4, num_warps=1, pack_weight=False)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
-from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.weight_grad_rules import TABLE_KERNEL, WeightGradConfig, pixels
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import TABLE_KERNEL, WeightGradConfig, pixels
+from grouped_conv.kernels.values.config import KernelConfig
 
 PLAIN = Epilogue()
 

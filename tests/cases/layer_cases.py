@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 
-from grouped_conv.autotune.workloads import MODELS, Layer, layer_problem
+from grouped_conv.autotune.workloads.named import MODELS, Layer, layer_problem
 from grouped_conv.kernels import ConvProblem, GroupLayout
 
 DTYPES = ("float16", "bfloat16", "float32")

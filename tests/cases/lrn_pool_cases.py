@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 
 ORDERS = (
     "lrn-pool", "relu-lrn-pool", "lrn-relu-pool", "pool-lrn", "relu-pool-lrn", "pool-relu-lrn", "pool-lrn-relu",

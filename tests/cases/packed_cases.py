@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from grouped_conv.kernels import ConvProblem, Epilogue
-from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig, why_invalid
+from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig, why_invalid
 
 BIAS_RELU = Epilogue("relu", bias=True)
 

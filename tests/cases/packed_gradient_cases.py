@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from packed_cases import SHAPES, thin
 
 from grouped_conv.kernels import ConvProblem, Epilogue
-from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.gradient_families import gradient_family_of
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
-from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
+from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
+from grouped_conv.kernels.values.config import KernelConfig
 
 ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "sigmoid", "tanh")
 DTYPES = (("float16", "tf32"), ("bfloat16", "tf32"), ("float32", "tf32"), ("float32", "ieee"))

@@ -9,7 +9,11 @@ from dataclasses import dataclass, replace
 from ragged_oracle import ragged_problem
 
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, GroupLayout, KernelConfig
-from grouped_conv.kernels.ragged_rules import RaggedConfig
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
+
+CONFIG = RaggedConfig(block_m=32, block_n=16, block_k=16)
+LISTED = GroupLayout.explicit(9, [[3, 1, 8], [0, 2, 4, 5], [8, 6, 7]], [5, 3, 5])
+SERIES = GroupLayout.log_series(16, 16, 4)
 
 BIAS_RELU = Epilogue("relu", bias=True)
 

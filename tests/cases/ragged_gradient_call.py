@@ -8,10 +8,10 @@ from torch import Tensor
 
 from grouped_conv.kernels.call import Call
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig
-from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig
-from grouped_conv.plan import operand_of
+from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig
+from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig
+from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.planning.plan import operand_of
 
 
 def plan_ragged_gradient(

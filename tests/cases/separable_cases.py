@@ -15,10 +15,10 @@ from conv_oracle import EPSILON, TF32_EPSILON, make_tensors, poisoned, reference
 from torch import Tensor
 
 from grouped_conv.kernels import ConvProblem, Epilogue
-from grouped_conv.kernels.interpreter_numerics import to_tf32
-from grouped_conv.kernels.launch import Launch
-from grouped_conv.kernels.separable import plan_separable_call
-from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, why_invalid
+from grouped_conv.kernels.interpreting.numerics import to_tf32
+from grouped_conv.kernels.launching.launch import Launch
+from grouped_conv.kernels.separable.forward import plan_separable_call
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem, why_invalid
 
 PLAIN = Epilogue()
 RELU = Epilogue("relu", bias=True)

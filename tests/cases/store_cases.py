@@ -4,10 +4,25 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from grouped_conv.autotune.records import FAILURES, Record
-from grouped_conv.autotune.store import triton_version
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.records.record import FAILURES, Record
+from grouped_conv.autotune.store.store import triton_version
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, ImplicitGemmConfig
+
+VERSION_1 = """
+CREATE TABLE trials (
+    problem TEXT NOT NULL, base TEXT NOT NULL, device TEXT NOT NULL, abi INTEGER NOT NULL, triton TEXT NOT NULL,
+    config TEXT NOT NULL, status TEXT NOT NULL, predicted_us REAL, measured_us REAL, aten_us REAL, data TEXT NOT NULL,
+    updated REAL NOT NULL, PRIMARY KEY (problem, device, abi, triton, config)
+);
+CREATE INDEX trials_by_base ON trials (base, device);
+CREATE TABLE searches (key TEXT PRIMARY KEY, configs TEXT NOT NULL, updated REAL NOT NULL);
+CREATE TABLE self_checks (
+    device TEXT NOT NULL, abi INTEGER NOT NULL, triton TEXT NOT NULL, passed INTEGER NOT NULL, detail TEXT NOT NULL,
+    updated REAL NOT NULL, PRIMARY KEY (device, abi, triton)
+);
+PRAGMA user_version = 1;
+"""
 
 CONV4 = workload("alexnet")["conv4"]
 SMALL = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32)

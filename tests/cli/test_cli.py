@@ -4,16 +4,14 @@ import os
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import click
 import pytest
+from checkout import ROOT
 from click.testing import CliRunner
 
 import grouped_conv
-from grouped_conv import cli
-
-ROOT = Path(__file__).resolve().parents[1]
+from grouped_conv.cli import main as cli
 
 
 def refuse(error: BaseException) -> click.Command:
@@ -107,7 +105,7 @@ def test_help_lists_every_command(invoke):
 
 def test_version_loads_neither_torch_nor_triton():
     code = (
-        "import sys; sys.argv = ['grouped-conv', '--version']; from grouped_conv.cli import main\n"
+        "import sys; sys.argv = ['grouped-conv', '--version']; from grouped_conv.cli.main import main\n"
         "try: main()\n"
         "finally: print(sorted({'torch', 'triton', 'numpy', 'pandas', 'rich'} & set(sys.modules)))"
     )

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkout import ROOT, TOOLS
 from click.testing import CliRunner, Result
 from PIL import Image
 
 import grouped_conv
-from grouped_conv import run_command, run_report
-from grouped_conv.cli import main
-from grouped_conv.comparison import LayerComparison, Observed, compare, observe, plain_copy
-from grouped_conv.images import PREPROCESSING, load_images
+from grouped_conv.cli import run as run_command
+from grouped_conv.cli import run_report
+from grouped_conv.cli.main import main
+from grouped_conv.cli.run_comparison import LayerComparison, Observed, compare, observe, plain_copy
+from grouped_conv.cli.run_images import PREPROCESSING, load_images
+from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels import ImplicitGemmConfig
 from grouped_conv.models import VARIANTS, AlexNet
 from grouped_conv.models.alexnet import CONVOLUTIONS, LAYERS
-from grouped_conv.tracing import CallRecord
 
-ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ROOT.parent / "shared" / "tools"
 BIG_TILE = ImplicitGemmConfig(block_m=512, block_n=128, block_k=128)  # few steps for the interpreter
 
 
@@ -106,7 +106,7 @@ def test_a_difference_that_rounding_does_not_explain_fails(
         plain.get_submodule("conv4").get_submodule("conv").weight.data[0] += 0.01
         return plain
 
-    monkeypatch.setattr("grouped_conv.comparison.plain_copy", spoiled)
+    monkeypatch.setattr("grouped_conv.cli.run_comparison.plain_copy", spoiled)
     result = by_torch("alexnet")
     assert result.exit_code == 1
     assert "They do NOT agree." in result.stdout
@@ -195,7 +195,7 @@ def test_help_names_every_variant() -> None:
 
 def test_help_loads_no_torch() -> None:
     code = (
-        "import sys; from click.testing import CliRunner; from grouped_conv.cli import main; "
+        "import sys; from click.testing import CliRunner; from grouped_conv.cli.main import main; "
         "assert CliRunner().invoke(main, ['run', '--help']).exit_code == 0; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 from fake_compiler import COMPILED
 
-from grouped_conv import cli
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.cli import main as cli
 
 
 def invoke(*arguments):

@@ -3,15 +3,15 @@
 import pytest
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.autotune import gcn, sass
-from grouped_conv.autotune.implicit_gemm_terms import loop_instructions, mma_form
-from grouped_conv.autotune.instructions import Mix, inner_loop
-from grouped_conv.autotune.machine import machine_of
-from grouped_conv.autotune.offline import compile_offline, gpu_target
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.compiling.offline import compile_offline, gpu_target
+from grouped_conv.autotune.machine_code import gcn, sass
+from grouped_conv.autotune.machine_code.instructions import Mix, inner_loop
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.implicit_gemm.forward_terms import loop_instructions, mma_form
+from grouped_conv.autotune.model.shared.machine import machine_of
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ConvProblem, DeviceSpec, ImplicitGemmConfig
-from grouped_conv.kernels.implicit_gemm_rules import shared_memory
+from grouped_conv.kernels.implicit_gemm.forward_rules import shared_memory
 
 SASS = """
         /*0000*/                   LDC R1, c[0x0][0x28] ;                       /* 0x00000a00ff017b82 */

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from dispatch_calls import CONFIG, SPLIT, call, operands
 
 import grouped_conv
-from grouped_conv import policies
-from grouped_conv.autotune import lookup
-from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.lookup import resolve as lookup
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.context import policies
+from grouped_conv.context.overrides import using_config
 from grouped_conv.kernels import ConvProblem, DeviceSpec, ImplicitGemmConfig
-from grouped_conv.overrides import using_config
 
 
 def test_policies_are_scoped_and_have_a_process_default() -> None:

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import grouped_conv
 from grouped_conv import GroupedConv1d, GroupedConv2d, convert, fold_batchnorm, unconvert
-from grouped_conv.conversion import conversion_report
+from grouped_conv.converting.conversion import conversion_report
 from grouped_conv.kernels import ACTIVATIONS, ImplicitGemmConfig
 
 CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)

@@ -10,7 +10,7 @@ from torch import nn
 
 import grouped_conv
 from grouped_conv.kernels.families import FAMILIES
-from grouped_conv.plan import cudnn_precision
+from grouped_conv.planning.plan import cudnn_precision
 
 timm = pytest.importorskip("timm", reason="timm is not installed; it is no dependency")
 

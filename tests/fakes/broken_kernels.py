@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from grouped_conv.autotune import measure_job, prepared
-from grouped_conv.autotune.directions import plan
-from grouped_conv.kernels.epilogue import Epilogue
+from grouped_conv.autotune.measuring import measure_job, prepared
+from grouped_conv.autotune.model.directions import plan
+from grouped_conv.kernels.values.epilogue import Epilogue
 
 
 def _without_bias(problem: Any, config: Any, operands: Any = None) -> Any:

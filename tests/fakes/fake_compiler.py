@@ -2,11 +2,11 @@
 
 import math
 
-from grouped_conv.autotune.efforts import COMPILED_SHARE, EFFORTS
-from grouped_conv.autotune.instructions import Mix
-from grouped_conv.autotune.predicted_runner import PredictedRunner, compiled_outcome
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.workers import JobResult
+from grouped_conv.autotune.machine_code.instructions import Mix
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.search.efforts import COMPILED_SHARE, EFFORTS
+from grouped_conv.autotune.search.predicted_runner import PredictedRunner, compiled_outcome
+from grouped_conv.autotune.workers.pool import JobResult
 
 
 def fake_resources(config, spill=0):

@@ -2,24 +2,25 @@
 
 import pytest
 
-from grouped_conv.autotune import lrn_pool_model, separable_model
-from grouped_conv.autotune.families import MODELS
-from grouped_conv.autotune.gradient_families import GRADIENT_MODELS
-from grouped_conv.autotune.offline import gpu_target
-from grouped_conv.autotune.resources import read_resources
+from grouped_conv.autotune.compiling.offline import gpu_target
+from grouped_conv.autotune.machine_code.resources import read_resources
+from grouped_conv.autotune.model.families import MODELS
+from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
+from grouped_conv.autotune.model.lrn_pool import forward as lrn_pool_model
+from grouped_conv.autotune.model.separable import forward as separable_model
 from grouped_conv.kernels import ConvProblem, Epilogue, GroupLayout
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.device import DeviceSpec
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
 from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
-from grouped_conv.kernels.launch import Launch, compile_launch
-from grouped_conv.kernels.lrn_pool import plan_lrn_pool
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.operands import Operand, channels_last_strides
-from grouped_conv.kernels.separable import plan_separable_call
-from grouped_conv.kernels.separable_rules import SeparableProblem
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.launching.launch import Launch, compile_launch
+from grouped_conv.kernels.launching.operands import Operand, channels_last_strides
+from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.separable.forward import plan_separable_call
+from grouped_conv.kernels.separable.forward_rules import SeparableProblem
 from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.values.device import DeviceSpec
 
 RELU = Epilogue("relu", bias=True)
 LAYOUTS = {

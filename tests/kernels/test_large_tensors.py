@@ -5,22 +5,14 @@ The tensors are views of storage that is reserved but hardly touched, so that th
 
 import torch
 from conv_oracle import check_output, make_tensors, run_call
-from torch import Tensor
+from far_apart import FAR, spread
 
 from grouped_conv.kernels import ConvProblem, ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.operands import Operand
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.launching.operands import Operand
 
-FAR = 2**31 + 64  # elements
 CONFIG = ImplicitGemmConfig(block_m=32, block_n=16, block_k=16)
-
-
-def spread(values: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """`values` at other strides, in storage of their full extent."""
-    extent = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True)) + 1
-    view = torch.empty(extent, dtype=values.dtype).as_strided(values.shape, strides)
-    return view.copy_(values)
 
 
 def run_with_strides(problem: ConvProblem, strides: dict[str, tuple[int, int, int, int]]) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grouped_conv.autotune.buckets import bucket, distance
+from grouped_conv.autotune.lookup.buckets import bucket, distance
 
 BATCHES = st.integers(0, 1 << 60)
 

@@ -8,17 +8,17 @@ import torch
 from click.testing import CliRunner
 
 import grouped_conv
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.explain import Candidate, explain, why_it_lost
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import Store, triton_version
-from grouped_conv.autotune.workloads import workload
-from grouped_conv.cli import main
+from grouped_conv.autotune.lookup.explanation import Candidate, explain, why_it_lost
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.store.store import Store, triton_version
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.cli.main import main
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec
-from grouped_conv.kernels.config import ImplicitGemmConfig
 from grouped_conv.kernels.gradient_call import gradient_problem
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
 
 H100 = DeviceSpec.get("h100")
 CONV2 = workload("alexnet")["conv2"]

@@ -7,15 +7,17 @@ from dataclasses import replace
 import pytest
 
 import grouped_conv
-from grouped_conv import policies, records
-from grouped_conv.autotune import advice, lookup, sources
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.lookup import UntunedError, resolve
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import Store, triton_version
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.lookup import advice, sources
+from grouped_conv.autotune.lookup import resolve as lookup
+from grouped_conv.autotune.lookup.resolve import UntunedError, resolve
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.store.store import Store, triton_version
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.bench import lookup_cost
+from grouped_conv.context import policies
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, GroupLayout, ImplicitGemmConfig
+from grouped_conv.planning import records
 
 H100 = DeviceSpec.get("h100-sxm")
 CONV4 = workload("alexnet")["conv4"]

@@ -7,13 +7,14 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_compiler import compiled_to, compiling
 
-from grouped_conv.autotune import make_presets, presets
-from grouped_conv.autotune.efforts import plan_effort
-from grouped_conv.autotune.predicted_runner import PredictedRunner
-from grouped_conv.autotune.preset_problems import preset_problems
-from grouped_conv.autotune.store import Store
-from grouped_conv.autotune.tuner import tune_with
-from grouped_conv.autotune.workers import JobResult
+from grouped_conv.autotune import make_presets
+from grouped_conv.autotune.lookup import presets
+from grouped_conv.autotune.lookup.preset_problems import preset_problems
+from grouped_conv.autotune.search.efforts import plan_effort
+from grouped_conv.autotune.search.predicted_runner import PredictedRunner
+from grouped_conv.autotune.search.tuner import tune_with
+from grouped_conv.autotune.store.store import Store
+from grouped_conv.autotune.workers.pool import JobResult
 from grouped_conv.kernels import ConvProblem, DeviceSpec
 
 H100 = DeviceSpec.get("h100")

@@ -14,21 +14,22 @@ import torch
 from networks import resnext50
 
 import grouped_conv
-from grouped_conv.autotune import data, presets
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.lookup import Choice, resolve
+from grouped_conv.autotune import data
+from grouped_conv.autotune.compiling.offline import compile_offline
+from grouped_conv.autotune.lookup import presets
+from grouped_conv.autotune.lookup.preset_problems import DEVICES, preset_problems
+from grouped_conv.autotune.lookup.resolve import Choice, resolve
 from grouped_conv.autotune.make_presets import TRIALS
-from grouped_conv.autotune.offline import compile_offline
-from grouped_conv.autotune.predicted_runner import why_rejected
-from grouped_conv.autotune.prediction import MODEL_VERSION
-from grouped_conv.autotune.preset_problems import DEVICES, preset_problems
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import Store, triton_version
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.search.predicted_runner import why_rejected
+from grouped_conv.autotune.store.store import Store, triton_version
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig
 from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.live_device import spec_of
-from grouped_conv.traced_problems import problems_of
+from grouped_conv.planning.live_device import spec_of
+from grouped_conv.preparing.traced_problems import problems_of
 
 H100 = DeviceSpec.get("h100")
 CONV4 = workload("alexnet")["conv4"]
@@ -176,10 +177,10 @@ def test_nothing_is_read_before_a_look_up_asks_for_its_device(tmp_path: Path) ->
             if event == "open" and str(arguments[0]).endswith(".json") and "autotune" in str(arguments[0]):
                 print(str(arguments[0]).rpartition("/")[2])
         sys.addaudithook(note)
-        import grouped_conv, grouped_conv.ops
-        from grouped_conv.autotune.lookup import resolve
-        from grouped_conv.autotune.store import Store
-        from grouped_conv.autotune.workloads import workload
+        import grouped_conv, grouped_conv.ops.conv2d
+        from grouped_conv.autotune.lookup.resolve import resolve
+        from grouped_conv.autotune.store.store import Store
+        from grouped_conv.autotune.workloads.named import workload
         from grouped_conv.kernels import DeviceSpec
         problem, store = workload("alexnet")["conv2"], Store({str(tmp_path / "store.sqlite3")!r})
         resolve(problem, DeviceSpec.get("h100"), "measured", store)

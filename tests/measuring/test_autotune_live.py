@@ -11,18 +11,20 @@ from pathlib import Path
 
 import fake_kernels
 import pytest
+from checkout import HELPERS
 
-from grouped_conv.autotune import native_lane, settings
-from grouped_conv.autotune.efforts import plan_effort
-from grouped_conv.autotune.live_runner import LiveRunner
-from grouped_conv.autotune.lookup import resolve
-from grouped_conv.autotune.measuring_process import MeasuringProcess
-from grouped_conv.autotune.runner import Outcome, Trial
-from grouped_conv.autotune.search import record_of
-from grouped_conv.autotune.search_space import search_space
-from grouped_conv.autotune.store import Store
-from grouped_conv.autotune.tables import print_tuned
-from grouped_conv.autotune.tuner import frame_of, tune_with
+from grouped_conv.autotune import settings
+from grouped_conv.autotune.lookup.resolve import resolve
+from grouped_conv.autotune.measuring.live_runner import LiveRunner
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.report.tables import print_tuned
+from grouped_conv.autotune.search.efforts import plan_effort
+from grouped_conv.autotune.search.runner import Outcome, Trial
+from grouped_conv.autotune.search.search import record_of
+from grouped_conv.autotune.search.search_space import search_space
+from grouped_conv.autotune.search.tuner import frame_of, tune_with
+from grouped_conv.autotune.store.store import Store
+from grouped_conv.autotune.workers.measuring_process import MeasuringProcess
 from grouped_conv.kernels import ConvProblem, ImplicitGemmConfig
 
 CPU = native_lane.DEVICE
@@ -38,7 +40,7 @@ def kept(tmp_path):
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """The fake job can be imported by worker processes."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", HELPERS)
 
 
 def fake_runner(**options):
@@ -172,7 +174,7 @@ def test_a_dead_process_says_how_it_died():
 def test_no_measuring_process_survives_its_parent():
     script = textwrap.dedent(
         """
-        from grouped_conv.autotune.measuring_process import MeasuringProcess
+        from grouped_conv.autotune.workers.measuring_process import MeasuringProcess
         process = MeasuringProcess("time:sleep", 0.0)
         process.call(0.0)
         print(process._worker.process.pid, flush=True)

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from grouped_conv.autotune import clocks, timers
-from grouped_conv.autotune.clocks import Clocks
-from grouped_conv.autotune.failures import classify
-from grouped_conv.autotune.live_tensors import make_operands, poisoned_outputs
-from grouped_conv.autotune.prepared import Prepared
-from grouped_conv.autotune.race import FINAL_SAMPLES, QUALIFYING, Rung, final_rungs, race
-from grouped_conv.autotune.records import FAILURES
-from grouped_conv.autotune.statistics import median_of
-from grouped_conv.autotune.timers import CpuTimer, CudaTimer
-from grouped_conv.autotune.tolerance import allowed_error, reduction_length
+from grouped_conv.autotune.machine_code.failures import classify
+from grouped_conv.autotune.measuring import clocks, timers
+from grouped_conv.autotune.measuring.clocks import Clocks
+from grouped_conv.autotune.measuring.live_tensors import make_operands, poisoned_outputs
+from grouped_conv.autotune.measuring.prepared import Prepared
+from grouped_conv.autotune.measuring.race import FINAL_SAMPLES, QUALIFYING, Rung, final_rungs, race
+from grouped_conv.autotune.measuring.timers import CpuTimer, CudaTimer
+from grouped_conv.autotune.measuring.tolerance import allowed_error, reduction_length
+from grouped_conv.autotune.records.record import FAILURES
+from grouped_conv.autotune.records.statistics import median_of
 from grouped_conv.bench.noop_driver import noop_driver
 from grouped_conv.kernels import ConvProblem, DeviceSpec, GroupLayout, ImplicitGemmConfig
 from grouped_conv.kernels.gradient_call import gradient_problem

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.live_runner import FIRST, REST, LiveRunner
-from grouped_conv.autotune.runner import Outcome, Trial
+from grouped_conv.autotune.measuring.live_runner import FIRST, REST, LiveRunner
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.search.runner import Outcome, Trial
 from grouped_conv.kernels import ConvProblem, DeviceSpec, ImplicitGemmConfig
 
 PROBLEM = ConvProblem.of((8, 64, 14, 14), (64, 32, 3, 3), padding=1, groups=2)

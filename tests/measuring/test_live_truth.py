@@ -7,9 +7,9 @@ from gradient_oracle import gradients
 from ragged_gradient_oracle import ragged_gradients
 from ragged_oracle import ragged_reference
 
-from grouped_conv.autotune.live_tensors import OUTPUT, make_operands, poisoned_outputs
-from grouped_conv.autotune.live_truth import computed, preactivation, relative_error
-from grouped_conv.autotune.tolerance import allowed_error
+from grouped_conv.autotune.measuring.live_tensors import OUTPUT, make_operands, poisoned_outputs
+from grouped_conv.autotune.measuring.live_truth import computed, preactivation, relative_error
+from grouped_conv.autotune.measuring.tolerance import allowed_error
 from grouped_conv.kernels import ConvProblem, Epilogue, GroupLayout
 from grouped_conv.kernels.gradient_call import gradient_problem
 

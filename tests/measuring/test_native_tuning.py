@@ -1,22 +1,22 @@
 """Live tuning for real: kernels compiled for this CPU, verified, timed beside torch's own; the wrong ones rejected."""
 
 import os
-from pathlib import Path
 
 import pytest
+from checkout import HELPERS
 from click.testing import CliRunner
 from conftest import TOOLS
 
 import grouped_conv
-from grouped_conv import cli
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.efforts import plan_effort
-from grouped_conv.autotune.live_runner import LiveRunner
-from grouped_conv.autotune.runner import Trial
-from grouped_conv.autotune.search_space import search_space
-from grouped_conv.autotune.self_check import check_kernels, families
-from grouped_conv.autotune.tuner import tune_with
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.measuring.live_runner import LiveRunner
+from grouped_conv.autotune.measuring.self_check import check_kernels, families
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.search.efforts import plan_effort
+from grouped_conv.autotune.search.runner import Trial
+from grouped_conv.autotune.search.search_space import search_space
+from grouped_conv.autotune.search.tuner import tune_with
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.cli import main as cli
 from grouped_conv.kernels import ConvProblem, Epilogue, ImplicitGemmConfig
 
 pytestmark = pytest.mark.native
@@ -32,7 +32,7 @@ TUNED = ("conv2", "conv4", "conv5")
 @pytest.fixture(autouse=True)
 def lane_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The measuring process finds the lane's module, and breaks of tests beside this file."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TOOLS / "cpu_native"), str(Path(__file__).parent)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TOOLS / "cpu_native"), HELPERS]))
 
 
 def test_a_small_layer(kept) -> None:  # type: ignore[no-untyped-def]

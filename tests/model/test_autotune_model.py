@@ -7,19 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grouped_conv.autotune import directions, implicit_gemm_cost, prediction
-from grouped_conv.autotune import implicit_gemm_terms as cost_terms
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.families import MODELS
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.implicit_gemm_defaults import LAST_RESORT
-from grouped_conv.autotune.instructions import Mix
-from grouped_conv.autotune.machine import DRAM_SHARE, l2_rate, machine_of, resident_programs
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.space import axes, candidates
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.machine_code.instructions import Mix
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model import directions
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.families import MODELS
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.model.implicit_gemm import forward as implicit_gemm_cost
+from grouped_conv.autotune.model.implicit_gemm import forward_terms as cost_terms
+from grouped_conv.autotune.model.implicit_gemm.forward_candidates import axes, candidates
+from grouped_conv.autotune.model.implicit_gemm.forward_defaults import LAST_RESORT
+from grouped_conv.autotune.model.shared import prediction
+from grouped_conv.autotune.model.shared.machine import DRAM_SHARE, l2_rate, machine_of, resident_programs
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ConvProblem, DeviceSpec, ImplicitGemmConfig
-from grouped_conv.kernels.implicit_gemm_rules import tiles
+from grouped_conv.kernels.implicit_gemm.forward_rules import tiles
 from grouped_conv.kernels.validity import why_invalid
 
 A100, H100, MI300X = (DeviceSpec.get(name) for name in ("a100", "h100", "mi300x"))

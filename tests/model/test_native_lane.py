@@ -9,10 +9,10 @@ from native_rules import config_for
 from native_variants import SOURCES, Runner, Source, Variant, run_variant
 
 import grouped_conv
-from grouped_conv.interpreting import through_driver
 from grouped_conv.kernels import ConvProblem, ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.families import FAMILIES
+from grouped_conv.planning.interpreting import through_driver
 
 pytestmark = pytest.mark.native
 VARIANTS = [  # every second one in each run: a build takes 10 to 20 s

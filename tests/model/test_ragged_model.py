@@ -7,12 +7,12 @@ from ragged_cases import LAYOUTS
 from ragged_oracle import ragged_problem
 
 from grouped_conv.autotune import choose, predict
-from grouped_conv.autotune.ragged_model import LAST_RESORT, defaults, padding_efficiency, ranked
-from grouped_conv.autotune.shortlist import shortlist
-from grouped_conv.bench import ragged_gate
-from grouped_conv.bench.findings import EVERY_RUN, SWEEP
+from grouped_conv.autotune.model.ragged.forward import LAST_RESORT, defaults, padding_efficiency, ranked
+from grouped_conv.autotune.search.shortlist import shortlist
+from grouped_conv.bench.gates import ragged as ragged_gate
+from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ConvProblem, DeviceSpec, GroupLayout, ImplicitGemmConfig
-from grouped_conv.kernels.ragged_rules import RaggedConfig, tiles
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, tiles
 from grouped_conv.kernels.validity import why_invalid
 
 DEVICES = [DeviceSpec.get(name) for name in ("a100", "h100", "mi300x", "b200", "l4")]

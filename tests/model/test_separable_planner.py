@@ -7,12 +7,11 @@ import pytest
 from separable_cases import RELU, RESIDUAL, SHAPES, block, shape_cases
 
 import grouped_conv
-from grouped_conv import separable_dispatch
-from grouped_conv.autotune import separable_model
-from grouped_conv.autotune.separable_model import candidates, defaults, plan_fusion, predict
-from grouped_conv.executors import DriverExecutor, InterpreterExecutor
+from grouped_conv.autotune.model.separable import forward as separable_model
+from grouped_conv.autotune.model.separable.forward import candidates, defaults, plan_fusion, predict
+from grouped_conv.context.overrides import using_config
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig, KernelConfig
-from grouped_conv.kernels.separable_rules import (
+from grouped_conv.kernels.separable.forward_rules import (
     SeparableConfig,
     SeparableProblem,
     slices_of,
@@ -20,7 +19,8 @@ from grouped_conv.kernels.separable_rules import (
     why_invalid,
     why_not_on,
 )
-from grouped_conv.overrides import using_config
+from grouped_conv.planning import separable as separable_dispatch
+from grouped_conv.planning.executors import DriverExecutor, InterpreterExecutor
 
 H100 = DeviceSpec.get("h100")
 

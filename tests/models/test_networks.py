@@ -8,7 +8,7 @@ from networks import NETWORKS, SMALL, prepared, regnetx_400mf
 from torch import nn
 
 import grouped_conv
-from grouped_conv.autotune.workloads import MODELS, workload
+from grouped_conv.autotune.workloads.named import MODELS, workload
 from grouped_conv.models import count_macs
 
 PUBLISHED = {

@@ -5,16 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from conv_oracle import check_output, make_tensors, relative_error
+from conv_oracle import check_output, convolve, make_tensors, relative_error
 from layer_cases import NETWORKS, LayerCase, grouped_layers, layer_cases, ragged_cases
 from networks import SMALL, prepared
-from test_interpreted import convolve
 from torch import nn
 
 import grouped_conv
-from grouped_conv.autotune.workloads import MODELS
+from grouped_conv.autotune.workloads.named import MODELS
 from grouped_conv.kernels.families import FAMILIES
-from grouped_conv.plan import cudnn_precision
+from grouped_conv.planning.plan import cudnn_precision
 
 CASES = [case for network in NETWORKS for case in layer_cases(network)]
 

@@ -10,9 +10,9 @@ from networks import NETWORKS, prepared
 from torch import nn
 
 import grouped_conv
-from grouped_conv import executors
-from grouped_conv.interpreting import through_driver
 from grouped_conv.kernels import ConvProblem, KernelConfig, PackedGroupsConfig
+from grouped_conv.planning import executors
+from grouped_conv.planning.interpreting import through_driver
 
 pytestmark = pytest.mark.native
 

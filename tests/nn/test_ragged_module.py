@@ -8,13 +8,14 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from test_ragged_torch import CONFIG, LISTED, SERIES, by_group
+from ragged_cases import CONFIG, LISTED, SERIES
+from ragged_oracle import by_group
 from torch import nn
 
 import grouped_conv
 from grouped_conv import GroupedConv2d, RaggedConv2d
+from grouped_conv.call_values.ragged_weights import are_flat
 from grouped_conv.kernels import GroupLayout
-from grouped_conv.ragged_weights import are_flat
 
 FLAT_AFTER = {
     "half": lambda m: m.half(),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import grouped_conv
 from grouped_conv import GroupedConv2d, RootModule, SeparableConv2d, separable_conv2d
 from grouped_conv.kernels import ACTIVATIONS
-from grouped_conv.kernels.separable_rules import SeparableConfig
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig
 
 SMALL = SeparableConfig(block_m=32, block_n=16, width=16, block_k=16)
 OPERATOR = torch.ops.grouped_conv.separable_conv2d.default

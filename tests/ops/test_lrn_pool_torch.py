@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 import grouped_conv
 from grouped_conv import LrnMaxPool2d, lrn_max_pool2d
-from grouped_conv.decisions import Conditions
-from grouped_conv.executors import InterpreterExecutor
+from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels import ImplicitGemmConfig
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
-from grouped_conv.lrn_pool_ops import decide
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.models import AlexNet, LocalResponseNorm
-from grouped_conv.tracing import CallRecord
+from grouped_conv.ops.lrn_pool import decide
+from grouped_conv.planning.decisions import Conditions
+from grouped_conv.planning.executors import InterpreterExecutor
 
 OP = torch.ops.grouped_conv.lrn_max_pool2d.default
 ATTRIBUTES = ("lrn-pool", 5, 0.3, 0.75, 1.0, 2, [3, 3], [2, 2], [0, 0], False, "auto")

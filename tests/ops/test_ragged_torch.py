@@ -5,21 +5,20 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from ragged_cases import LAYOUTS
+from ragged_cases import CONFIG, LAYOUTS, LISTED, SERIES
+from ragged_oracle import by_group
 from torch import Tensor, nn
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import grouped_conv
-from grouped_conv import RaggedConv2d, device_tables, ragged_aten, ragged_conv2d
+from grouped_conv import RaggedConv2d, ragged_conv2d
+from grouped_conv.by_torch import ragged as ragged_aten
+from grouped_conv.call_values import device_tables
+from grouped_conv.call_values.layout_text import write_layout
+from grouped_conv.call_values.ragged_weights import are_flat, views, weight_shapes
 from grouped_conv.kernels import GroupLayout
-from grouped_conv.kernels.ragged_rules import RaggedConfig
-from grouped_conv.layout_text import write_layout
-from grouped_conv.ragged_weights import are_flat, views, weight_shapes
 
-CONFIG = RaggedConfig(block_m=32, block_n=16, block_k=16)
-LISTED = GroupLayout.explicit(9, [[3, 1, 8], [0, 2, 4, 5], [8, 6, 7]], [5, 3, 5])
-SERIES = GroupLayout.log_series(16, 16, 4)
 WINDOW = ([1, 1], [0, 1, 1, 0], [1, 1])
 
 
@@ -41,15 +40,6 @@ def operands(layout: GroupLayout, dtype: torch.dtype = torch.float64, grads: boo
         *(torch.randn(shape) / 3 for shape in weight_shapes(layout, (3, 3))),
     ]
     return tuple(tensor.to(dtype).requires_grad_(grads) for tensor in tensors)
-
-
-def by_group(input: Tensor, weights: list[Tensor], layout: GroupLayout, **window: object) -> Tensor:
-    """One `conv2d` per group on the channels it lists."""
-    parts = {}
-    for bucket, weight in zip(layout.buckets, weights, strict=True):
-        for group, rows in zip(bucket.groups, weight.split(bucket.outputs), strict=True):
-            parts[group] = F.conv2d(input[:, list(layout.inputs_of(group))], rows, **window)  # type: ignore[arg-type]
-    return torch.cat([parts[group] for group in range(layout.groups)], 1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -94,10 +94,10 @@ def test_only_what_is_needed(wanted: list[int]) -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_compiled_path_keeps_the_input_for_weights_only(frozen: bool) -> None:
-    from grouped_conv.layout_text import write_layout
-    from grouped_conv.ragged_checks import RaggedOperands
-    from grouped_conv.ragged_ops import as_request
-    from grouped_conv.ragged_ops import call as call_operator
+    from grouped_conv.call_values.layout_text import write_layout
+    from grouped_conv.call_values.ragged_checks import RaggedOperands
+    from grouped_conv.ops.ragged import as_request
+    from grouped_conv.ops.ragged import call as call_operator
 
     layout = LAYOUTS["overlap"]
     x, weights, _ = operands(layout)
@@ -113,9 +113,9 @@ def test_the_compiled_path_keeps_the_input_for_weights_only(frozen: bool) -> Non
 
 
 def test_operator_passes_torchs_checks() -> None:
-    from grouped_conv.layout_text import write_layout
-    from grouped_conv.ragged_backward import ragged_conv2d_backward
-    from grouped_conv.ragged_weights import flat_of
+    from grouped_conv.call_values.layout_text import write_layout
+    from grouped_conv.call_values.ragged_weights import flat_of
+    from grouped_conv.ops.ragged_backward import ragged_conv2d_backward
 
     layout = LAYOUTS["log series"]
     x, weights, (_, scale, residual) = operands(layout)

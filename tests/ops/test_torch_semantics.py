@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import grouped_conv
 from grouped_conv import GroupedConv2d, grouped_conv2d
+from grouped_conv.call_values.memory_formats import is_channels_last
 from grouped_conv.kernels import ACTIVATIONS, ImplicitGemmConfig
-from grouped_conv.layouts import is_channels_last
 
 CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}

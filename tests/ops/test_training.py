@@ -11,31 +11,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from conv_oracle import relative_error
+from networks import SmallAlexNet
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import grouped_conv
-from grouped_conv import GroupedConv2d, LrnMaxPool2d
-from grouped_conv.tracing import CallRecord
-
-
-class SmallAlexNet(nn.Module):
-    """AlexNet's kinds of layers, narrow: 11x11 at stride 4, LRN and pooling, groups of two, 5x5 and 3x3."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            GroupedConv2d(3, 16, 11, stride=4, padding=2, activation="relu"),
-            LrnMaxPool2d(5, 5e-4, 0.75, 2.0),
-            GroupedConv2d(16, 32, 5, padding=2, groups=2, activation="relu"),
-            nn.MaxPool2d(3, 2),
-            GroupedConv2d(32, 48, 3, padding=1, activation="relu"),
-            GroupedConv2d(48, 48, 3, padding=1, groups=2, activation="relu"),
-        )
-        self.classify = nn.Linear(48, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classify(self.features(x).mean((2, 3)))
+from grouped_conv import GroupedConv2d
+from grouped_conv.context.tracing import CallRecord
 
 
 class ResNeXtBlock(nn.Module):

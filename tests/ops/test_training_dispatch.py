@@ -7,41 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from training_calls import BY_KERNEL, NAMES, directions, operands, ours, torchs
 
 import grouped_conv
 from grouped_conv import GroupedConv2d, grouped_conv2d
 from grouped_conv.kernels import ACTIVATIONS, ImplicitGemmConfig
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
-
-NAMES = ("input", "weight", "bias", "scale", "residual")
-GROUPS = 2
-
-
-def operands(dtype: torch.dtype = torch.float32, last: bool = True) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = (2, 40, 7, 6), (48, 20, 3, 3), (48,), (48,), (2, 48, 4, 3)
-    made = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-    layout = torch.channels_last if last else torch.contiguous_format
-    return [t.contiguous(memory_format=layout).requires_grad_() if t.dim() == 4 else t.requires_grad_() for t in made]
-
-
-def ours(input, weight, bias, scale, residual, activation="relu", **more) -> Tensor:
-    arguments = dict(stride=2, padding=1, groups=GROUPS, scale=scale, residual=residual, activation=activation)
-    return grouped_conv2d(input, weight, bias, **arguments, **more)
-
-
-def torchs(input, weight, bias, scale, residual, activation="relu") -> Tensor:
-    value = F.conv2d(input, weight, None, 2, 1, 1, GROUPS)
-    value = value * scale[:, None, None] + bias[:, None, None] + residual
-    return value if activation == "none" else getattr(F, activation)(value)
-
-
-def directions(calls) -> list[tuple[str, str]]:
-    return [(call.problem.direction, call.path) for call in calls]
-
-
-BY_KERNEL = [("forward", "implicit_gemm"), ("input_grad", "input_grad"), ("weight_grad", "weight_grad")]
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
 
 
 @pytest.fixture
@@ -209,7 +181,7 @@ def test_deterministic_algorithms_are_ours(interpreted: list) -> None:
 
 
 def test_operator_passes_torchs_checks() -> None:
-    from grouped_conv.backward_ops import conv2d_backward
+    from grouped_conv.ops.conv2d_backward import conv2d_backward
 
     x, w, _, scale, _ = (t.detach() for t in operands())
     grad, known = torch.randn(2, 48, 4, 3), torch.randn(2, 48, 4, 3)

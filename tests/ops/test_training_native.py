@@ -7,12 +7,12 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import SmallAlexNet
 from skimage import data
-from test_training import SmallAlexNet
 from torch import Tensor, nn
 
 import grouped_conv
-from grouped_conv.interpreting import through_driver
+from grouped_conv.planning.interpreting import through_driver
 
 STEPS, BATCH, SIZE = 200, 4, 63
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")

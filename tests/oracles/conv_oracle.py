@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import grouped_conv
 from grouped_conv.kernels import ConvProblem
 from grouped_conv.kernels.call import Call
-from grouped_conv.kernels.interpreter_numerics import to_tf32
-from grouped_conv.kernels.launch import Launch
+from grouped_conv.kernels.interpreting.numerics import to_tf32
+from grouped_conv.kernels.launching.launch import Launch
 
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}
 TF32_EPSILON = 2.0**-10
@@ -153,3 +154,24 @@ def run_call(
     for temporary in call.temporaries:
         tensors[temporary.name] = poisoned(temporary.shape, temporary.dtype)
     return [run(launch, tensors) for launch in call.launches]
+
+
+def convolve(problem: ConvProblem, tensors: dict[str, Tensor]) -> Tensor:
+    """The problem as one call of the public function."""
+    epilogue = problem.epilogue
+    return grouped_conv.grouped_conv2d(
+        tensors["input"],
+        tensors["weight"],
+        tensors.get("bias"),
+        problem.stride,
+        problem.padding,
+        problem.dilation,
+        problem.groups,
+        activation=epilogue.activation,
+        negative_slope=epilogue.negative_slope,
+        scale=tensors.get("scale"),
+        residual=tensors.get("residual"),
+        precision=problem.precision if problem.dtype == "float32" else None,
+        input_shuffle=problem.input_shuffle,
+        output_shuffle=epilogue.shuffle,
+    )

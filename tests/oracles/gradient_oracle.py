@@ -23,13 +23,13 @@ from conv_oracle import (
 from torch import Tensor
 
 from grouped_conv.kernels import ConvProblem
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.epilogue import Epilogue
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient, written_problem
-from grouped_conv.kernels.gradient_operands import reads_preactivation
-from grouped_conv.kernels.interpreter_numerics import to_tf32
-from grouped_conv.kernels.launch import Launch
-from grouped_conv.kernels.operands import Operand
+from grouped_conv.kernels.interpreting.numerics import to_tf32
+from grouped_conv.kernels.launching.gradient_operands import reads_preactivation
+from grouped_conv.kernels.launching.launch import Launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.epilogue import Epilogue
 
 Run = Callable[[Launch, Mapping[str, Tensor]], object]
 NAMES = ("input", "weight", "bias", "scale", "residual")

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from conv_oracle import EPSILON, memory_format, poisoned, relative_error
 from torch import Tensor
 
-from grouped_conv.kernels.launch import Launch
-from grouped_conv.kernels.lrn_pool import plan_lrn_pool
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig
-from grouped_conv.kernels.operands import Operand
+from grouped_conv.kernels.launching.launch import Launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.models import LocalResponseNorm
 
 

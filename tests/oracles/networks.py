@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grouped_conv import GroupedConv2d, LrnMaxPool2d
+
 Act = Callable[[], nn.Module]
 
 
@@ -290,3 +292,22 @@ def prepared(model: nn.Module, image: int = 64, seed: int = 0) -> nn.Module:
         norm.momentum = 1.0  # the statistics of the next batch, whole
     model.train()(torch.randn(4, 3, image, image))
     return model.eval()
+
+
+class SmallAlexNet(nn.Module):
+    """AlexNet's kinds of layers, narrow: 11x11 at stride 4, LRN and pooling, groups of two, 5x5 and 3x3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            GroupedConv2d(3, 16, 11, stride=4, padding=2, activation="relu"),
+            LrnMaxPool2d(5, 5e-4, 0.75, 2.0),
+            GroupedConv2d(16, 32, 5, padding=2, groups=2, activation="relu"),
+            nn.MaxPool2d(3, 2),
+            GroupedConv2d(32, 48, 3, padding=1, activation="relu"),
+            GroupedConv2d(48, 48, 3, padding=1, groups=2, activation="relu"),
+        )
+        self.classify = nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x).mean((2, 3)))

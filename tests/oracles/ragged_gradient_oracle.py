@@ -15,12 +15,12 @@ from ragged_oracle import make_ragged_tensors, ragged_reference, weight_of
 from torch import Tensor
 
 from grouped_conv.kernels import ConvProblem, Epilogue
-from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.gradient_call import plan_gradient
-from grouped_conv.kernels.gradient_operands import reads_preactivation
-from grouped_conv.kernels.interpreter_numerics import to_tf32
-from grouped_conv.kernels.launch import Launch
-from grouped_conv.kernels.ragged_rules import bucket_offsets
+from grouped_conv.kernels.interpreting.numerics import to_tf32
+from grouped_conv.kernels.launching.gradient_operands import reads_preactivation
+from grouped_conv.kernels.launching.launch import Launch
+from grouped_conv.kernels.ragged.forward_rules import bucket_offsets
+from grouped_conv.kernels.values.config import KernelConfig
 
 Run = Callable[[Launch, Mapping[str, Tensor]], object]
 

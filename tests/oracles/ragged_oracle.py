@@ -14,8 +14,8 @@ from torch import Tensor
 
 from grouped_conv.kernels import ConvProblem, GroupLayout, KernelConfig
 from grouped_conv.kernels.families import family_of
-from grouped_conv.kernels.interpreter_numerics import to_tf32
-from grouped_conv.kernels.ragged_rules import bucket_offsets, weight_elements
+from grouped_conv.kernels.interpreting.numerics import to_tf32
+from grouped_conv.kernels.ragged.forward_rules import bucket_offsets, weight_elements
 
 Tensors = dict[str, Tensor]
 
@@ -122,3 +122,12 @@ def _check(problem: ConvProblem, tensors: Mapping[str, Tensor], y: Tensor, what:
     error = relative_error(y, exact)
     assert error <= allowed, f"{what or problem}: error {error:.3g} is more than {allowed:.3g}"
     return error
+
+
+def by_group(input: Tensor, weights: list[Tensor], layout: GroupLayout, **window: object) -> Tensor:
+    """One `conv2d` per group on the channels it lists."""
+    parts = {}
+    for bucket, weight in zip(layout.buckets, weights, strict=True):
+        for group, rows in zip(bucket.groups, weight.split(bucket.outputs), strict=True):
+            parts[group] = F.conv2d(input[:, list(layout.inputs_of(group))], rows, **window)  # type: ignore[arg-type]
+    return torch.cat([parts[group] for group in range(layout.groups)], 1)

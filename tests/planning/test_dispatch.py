@@ -4,27 +4,29 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 import triton
+from checkout import ROOT
 from dispatch_calls import CONFIG, SPLIT, call, operands
 from torch import Tensor
 
 import grouped_conv
-from grouped_conv import dispatch, executors, ops, plan, plan_cache
 from grouped_conv.bench import dispatch_overhead
 from grouped_conv.bench.noop_driver import noop_driver
-from grouped_conv.decisions import describe, with_settled_precision
-from grouped_conv.executors import DriverExecutor, InterpreterExecutor, native_config
-from grouped_conv.interpreting import through_driver
-from grouped_conv.kernels import ConvProblem, DeviceSpec, packed_groups_rules
-from grouped_conv.overrides import using_config
-from grouped_conv.request import Operands
+from grouped_conv.call_values.request import Operands
+from grouped_conv.context.overrides import using_config
+from grouped_conv.kernels import ConvProblem, DeviceSpec
+from grouped_conv.kernels.packed import forward_rules as packed_groups_rules
+from grouped_conv.ops import conv2d as ops
+from grouped_conv.planning import executors, plan, plan_cache
+from grouped_conv.planning import forward as dispatch
+from grouped_conv.planning.decisions import describe, with_settled_precision
+from grouped_conv.planning.executors import DriverExecutor, InterpreterExecutor, native_config
+from grouped_conv.planning.interpreting import through_driver
 
-ROOT = Path(__file__).resolve().parents[1]
 H100 = DeviceSpec.get("h100")
 ATTRIBUTES = ((1, 1), (1, 1, 1, 1), (1, 1), "default", "auto")
 

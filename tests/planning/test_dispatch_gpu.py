@@ -9,25 +9,18 @@ import pytest
 import torch
 
 import grouped_conv
-from grouped_conv import (
-    backward,
-    decisions,
-    dispatch,
-    forward_context,
-    live_device,
-    ops,
-    plan,
-    plan_cache,
-    policies,
-    records,
-)
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import default_store, triton_version
-from grouped_conv.decisions import Conditions, Decision, decide
-from grouped_conv.executors import DriverExecutor
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.store.store import default_store, triton_version
+from grouped_conv.by_torch import forward_context
+from grouped_conv.context import policies
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, ImplicitGemmConfig
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
+from grouped_conv.ops import conv2d as ops
+from grouped_conv.planning import backward, decisions, live_device, plan, plan_cache, records
+from grouped_conv.planning import forward as dispatch
+from grouped_conv.planning.decisions import Conditions, Decision, decide
+from grouped_conv.planning.executors import DriverExecutor
 
 CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
 H100 = DeviceSpec.get("h100")

@@ -10,21 +10,22 @@ import torch
 import torch.nn.functional as F
 from gradient_cases import INPUT_CONFIGS, WEIGHT_CONFIGS, GradientCase, cases, conv, fitted, shuffled_cases
 from gradient_oracle import check_gradient, gradient_tensors, run_gradient, run_written_gradient
-from test_training_dispatch import BY_KERNEL, NAMES, directions, operands, ours, torchs
 from torch import Tensor
+from training_calls import BY_KERNEL, NAMES, directions, operands, ours, torchs
 
 import grouped_conv
-from grouped_conv import plan_cache, ragged_conv2d, written_gradient
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.workloads import workload
-from grouped_conv.autotune.written_gradient import Trade, default_trade, trade
-from grouped_conv.gradients import shuffle_channels
+from grouped_conv import ragged_conv2d
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.model.written_gradient import Trade, default_trade, trade
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.by_torch.gradients import shuffle_channels
+from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue, GroupLayout
 from grouped_conv.kernels.gradient_call import gradient_problem, written_problem
-from grouped_conv.kernels.interpreter import interpret_launch
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.tracing import CallRecord
+from grouped_conv.planning import plan_cache, written_gradient
 
 BEHIND = [c for c in (*cases(), *shuffled_cases()) if c.gradient != written_problem(c.gradient)]
 SOME = [case if index % 4 == 0 else pytest.param(case, marks=pytest.mark.sweep) for index, case in enumerate(BEHIND)]
@@ -36,7 +37,7 @@ DEVICES = ("a100", "h100", "mi300x")
 def forced(monkeypatch: pytest.MonkeyPatch, written: bool) -> Iterator[list[CallRecord]]:
     """What was traced with the choice made beforehand."""
     outcome = Trade(1.0, 0.0 if written else 2.0)
-    monkeypatch.setattr("grouped_conv.autotune.written_gradient.trade", lambda *_: outcome)
+    monkeypatch.setattr("grouped_conv.autotune.model.written_gradient.trade", lambda *_: outcome)
     plan_cache.forget_plans()  # a plan's key holds no choice that a test makes
     with grouped_conv.interpret(), grouped_conv.trace() as calls:
         yield calls

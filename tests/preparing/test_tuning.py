@@ -7,11 +7,11 @@ from torch import nn
 
 import grouped_conv
 from grouped_conv import GroupedConv2d, RaggedConv2d
-from grouped_conv.autotune.directions import in_directions
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.model.directions import in_directions
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ConvProblem, DeviceSpec
-from grouped_conv.traced_problems import problems_of
-from grouped_conv.tuning import target_of
+from grouped_conv.preparing.traced_problems import problems_of
+from grouped_conv.preparing.tuning import target_of
 
 CONV4 = workload("alexnet")["conv4"]
 

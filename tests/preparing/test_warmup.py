@@ -10,11 +10,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import grouped_conv
-from grouped_conv import executors, live_device, plan_cache, records
 from grouped_conv.bench.noop_driver import NoopDriver, noop_driver
-from grouped_conv.executors import DriverExecutor
-from grouped_conv.interpreting import through_driver
 from grouped_conv.kernels import DeviceSpec
+from grouped_conv.planning import executors, live_device, plan_cache, records
+from grouped_conv.planning.executors import DriverExecutor
+from grouped_conv.planning.interpreting import through_driver
 
 H100 = DeviceSpec.get("h100")
 
@@ -39,8 +39,8 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: played.captures)
     monkeypatch.setattr(live_device, "live_device", lambda index: H100)
     monkeypatch.setattr(records, "live_device", lambda index: H100)
-    monkeypatch.setattr("grouped_conv.backward.live_device", lambda index: H100)
-    monkeypatch.setattr("grouped_conv.separable_dispatch.live_device", lambda index: H100)
+    monkeypatch.setattr("grouped_conv.planning.backward.live_device", lambda index: H100)
+    monkeypatch.setattr("grouped_conv.planning.separable.live_device", lambda index: H100)
     monkeypatch.setattr(records, "_warned", set())
     monkeypatch.setattr(executors, "gpu_executor", lambda: played.executor)
 

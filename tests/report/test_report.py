@@ -10,20 +10,24 @@ from pathlib import Path
 
 import fake_kernels
 import pytest
+from checkout import HELPERS
 from click.testing import CliRunner
 from fake_compiler import compiled_to, compiling, fake_resources, spilling_when_large
 from PIL import Image
 from store_cases import CONV4, LARGE, SMALL, record
 
-from grouped_conv import cli, tuning
-from grouped_conv.autotune import native_lane, report, report_rows
-from grouped_conv.autotune.efforts import plan_effort
-from grouped_conv.autotune.live_runner import LiveRunner
-from grouped_conv.autotune.prediction import MODEL_VERSION
-from grouped_conv.autotune.search import Search
-from grouped_conv.autotune.tuner import tune_with
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.measuring.live_runner import LiveRunner
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
+from grouped_conv.autotune.report import rows as report_rows
+from grouped_conv.autotune.report import writing as report
+from grouped_conv.autotune.search.efforts import plan_effort
+from grouped_conv.autotune.search.search import Search
+from grouped_conv.autotune.search.tuner import tune_with
+from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.cli import main as cli
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec
+from grouped_conv.preparing import tuning
 
 pytest.importorskip("matplotlib")
 
@@ -232,7 +236,7 @@ def test_the_file_appears_whole(path, monkeypatch):
 @pytest.fixture
 def measuring(monkeypatch):
     """The live runner on kernels without code; the families that the self-check was asked for."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", HELPERS)
     checked = []
 
     class FakeRunner(LiveRunner):

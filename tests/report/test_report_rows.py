@@ -2,9 +2,9 @@
 
 from store_cases import CONV4, LARGE, SMALL, measured, record
 
-from grouped_conv.autotune import report_rows
-from grouped_conv.autotune.efforts import plan_effort
-from grouped_conv.autotune.search import Search
+from grouped_conv.autotune.report import rows as report_rows
+from grouped_conv.autotune.search.efforts import plan_effort
+from grouped_conv.autotune.search.search import Search
 from grouped_conv.kernels import DeviceSpec, ImplicitGemmConfig
 
 

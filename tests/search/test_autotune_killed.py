@@ -13,11 +13,13 @@ from pathlib import Path
 
 import fake_kernels
 import pytest
+from checkout import HELPERS
 
-from grouped_conv.autotune import native_lane, settings
-from grouped_conv.autotune.records import canonical
-from grouped_conv.autotune.search_space import search_space
-from grouped_conv.autotune.store import Store
+from grouped_conv.autotune import settings
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.records.record import canonical
+from grouped_conv.autotune.search.search_space import search_space
+from grouped_conv.autotune.store.store import Store
 from grouped_conv.kernels import ConvProblem
 
 CPU = native_lane.DEVICE
@@ -29,10 +31,10 @@ TUNE = textwrap.dedent(
     """
     import json, sys
     from grouped_conv.autotune import native_lane
-    from grouped_conv.autotune.efforts import plan_effort
-    from grouped_conv.autotune.live_runner import LiveRunner
-    from grouped_conv.autotune.store import Store
-    from grouped_conv.autotune.tuner import tune_with
+    from grouped_conv.autotune.search.efforts import plan_effort
+    from grouped_conv.autotune.measuring.live_runner import LiveRunner
+    from grouped_conv.autotune.store.store import Store
+    from grouped_conv.autotune.search.tuner import tune_with
     from grouped_conv.kernels import ConvProblem
     path, function, problems = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     problems = {name: ConvProblem.from_json(data) for name, data in problems.items()}
@@ -68,7 +70,7 @@ def key_of(problem, config):
 @pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.sweep)])
 def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, kills):
     path, log = tmp_path / "tuning.sqlite3", tmp_path / "log"
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", HELPERS)
     monkeypatch.setenv(fake_kernels.LOG, str(log))
     draw = random.Random(20121)
     problems = {name: problem.to_json() for name, problem in PROBLEMS.items()}

@@ -5,19 +5,20 @@ import math
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.efforts import plan_effort
-from grouped_conv.autotune.recording import Recording, Sweep
-from grouped_conv.autotune.replay_runner import ReplayRunner
-from grouped_conv.autotune.runner import Outcome, Trial
-from grouped_conv.autotune.search_space import search_space
-from grouped_conv.autotune.store import triton_version
-from grouped_conv.autotune.strategies import STRATEGIES, LocalSearch, make_strategy
-from grouped_conv.autotune.tuner import tune_with
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.search.efforts import plan_effort
+from grouped_conv.autotune.search.recording import Recording, Sweep
+from grouped_conv.autotune.search.replay_runner import ReplayRunner
+from grouped_conv.autotune.search.runner import Outcome, Trial
+from grouped_conv.autotune.search.search_space import search_space
+from grouped_conv.autotune.search.strategies import STRATEGIES, LocalSearch, make_strategy
+from grouped_conv.autotune.search.tuner import tune_with
+from grouped_conv.autotune.store.store import triton_version
 from grouped_conv.bench import regret
 from grouped_conv.kernels import ConvProblem, DeviceSpec
 
@@ -188,7 +189,7 @@ def test_the_regret_command(tmp_path):
 # ---- a sweep that was really measured: AlexNet's grouped layers on the native lane, batch 1
 
 
-RECORDED = Path(__file__).parent / "data" / "cpu_native_sweep.json"
+RECORDED = ROOT / "tests" / "data" / "cpu_native_sweep.json"
 
 
 @pytest.mark.parametrize("sweep", Recording.load(RECORDED).sweeps, ids=lambda sweep: sweep.name)

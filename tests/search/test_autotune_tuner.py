@@ -5,21 +5,22 @@ import json
 import pytest
 from fake_compiler import COMPILED, compiled_to, compiling, spilling_when_large
 
-from grouped_conv.autotune import compile_job, predicted_runner, search
-from grouped_conv.autotune.cost import predict
-from grouped_conv.autotune.directions import in_directions
-from grouped_conv.autotune.efforts import EFFORTS, plan_effort
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.implicit_gemm_search import SPILL_SLACK, ranked
-from grouped_conv.autotune.implicit_gemm_terms import register_pressure
-from grouped_conv.autotune.shortlist import shortlist
-from grouped_conv.autotune.space import candidates
-from grouped_conv.autotune.store import Store
-from grouped_conv.autotune.tuner import tune_offline
-from grouped_conv.autotune.workers import JobResult
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.compiling import compile_job
+from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.directions import in_directions
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.model.implicit_gemm.forward_candidates import candidates
+from grouped_conv.autotune.model.implicit_gemm.forward_space import SPILL_SLACK, ranked
+from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
+from grouped_conv.autotune.search import predicted_runner, search
+from grouped_conv.autotune.search.efforts import EFFORTS, plan_effort
+from grouped_conv.autotune.search.shortlist import shortlist
+from grouped_conv.autotune.search.tuner import tune_offline
+from grouped_conv.autotune.store.store import Store
+from grouped_conv.autotune.workers.pool import JobResult
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec
-from grouped_conv.tuning import tune
+from grouped_conv.preparing.tuning import tune
 
 A100, H100 = DeviceSpec.get("a100"), DeviceSpec.get("h100")
 TWO = {name: problem for name, problem in workload("alexnet").items() if name in ("conv4", "conv5")}

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_cases import LARGE, SMALL, measured, record
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.live_runner import LiveRunner
-from grouped_conv.autotune.ranking import pick
-from grouped_conv.autotune.runner import Trial
-from grouped_conv.autotune.statistics import Median, may_be_fastest
+from grouped_conv.autotune.measuring.live_runner import LiveRunner
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.records.ranking import pick
+from grouped_conv.autotune.records.statistics import Median, may_be_fastest
+from grouped_conv.autotune.search.runner import Trial
 from grouped_conv.kernels import ConvProblem, ImplicitGemmConfig
 
 

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from grouped_conv.autotune import native_lane
-from grouped_conv.autotune.candidates import SPILLS
-from grouped_conv.autotune.directions import in_directions, models_for
-from grouped_conv.autotune.search_space import explain, search_space
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.model import native_lane
+from grouped_conv.autotune.model.directions import in_directions, models_for
+from grouped_conv.autotune.model.shared.candidates import SPILLS
+from grouped_conv.autotune.search.search_space import explain, search_space
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ConvProblem, DeviceSpec, GroupLayout
 from grouped_conv.kernels.families import CONFIGS
-from grouped_conv.kernels.problem import DIRECTIONS
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.problem import DIRECTIONS
 
 CONV4 = workload("alexnet")["conv4"]
 FORWARD = {
@@ -85,7 +85,7 @@ def test_the_heuristics_choice_is_not_counted_as_left_out(monkeypatch):
     family, model = "packed_groups", models_for(problem)["packed_groups"]
     before_count, before = explain(problem, device)[family]
     spilling = next(config for config, reason in model.space(problem, device) if reason == SPILLS)
-    monkeypatch.setattr("grouped_conv.autotune.search_space.choose", lambda *arguments: spilling)
+    monkeypatch.setattr("grouped_conv.autotune.search.search_space.choose", lambda *arguments: spilling)
     search_space.cache_clear()
     count, reasons = explain(problem, device)[family]
     search_space.cache_clear()

@@ -9,16 +9,19 @@ import threading
 from dataclasses import replace
 
 import pytest
+from checkout import HELPERS
 
-from grouped_conv.autotune import database, lookup, settings, store
-from grouped_conv.autotune.exchange import dumps
-from grouped_conv.autotune.lookup import resolve
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import Store, StoreError, triton_version
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune import settings
+from grouped_conv.autotune.lookup import resolve as lookup
+from grouped_conv.autotune.lookup.resolve import resolve
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.store import database, store
+from grouped_conv.autotune.store.exchange import dumps
+from grouped_conv.autotune.store.store import Store, StoreError, triton_version
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, ImplicitGemmConfig
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 
 A100 = DeviceSpec.get("a100")
 CONV4 = workload("alexnet")["conv4"]
@@ -135,14 +138,14 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_processes_write_at_once(kept):
     script = (
-        "import sys; sys.path.insert(0, sys.argv[3]);"
+        "import sys; sys.path[:0] = sys.argv[3:];"
         "from test_autotune_store import *; kept = Store(sys.argv[1]);"
         "[kept.put([record(replace(SMALL, split_k=1 + int(sys.argv[2]) * 25 + i))]) for i in range(25)]"
     )
-    folder = os.path.dirname(__file__)
+    folders = [os.path.dirname(__file__), *HELPERS.split(os.pathsep)]
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(kept.path), str(index), folder], env=settings.worker_environment()
+            [sys.executable, "-c", script, str(kept.path), str(index), *folders], env=settings.worker_environment()
         )
         for index in range(3)
     ]

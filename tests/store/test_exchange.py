@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_cases import LARGE, SMALL, measured, record, records
 
-from grouped_conv.autotune.exchange import dumps, loads, read_file
-from grouped_conv.autotune.merging import merge
-from grouped_conv.autotune.store import Store
+from grouped_conv.autotune.store.exchange import dumps, loads, read_file
+from grouped_conv.autotune.store.merging import merge
+from grouped_conv.autotune.store.store import Store
 
 ROWS = [
     record(),

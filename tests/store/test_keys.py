@@ -5,9 +5,9 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grouped_conv.autotune.records import base_key, canonical, known_problem, problem_key
+from grouped_conv.autotune.records.record import base_key, canonical, known_problem, problem_key
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, GroupLayout
-from grouped_conv.kernels.problem import DIRECTIONS, ITEM_SIZE, PRECISIONS
+from grouped_conv.kernels.values.problem import DIRECTIONS, ITEM_SIZE, PRECISIONS
 
 
 @st.composite

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_cases import CONV4, LARGE, SMALL, measured, record, records
 
-from grouped_conv.autotune.merging import Conflict, diff, merge
-from grouped_conv.autotune.records import canonical
-from grouped_conv.autotune.store import Store
+from grouped_conv.autotune.records.record import canonical
+from grouped_conv.autotune.store.merging import Conflict, diff, merge
+from grouped_conv.autotune.store.store import Store
 from grouped_conv.kernels import ABI_VERSION
 
 SETS = st.lists(records(), max_size=8)

@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from click.testing import CliRunner
 from store_cases import CONV4, LARGE, SMALL, measured, record
 
-from grouped_conv import cli
-from grouped_conv.autotune.exchange import dumps
-from grouped_conv.autotune.store import Store, triton_version
+from grouped_conv.autotune.store.exchange import dumps
+from grouped_conv.autotune.store.store import Store, triton_version
+from grouped_conv.cli import main as cli
 from grouped_conv.kernels import ABI_VERSION
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
     record(),
     measured(LARGE, samples=20, low_us=9.5, high_us=10.5, aten_us=12.0),
@@ -78,7 +78,7 @@ def test_nothing_is_imported_unless_all_is_valid(kept, tmp_path):
 def test_a_write_that_fails_imports_nothing(kept, tmp_path):
     file = tmp_path / "many"
     file.write_text(dumps([record(replace(SMALL, split_k=2 + index)) for index in range(200)]))
-    from grouped_conv.autotune.store import default_store
+    from grouped_conv.autotune.store.store import default_store
 
     pages = default_store()._file.query("PRAGMA page_count")[0][0]
     default_store()._file.query(f"PRAGMA max_page_count = {pages + 4}")

@@ -16,14 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_store_schema import VERSION_1
+from store_cases import VERSION_1
 
-from grouped_conv.autotune import database, lookup, tuner
-from grouped_conv.autotune.lookup import resolve
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import Store, StoreError, triton_version
-from grouped_conv.autotune.tuner import tune_offline
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.lookup import resolve as lookup
+from grouped_conv.autotune.lookup.resolve import resolve
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.search import tuner
+from grouped_conv.autotune.search.tuner import tune_offline
+from grouped_conv.autotune.store import database
+from grouped_conv.autotune.store.store import Store, StoreError, triton_version
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec, ImplicitGemmConfig
 
 A100 = DeviceSpec.get("a100")

@@ -10,30 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from store_cases import VERSION_1
 
-from grouped_conv.autotune import schema
-from grouped_conv.autotune.records import canonical, problem_key
-from grouped_conv.autotune.store import Store, StoreError
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune.records.record import canonical, problem_key
+from grouped_conv.autotune.store import schema
+from grouped_conv.autotune.store.store import Store, StoreError
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import Epilogue, ImplicitGemmConfig
 
 CONV4 = workload("alexnet")["conv4"]
 CONFIGS = [ImplicitGemmConfig(block_m=64, block_n=64, block_k=32, split_k=1 + i) for i in range(6)]
 
-VERSION_1 = """
-CREATE TABLE trials (
-    problem TEXT NOT NULL, base TEXT NOT NULL, device TEXT NOT NULL, abi INTEGER NOT NULL, triton TEXT NOT NULL,
-    config TEXT NOT NULL, status TEXT NOT NULL, predicted_us REAL, measured_us REAL, aten_us REAL, data TEXT NOT NULL,
-    updated REAL NOT NULL, PRIMARY KEY (problem, device, abi, triton, config)
-);
-CREATE INDEX trials_by_base ON trials (base, device);
-CREATE TABLE searches (key TEXT PRIMARY KEY, configs TEXT NOT NULL, updated REAL NOT NULL);
-CREATE TABLE self_checks (
-    device TEXT NOT NULL, abi INTEGER NOT NULL, triton TEXT NOT NULL, passed INTEGER NOT NULL, detail TEXT NOT NULL,
-    updated REAL NOT NULL, PRIMARY KEY (device, abi, triton)
-);
-PRAGMA user_version = 1;
-"""
 ROWS_1 = [
     ("predicted", 10.0, None, None, {"weighed_us": 11.0}),
     ("measured", 10.0, 12.0, 13.0, {}),

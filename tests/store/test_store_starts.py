@@ -1,17 +1,19 @@
 """Trials that started and never ended: whose they are, and what becomes of them."""
 
+import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import pytest
+from checkout import HELPERS
 
-from grouped_conv.autotune import inflight, settings
-from grouped_conv.autotune.inflight import Owner, fate
-from grouped_conv.autotune.records import Record
-from grouped_conv.autotune.store import Orphans, Store, triton_version
-from grouped_conv.autotune.workloads import workload
+from grouped_conv.autotune import settings
+from grouped_conv.autotune.records.record import Record
+from grouped_conv.autotune.store.inflight import Owner, fate
+from grouped_conv.autotune.store.store import Orphans, Store, inflight, triton_version
+from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, ImplicitGemmConfig
 
 CONV4 = workload("alexnet")["conv4"]
@@ -159,7 +161,7 @@ def test_a_killed_tuner_leaves_a_row_that_the_next_one_settles(kept):
     )
     folder = __file__.rpartition("/")[0]
     environment = settings.worker_environment()
-    environment["PYTHONPATH"] = folder + ":" + environment["PYTHONPATH"]
+    environment["PYTHONPATH"] = os.pathsep.join([folder, HELPERS, environment["PYTHONPATH"]])
     subprocess.run([sys.executable, "-c", script, str(kept.path)], env=environment)
     assert [row.status for row in kept.trials()] == ["started"]
     assert kept.settle_orphans().forgotten == 1

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from grouped_conv.autotune import settings, workers
-from grouped_conv.autotune.workers import WorkerPool
+from grouped_conv.autotune import settings
+from grouped_conv.autotune.workers import pool as workers
+from grouped_conv.autotune.workers.pool import WorkerPool
 
 
 def run(function, payloads, **options):
@@ -76,7 +77,7 @@ def test_ctrl_c_ends_the_workers():
     script = textwrap.dedent(
         """
         import signal
-        from grouped_conv.autotune.workers import WorkerPool
+        from grouped_conv.autotune.workers.pool import WorkerPool
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
         with WorkerPool("time:sleep", jobs=2, timeout=60) as pool:
             outcomes = pool.run([0.01, 60, 60])

@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import best_first, judged
-from grouped_conv.autotune.machine import dram_us
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.depthwise_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.candidates import best_first, judged
+from grouped_conv.autotune.model.shared.machine import dram_us
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.depthwise.forward_rules import (
     DepthwiseConfig,
     Walk,
     axes_of,
@@ -27,8 +27,8 @@ from grouped_conv.kernels.depthwise_rules import (
     straight_columns,
     walk_of,
 )
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 FIXED = 110
 """Instructions of a thread before its first step: program and lane indices, addresses of weights and bias."""

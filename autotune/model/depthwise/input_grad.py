@@ -9,20 +9,20 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from grouped_conv.autotune.candidates import best_first, judged
-from grouped_conv.autotune.machine import dram_us
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.depthwise_input_grad_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.candidates import best_first, judged
+from grouped_conv.autotune.model.shared.machine import dram_us
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.depthwise.input_grad_rules import (
     DepthwiseInputGradConfig,
     padding_efficiency,
     per_thread,
     places,
     walk_of,
 )
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 FIXED = 150
 """Instructions of a thread besides its products, loads and stores; assumed as forward."""

@@ -9,22 +9,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import best_first, judged
-from grouped_conv.autotune.gemm_gradient_terms import known_bytes
-from grouped_conv.autotune.machine import dram_us
-from grouped_conv.autotune.prediction import LAUNCH_US, Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.depthwise_weight_grad_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.candidates import best_first, judged
+from grouped_conv.autotune.model.shared.gemm_gradient import known_bytes
+from grouped_conv.autotune.model.shared.machine import dram_us
+from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.depthwise.weight_grad_rules import (
     DepthwiseWeightGradConfig,
     held,
     padding_efficiency,
     per_thread,
     walk_of,
 )
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.weight_grad_rules import WORKSPACE_BYTES, workspace_bytes
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WORKSPACE_BYTES, workspace_bytes
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 FIXED = 150
 """Instructions of a thread outside its loop, besides the sums that it adds up at the end; assumed."""

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 
-from grouped_conv.autotune import implicit_gemm_terms as terms_of
-from grouped_conv.autotune.machine import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.implicit_gemm import forward_terms as terms_of
+from grouped_conv.autotune.model.shared.machine import (
     SCHEDULERS,
     STORE_BYTES_PER_CLOCK,
     Machine,
@@ -26,12 +27,11 @@ from grouped_conv.autotune.machine import (
     machine_of,
     resident_programs,
 )
-from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.implicit_gemm_rules import copied_ahead, shared_memory, tiles, total_trips
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
+from grouped_conv.kernels.implicit_gemm.forward_rules import copied_ahead, shared_memory, tiles, total_trips
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 HIDDEN = 0.75
 """Share of the smaller terms that one warp per scheduler hides behind the largest; assumed."""

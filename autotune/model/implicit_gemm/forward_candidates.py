@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 SPACE_VERSION = 2
 """Raised by hand whenever axes or pruning change; tells which space a stored search covered."""

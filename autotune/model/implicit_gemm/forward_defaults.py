@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grouped_conv.autotune.implicit_gemm_terms import register_pressure
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 TILES = (
     (256, 128, 8),

@@ -6,14 +6,14 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import SPILLS, best_first
-from grouped_conv.autotune.implicit_gemm_cost import predict
-from grouped_conv.autotune.implicit_gemm_terms import register_pressure
-from grouped_conv.autotune.space import Axes, axes, why_redundant
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.implicit_gemm.forward import predict
+from grouped_conv.autotune.model.implicit_gemm.forward_candidates import Axes, axes, why_redundant
+from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
+from grouped_conv.autotune.model.shared.candidates import SPILLS, best_first
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 BEAM = 40
 """Tiles whose other knobs are compared; on AlexNet's layers the best of the whole space was always among them."""

@@ -5,12 +5,12 @@ Every function says what it assumes. All figures are predictions from published 
 
 from __future__ import annotations
 
-from grouped_conv.autotune.instructions import Mix
-from grouped_conv.autotune.machine import SCHEDULERS, SHARED_BYTES_PER_CLOCK, Machine, machine_of
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.implicit_gemm_rules import load_widths
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.machine_code.instructions import Mix
+from grouped_conv.autotune.model.shared.machine import SCHEDULERS, SHARED_BYTES_PER_CLOCK, Machine, machine_of
+from grouped_conv.kernels.implicit_gemm.forward_rules import load_widths
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 REGISTERS_BESIDE_SUMS = 90
 """Registers per thread besides the accumulators, counted in compiled kernels of AlexNet's layers (70 to 110)."""

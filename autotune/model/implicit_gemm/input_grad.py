@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import best_first, judged
-from grouped_conv.autotune.gemm_gradient_terms import GemmWork, derived_in_fp32, predict_gemm
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.input_grad_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.candidates import best_first, judged
+from grouped_conv.autotune.model.shared.gemm_gradient import GemmWork, derived_in_fp32, predict_gemm
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import (
     MAX_PACKED_CHANNELS,
     InputGradConfig,
     class_size,
@@ -19,7 +18,8 @@ from grouped_conv.kernels.input_grad_rules import (
     tiles,
     trips,
 )
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 TILES = (
     (128, 128, 8),
@@ -134,6 +134,6 @@ def predict(
 
 def _mean_share(problem: ConvProblem) -> float:
     """Taps of the mean class as a share of the largest class's."""
-    from grouped_conv.kernels.input_grad_rules import most_taps
+    from grouped_conv.kernels.implicit_gemm.input_grad_rules import most_taps
 
     return problem.taps / math.prod(problem.stride) / math.prod(most_taps(problem))

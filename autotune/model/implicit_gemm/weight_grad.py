@@ -6,13 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import best_first, judged
-from grouped_conv.autotune.gemm_gradient_terms import GemmWork, predict_gemm
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.weight_grad_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.candidates import best_first, judged
+from grouped_conv.autotune.model.shared.gemm_gradient import GemmWork, predict_gemm
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import (
     WORKSPACE_BYTES,
     WeightGradConfig,
     pixels,
@@ -21,6 +19,8 @@ from grouped_conv.kernels.weight_grad_rules import (
     tiles,
     workspace_bytes,
 )
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 TILES = (
     (128, 128, 8),

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from grouped_conv.autotune.machine import SCHEDULERS, dram_us, l2_rate, machine_of, resident_programs
-from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, wave_efficiency
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import EXPOSED, ROUND_LATENCY
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, kept_lanes, why_invalid, why_not_on
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.machine import SCHEDULERS, dram_us, l2_rate, machine_of, resident_programs
+from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction, wave_efficiency
+from grouped_conv.autotune.model.shared.streaming import EXPOSED, ROUND_LATENCY
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, kept_lanes, why_invalid, why_not_on
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.values.device import DeviceSpec
 
 ROOT_CLOCKS = {"cuda": 8, "hip": 16}
 """Clocks of the special-function pipe for one warp instruction: 4 lanes per clock (CUDA guide, CDNA3 ISA)."""

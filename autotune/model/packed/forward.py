@@ -12,13 +12,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import SPILLS, best_first, judged
-from grouped_conv.autotune.machine import machine_of
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.packed_groups_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.candidates import SPILLS, best_first, judged
+from grouped_conv.autotune.model.shared.machine import machine_of
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.packed.forward_rules import (
     MAX_PRODUCTS,
     MAX_WIDTH,
     PackedGroupsConfig,
@@ -30,8 +29,9 @@ from grouped_conv.kernels.packed_groups_rules import (
     programs,
     shared_memory,
 )
-from grouped_conv.kernels.problem import ConvProblem
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MOST_CHANNELS = 32
 """Channels per group above which the implicit GEMM's tiles are full without packing."""

@@ -11,15 +11,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import SPILLS, best_first, judged
-from grouped_conv.autotune.gemm_gradient_terms import known_bytes
-from grouped_conv.autotune.machine import machine_of
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.input_grad_rules import class_size, most_taps
-from grouped_conv.kernels.packed_input_grad_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.candidates import SPILLS, best_first, judged
+from grouped_conv.autotune.model.shared.gemm_gradient import known_bytes
+from grouped_conv.autotune.model.shared.machine import machine_of
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, most_taps
+from grouped_conv.kernels.packed.input_grad_rules import (
     MAX_WIDTH,
     PackedInputGradConfig,
     back,
@@ -32,7 +31,8 @@ from grouped_conv.kernels.packed_input_grad_rules import (
     why_invalid,
     why_not_on,
 )
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MOST_CHANNELS = 32
 """Channels per group above which the tiles of `input_grad` are full without packing."""

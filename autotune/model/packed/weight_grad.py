@@ -11,14 +11,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import SPILLS, best_first, judged
-from grouped_conv.autotune.gemm_gradient_terms import derived_in_fp32, known_bytes
-from grouped_conv.autotune.machine import dram_us
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.packed_weight_grad_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.candidates import SPILLS, best_first, judged
+from grouped_conv.autotune.model.shared.gemm_gradient import derived_in_fp32, known_bytes
+from grouped_conv.autotune.model.shared.machine import dram_us
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WORKSPACE_BYTES, workspace_bytes
+from grouped_conv.kernels.packed.weight_grad_rules import (
     MAX_WIDTH,
     PackedWeightGradConfig,
     accumulators,
@@ -32,8 +32,8 @@ from grouped_conv.kernels.packed_weight_grad_rules import (
     why_invalid,
     why_not_on,
 )
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.weight_grad_rules import WORKSPACE_BYTES, workspace_bytes
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MOST_CHANNELS = 32
 """Channels per group above which the tiles of `weight_grad` are full without packing."""

@@ -12,18 +12,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import SPILLS, best_first, judged
-from grouped_conv.autotune.implicit_gemm_cost import gemm_terms, streamed_us
-from grouped_conv.autotune.implicit_gemm_defaults import DEPTHS, LITTLE_WASTE, TILES
-from grouped_conv.autotune.implicit_gemm_terms import register_pressure
-from grouped_conv.autotune.machine import dram_us, machine_of
-from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.kernels.config import ImplicitGemmConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.layout import Bucket, GroupLayout
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_rules import RaggedConfig, tiles, traits
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.implicit_gemm.forward import gemm_terms, streamed_us
+from grouped_conv.autotune.model.implicit_gemm.forward_defaults import DEPTHS, LITTLE_WASTE, TILES
+from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
+from grouped_conv.autotune.model.shared.candidates import SPILLS, best_first, judged
+from grouped_conv.autotune.model.shared.machine import dram_us, machine_of
+from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, tiles, traits
+from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.layout import Bucket, GroupLayout
+from grouped_conv.kernels.values.problem import ConvProblem
 
 LAST_RESORT = RaggedConfig(block_m=32, block_n=16, block_k=16, num_warps=4, num_stages=1)
 """Runs every problem of the family on every device."""

@@ -10,15 +10,14 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from grouped_conv.autotune.candidates import best_first, judged
-from grouped_conv.autotune.gemm_gradient_terms import known_bytes, loading_instructions
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.ragged_registers import fits_registers
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_input_grad_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.ragged.registers import fits_registers
+from grouped_conv.autotune.model.shared.candidates import best_first, judged
+from grouped_conv.autotune.model.shared.gemm_gradient import known_bytes, loading_instructions
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.ragged.forward_rules import traits
+from grouped_conv.kernels.ragged.input_grad_rules import (
     RaggedInputGradConfig,
     parts_width,
     readers,
@@ -27,7 +26,8 @@ from grouped_conv.kernels.ragged_input_grad_rules import (
     why_invalid,
     why_not_on,
 )
-from grouped_conv.kernels.ragged_rules import traits
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 LAST_RESORT = RaggedInputGradConfig(block_m=32, block_n=16, block_k=16, num_warps=4, num_stages=1)
 """Runs every problem of the family on every device."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig
-from grouped_conv.kernels.ragged_rules import traits
-from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig
+from grouped_conv.kernels.ragged.forward_rules import traits
+from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig
+from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MOST_INPUT_LOADS = 16
 """Loads of the layer's input per thread and step of the weight's gradient: 32 spilled 56 to 3,120 bytes."""

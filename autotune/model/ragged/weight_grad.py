@@ -11,17 +11,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.candidates import best_first, judged
-from grouped_conv.autotune.gemm_gradient_terms import known_bytes, loading_instructions
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.ragged_registers import fits_registers
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.ragged_rules import traits, weight_elements
-from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig, tiles, why_invalid, why_not_on
-from grouped_conv.kernels.weight_grad_rules import WORKSPACE_BYTES, pixels, pixels_per_split
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.ragged.registers import fits_registers
+from grouped_conv.autotune.model.shared.candidates import best_first, judged
+from grouped_conv.autotune.model.shared.gemm_gradient import known_bytes, loading_instructions
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WORKSPACE_BYTES, pixels, pixels_per_split
+from grouped_conv.kernels.ragged.forward_rules import traits, weight_elements
+from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig, tiles, why_invalid, why_not_on
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 LAST_RESORT = RaggedWeightGradConfig(block_m=16, block_n=32, block_k=16, num_warps=4, num_stages=1)
 """Runs every problem of the family on every device."""

@@ -11,15 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from grouped_conv.autotune import heuristic
-from grouped_conv.autotune.cost import predict as predict_convolution
-from grouped_conv.autotune.machine import dram_us, machine_of
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.separable_rules import (
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model import heuristic
+from grouped_conv.autotune.model.cost import predict as predict_convolution
+from grouped_conv.autotune.model.shared.machine import dram_us, machine_of
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.separable.forward_rules import (
     SeparableConfig,
     SeparableProblem,
     is_unrolled,
@@ -29,6 +27,8 @@ from grouped_conv.kernels.separable_rules import (
     why_invalid,
     why_not_on,
 )
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 TILES = ((128, 128, 8), (64, 256, 8), (64, 128, 4), (256, 64, 8), (128, 64, 4), (256, 32, 8), (128, 32, 4),
          (128, 16, 4), (64, 64, 4), (64, 32, 4), (64, 16, 4))  # fmt: skip

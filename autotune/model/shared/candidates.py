@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.records import canonical
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.records.record import canonical
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 Config = TypeVar("Config", bound=KernelConfig)
 

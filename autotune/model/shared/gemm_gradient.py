@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from grouped_conv.autotune.machine import dram_us, machine_of
-from grouped_conv.autotune.prediction import Prediction
-from grouped_conv.autotune.resources import Resources
-from grouped_conv.autotune.streaming import Work, predict_stream
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
-from grouped_conv.kernels.weight_grad_rules import ENTRY_BYTES
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.shared.machine import dram_us, machine_of
+from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import ENTRY_BYTES
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 PROGRAM_INSTRUCTIONS = 400
 """Instructions of a warp outside its loop: pixels, tap bits, the epilogue; read from compiled sm_80 code."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grouped_conv.kernels.device import DeviceSpec
+from grouped_conv.kernels.values.device import DeviceSpec
 
 KB = 1024
 

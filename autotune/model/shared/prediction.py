@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from grouped_conv.autotune.machine import dram_us
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.shared.machine import dram_us
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 MODEL_VERSION = 3
 """Raised by hand whenever a model changes: stored predictions of another version are made anew."""

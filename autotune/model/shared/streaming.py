@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from grouped_conv.autotune.machine import SCHEDULERS, dram_us, l2_rate, machine_of, resident_programs
-from grouped_conv.autotune.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.problem import ConvProblem
+from grouped_conv.autotune.model.shared.machine import SCHEDULERS, dram_us, l2_rate, machine_of, resident_programs
+from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
+from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 EXPOSED = 0.15
 """Share of the smaller terms that the largest does not hide; assumed."""

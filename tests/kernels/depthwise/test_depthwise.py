@@ -4,19 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_oracle import allowance, check_output, make_tensors, reference, relative_error, run_call
+from conv_oracle import allowance, check_output, convolve, make_tensors, reference, relative_error, run_call
 from depthwise_cases import SMALL, DepthwiseCase, all_cases, depthwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_interpreted import convolve
 from torch import Tensor
 
 import grouped_conv
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.depthwise_rules import DepthwiseConfig, halo_bytes, walk_of, why_invalid
-from grouped_conv.kernels.interpreter import interpret_launch
+from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, halo_bytes, walk_of, why_invalid
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.values.config import KernelConfig
 
 
 def run(problem: ConvProblem, config: DepthwiseConfig, tensors: dict[str, Tensor]) -> Tensor:

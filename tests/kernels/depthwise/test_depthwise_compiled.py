@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 from conv_oracle import check_output, make_tensors, run_call
 from depthwise_cases import BIAS_RELU, SMALL, DepthwiseCase, depthwise, shape_cases
-from test_compiled_ptx import emulator
+from emulated import emulator
 
-from grouped_conv.autotune import depthwise_model
-from grouped_conv.autotune.heuristic import choose
-from grouped_conv.autotune.instructions import Instruction
-from grouped_conv.bench import depthwise_gate
-from grouped_conv.bench.depthwise_gate import compiled_for, issued
-from grouped_conv.bench.findings import EVERY_RUN, SWEEP
+from grouped_conv.autotune.machine_code.instructions import Instruction
+from grouped_conv.autotune.model.depthwise import forward as depthwise_model
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.bench.gates import depthwise as depthwise_gate
+from grouped_conv.bench.gates.depthwise import compiled_for, issued
+from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.depthwise_rules import DepthwiseConfig, per_thread
+from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, per_thread
 
 EVERY_THIRD = 4  # a step that has no divisor in common with the five paths of a shape
 ARCHS = EVERY_RUN

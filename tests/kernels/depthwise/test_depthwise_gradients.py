@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import torch
 from depthwise_cases import SHAPES, depthwise
+from emulated import emulator
 from gradient_oracle import check_gradient, gradient_tensors, gradients, run_gradient
-from test_compiled_ptx import emulator
 from torch import Tensor
 
-from grouped_conv.bench import depthwise_grad_gate
-from grouped_conv.bench.findings import EVERY_RUN, SWEEP
+from grouped_conv.bench.gates import depthwise_gradients as depthwise_grad_gate
+from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.depthwise_input_grad_rules import DepthwiseInputGradConfig
-from grouped_conv.kernels.depthwise_weight_grad_rules import DepthwiseWeightGradConfig
+from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig
+from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.gradient_families import gradient_family_of
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.launch import Launch
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.launching.launch import Launch
+from grouped_conv.kernels.values.config import KernelConfig
 
 INPUT = DepthwiseInputGradConfig(block_c=16, tile_h=2, tile_w=2, block_h=1, block_w=4, num_warps=1, pack_weight=False)
 WEIGHT = DepthwiseWeightGradConfig(block_c=16, block_p=4, tile_h=1, tile_w=2, num_warps=1, splits=2)

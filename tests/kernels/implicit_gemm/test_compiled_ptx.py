@@ -4,36 +4,21 @@ The interpreter has no layouts, no shared memory and no asynchronous copies; the
 """
 
 import itertools
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from checkout import files_of
 from conv_cases import BIAS_RELU, Case, alexnet_layers, shape_cases
 from conv_oracle import check_output, make_tensors, run_call
-from torch import Tensor
-from triton.backends.compiler import GPUTarget
+from emulated import emulator
 
-from grouped_conv.autotune import heuristic
+from grouped_conv.autotune.model import heuristic
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.launch import Launch, compile_launch
+from grouped_conv.kernels.device_code import reduction
 
 pytestmark = pytest.mark.ptxemu
-LOOP = "jit_reduction.py"
-
-
-def emulator(arch: int, **options: Any) -> Callable[[Launch, Mapping[str, Tensor]], Any]:
-    """A runner of launches that compiles for `arch` and executes the PTX; out-of-bounds accesses raise inside."""
-    import ptxemu
-
-    def run(launch: Launch, tensors: Mapping[str, Tensor]) -> Any:
-        compiled = compile_launch(launch, GPUTarget("cuda", arch, 32))
-        types, values = launch.signature(), launch.arguments(tensors)
-        arguments = [values[name] for name in launch.kernel.arg_names if types[name] != "constexpr"]
-        return ptxemu.Machine(compiled, **options).launch(launch.grid, arguments)
-
-    return run
 
 
 def emulated_cases() -> list[tuple[int, Case]]:
@@ -68,7 +53,7 @@ ALIGNED = [
 
 def loop_figures(stats: Any) -> tuple[float, float]:
     """(useful part of the sectors read, shared-memory wavefronts over the conflict-free number) in the inner loop."""
-    files = {index for index, name in stats.files.items() if name.endswith(LOOP)}
+    files = files_of(stats, reduction)
     sectors = useful = wavefronts = ideal = 0
     for (line, _), counts in stats.gline.items():
         if line and line[0] in files:

@@ -10,12 +10,12 @@ from gradient_cases import INPUT_CONFIGS, WEIGHT_CONFIGS, GradientCase, cases, c
 from gradient_oracle import check_gradient, gradient_tensors, placed, run_bias_gradient, run_gradient
 from hypothesis import given, settings
 
-from grouped_conv.autotune import heuristic
+from grouped_conv.autotune.model import heuristic
 from grouped_conv.kernels import ACTIVATIONS, DeviceSpec, Epilogue, KernelConfig
 from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_bias_gradient, plan_gradient
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 
 ALL = [*cases(), *shuffled_cases(), *table_cases()]
 

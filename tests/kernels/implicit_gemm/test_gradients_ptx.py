@@ -6,9 +6,12 @@ Determinism by construction: no atomic instruction is compiled in, and no addres
 import itertools
 import re
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
+from checkout import files_of
+from emulated import emulator
 from gradient_cases import SHAPES, TABLE_SHAPES, GradientCase, conv, fitted
 from gradient_oracle import (
     check_gradient,
@@ -17,16 +20,18 @@ from gradient_oracle import (
     run_gradient,
     run_written_gradient,
 )
-from test_compiled_ptx import emulator
 
-from grouped_conv.autotune.offline import gpu_target
+from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
-from grouped_conv.kernels.config import KernelConfig
+from grouped_conv.kernels.device_code import gradient, reduction
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
 from grouped_conv.kernels.gradient_families import gradient_family_of
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.implicit_gemm import input_grad, pixel_table, weight_grad
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.passes import channel_sums, gradient_reduce
+from grouped_conv.kernels.values.config import KernelConfig
 
 DEVICES = {80: DeviceSpec.get("a100"), 90: DeviceSpec.get("h100")}
 pytestmark = pytest.mark.ptxemu
@@ -121,19 +126,12 @@ ALIGNED = {
 }
 
 
-LOOPS = (
-    "input_grad.py",
-    "weight_grad.py",
-    "pixel_table.py",
-    "jit_gradient.py",
-    "jit_reduction.py",
-    "gradient_reduce.py",
-)
+LOOPS = (input_grad, weight_grad, pixel_table, gradient, reduction, gradient_reduce)
 
 
-def figures(stats: Any, sources: tuple[str, ...] = LOOPS) -> tuple[float, float]:
+def figures(stats: Any, sources: tuple[ModuleType, ...] = LOOPS) -> tuple[float, float]:
     """(useful part of the sectors of the loops, shared-memory wavefronts over the conflict-free number)."""
-    files = {index for index, name in stats.files.items() if name.endswith(sources)}
+    files = files_of(stats, *sources)
     reads = [c for (line, _), c in stats.gline.items() if line and line[0] in files]
     shared = [c for (line, _), c in stats.sline.items() if line and line[0] in files]
     sectors, useful = sum(c[1] for c in reads), sum(c[2] for c in reads)
@@ -183,7 +181,7 @@ def test_a_written_gradient(arch: int, activation: str, dtype: str, capsys: pyte
         for name in ("bias", "residual", config.direction.removesuffix("_grad")):
             check_gradient(problem, tensors, name)
         assert not any(run.races or any(b["rewritten"] for b in run.buffers.values()) for run in runs)
-    useful, _ = figures(runs[0], ("channel_sums.py", "jit_gradient.py"))
+    useful, _ = figures(runs[0], (channel_sums, gradient))
     with capsys.disabled():
         print(f"\nwritten {activation} sm_{arch} {dtype}: useful {useful:.3f}", end="")
     assert useful >= 0.9

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conv_cases import Case, alexnet_layers, all_cases
-from conv_oracle import allowance, check_output, make_tensors, reference, relative_error
+from conv_oracle import allowance, check_output, convolve, make_tensors, reference, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,27 +13,6 @@ from torch import Tensor
 import grouped_conv
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, ImplicitGemmConfig
 from grouped_conv.kernels.validity import why_invalid
-
-
-def convolve(problem: ConvProblem, tensors: dict[str, Tensor]) -> Tensor:
-    """The problem as one call of the public function."""
-    epilogue = problem.epilogue
-    return grouped_conv.grouped_conv2d(
-        tensors["input"],
-        tensors["weight"],
-        tensors.get("bias"),
-        problem.stride,
-        problem.padding,
-        problem.dilation,
-        problem.groups,
-        activation=epilogue.activation,
-        negative_slope=epilogue.negative_slope,
-        scale=tensors.get("scale"),
-        residual=tensors.get("residual"),
-        precision=problem.precision if problem.dtype == "float32" else None,
-        input_shuffle=problem.input_shuffle,
-        output_shuffle=epilogue.shuffle,
-    )
 
 
 def expected_launches(problem: ConvProblem, config: ImplicitGemmConfig) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import grouped_conv
 from grouped_conv import GroupedConv2d, grouped_conv2d
-from grouped_conv.gradients import shuffle_channels, unshuffle_channels
+from grouped_conv.by_torch.gradients import shuffle_channels, unshuffle_channels
 from grouped_conv.kernels import ConvProblem, Epilogue
 
 

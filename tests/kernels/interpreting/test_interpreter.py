@@ -13,10 +13,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import grouped_conv
-from grouped_conv.kernels import ImplicitGemmConfig, interpreter_numerics
+from grouped_conv.kernels import ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.interpreter import interpreting
-from grouped_conv.kernels.launch import compile_launch
+from grouped_conv.kernels.interpreting import numerics as interpreter_numerics
+from grouped_conv.kernels.interpreting.interpreter import interpreting
+from grouped_conv.kernels.launching.launch import compile_launch
 
 pytestmark = pytest.mark.smoke
 
@@ -55,7 +56,7 @@ def test_triton_is_as_before_after_the_block_even_after_an_error() -> None:
 
 
 def test_kernel_modules_keep_their_globals() -> None:
-    from grouped_conv.kernels import jit_reduction
+    from grouped_conv.kernels.device_code import reduction as jit_reduction
 
     before = set(vars(jit_reduction))
     x = torch.randn(1, 16, 5, 5)
@@ -98,7 +99,7 @@ def test_user_set_interpreter_variable() -> None:
 import torch, grouped_conv
 from grouped_conv.kernels import ImplicitGemmConfig, ConvProblem
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.launch import compile_launch
+from grouped_conv.kernels.launching.launch import compile_launch
 from triton.backends.compiler import GPUTarget
 config = ImplicitGemmConfig(block_m=16, block_n=16, block_k=16)
 x, w = torch.randn(1, 16, 5, 5), torch.randn(16, 8, 3, 3)

@@ -8,16 +8,16 @@ from lrn_pool_oracle import check_output, make_tensors, reference, run_launch
 from torch import Tensor
 
 import grouped_conv
-from grouped_conv.autotune import lrn_pool_model
+from grouped_conv.autotune.model.lrn_pool import forward as lrn_pool_model
 from grouped_conv.bench.bytes_moved import judge
-from grouped_conv.bench.compulsory import LrnPoolNeeds
+from grouped_conv.bench.traffic.compulsory import LrnPoolNeeds
 from grouped_conv.kernels import DeviceSpec, KernelConfig
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.interpreter_counting import READ, counting
-from grouped_conv.kernels.lrn_pool import plan_lrn_pool
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, why_invalid, why_not_on
-from grouped_conv.kernels.operands import Operand
+from grouped_conv.kernels.interpreting.counting import READ, counting
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, why_invalid, why_not_on
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 
 
 def call(problem: LrnPoolProblem, x: Tensor) -> Tensor:

@@ -14,15 +14,15 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 import grouped_conv
-from grouped_conv.autotune.instructions import Instruction
-from grouped_conv.autotune.lrn_pool_model import choose
-from grouped_conv.bench import lrn_pool_gate
-from grouped_conv.bench.findings import EVERY_RUN
-from grouped_conv.interpreting import through_driver
+from grouped_conv.autotune.machine_code.instructions import Instruction
+from grouped_conv.autotune.model.lrn_pool.forward import choose
+from grouped_conv.bench.gates import lrn_pool as lrn_pool_gate
+from grouped_conv.bench.gates.findings import EVERY_RUN
 from grouped_conv.kernels import DeviceSpec
-from grouped_conv.kernels.launch import Launch, compile_launch
-from grouped_conv.kernels.lrn_pool_problem import LrnPoolProblem
-from grouped_conv.kernels.lrn_pool_rules import LrnPoolConfig, one_warp
+from grouped_conv.kernels.launching.launch import Launch, compile_launch
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, one_warp
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.planning.interpreting import through_driver
 
 
 class Emulator:

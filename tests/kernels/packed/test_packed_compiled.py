@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import files_of
 from conv_oracle import check_output, make_tensors, run_call
+from emulated import emulator
 from native_variants import Runner
 from packed_cases import BIAS_RELU, PackedCase, shape_cases, shuffle_cases, thin
-from test_compiled_ptx import emulator
 from torch import Tensor
 
-from grouped_conv.autotune.offline import gpu_target
-from grouped_conv.autotune.resources import Resources, read_resources
-from grouped_conv.bench import packed_groups_gate
+from grouped_conv.autotune.compiling.offline import gpu_target
+from grouped_conv.autotune.machine_code.resources import Resources, read_resources
+from grouped_conv.bench.gates import packed as packed_groups_gate
 from grouped_conv.kernels import ConvProblem
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.device import DeviceSpec
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig, one_warp
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig, one_warp
+from grouped_conv.kernels.values.device import DeviceSpec
 
 
 def emulated_cases() -> list[tuple[int, PackedCase]]:
@@ -110,15 +111,16 @@ def in_loop(stats: Any, line: Any) -> bool:
     """Is this source line in a step of the loop: a load of a row, a product, a store?"""
     import inspect
 
-    from grouped_conv.kernels import jit_epilogue, jit_packed, jit_reduction
+    from grouped_conv.kernels.device_code import epilogue as jit_epilogue
+    from grouped_conv.kernels.device_code import reduction as jit_reduction
+    from grouped_conv.kernels.packed import sums as jit_packed
 
-    name = str(stats.files.get(line[0], ""))
     for module, functions in (
         (jit_packed, ("load_row", "add_row")),
         (jit_epilogue, ("store_tile",)),
         (jit_reduction, ("multiply_add",)),
     ):
-        if name.endswith(module.__name__.rsplit(".", 1)[1] + ".py"):
+        if line[0] in files_of(stats, module):
             for function in functions:
                 source, first = inspect.getsourcelines(getattr(module, function).fn)
                 if first <= line[1] < first + len(source):

@@ -23,15 +23,15 @@ from packed_gradient_cases import (
 )
 
 from grouped_conv.kernels import ConvProblem, DeviceSpec
-from grouped_conv.kernels.config import KernelConfig
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
 from grouped_conv.kernels.gradient_families import gradient_family_of
-from grouped_conv.kernels.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
-from grouped_conv.kernels.packed_input_grad_rules import one_warp as one_warp_input
-from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
-from grouped_conv.kernels.packed_weight_grad_rules import one_warp as one_warp_weight
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
+from grouped_conv.kernels.packed.input_grad_rules import one_warp as one_warp_input
+from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
+from grouped_conv.kernels.packed.weight_grad_rules import one_warp as one_warp_weight
+from grouped_conv.kernels.values.config import KernelConfig
 
 
 def check(case: GradientCase) -> None:

@@ -9,32 +9,30 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import files_of
+from emulated import emulator
 from gradient_oracle import check_gradient, gradient_tensors, run_gradient
 from packed_cases import thin
 from packed_gradient_cases import GradientCase, activation_cases, shape_cases, shuffle_cases
-from test_compiled_ptx import emulator
 
-from grouped_conv.autotune import packed_input_grad_model, packed_weight_grad_model
-from grouped_conv.autotune.instructions import loops
-from grouped_conv.autotune.offline import gpu_target
-from grouped_conv.autotune.resources import disassembled, read_resources
-from grouped_conv.bench import packed_grad_gate
-from grouped_conv.bench.findings import EVERY_RUN, SWEEP
-from grouped_conv.bench.gradient_gates import EPILOGUES, PLAIN
-from grouped_conv.kernels import (
-    ConvProblem,
-    DeviceSpec,
-    Epilogue,
-    jit_epilogue,
-    jit_gradient,
-    jit_packed,
-    jit_reduction,
-)
+from grouped_conv.autotune.compiling.offline import gpu_target
+from grouped_conv.autotune.machine_code.instructions import loops
+from grouped_conv.autotune.machine_code.resources import disassembled, read_resources
+from grouped_conv.autotune.model.packed import input_grad as packed_input_grad_model
+from grouped_conv.autotune.model.packed import weight_grad as packed_weight_grad_model
+from grouped_conv.bench.gates import packed_gradients as packed_grad_gate
+from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
+from grouped_conv.bench.gates.gradient_gates import EPILOGUES, PLAIN
+from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
+from grouped_conv.kernels.device_code import epilogue as jit_epilogue
+from grouped_conv.kernels.device_code import gradient as jit_gradient
+from grouped_conv.kernels.device_code import reduction as jit_reduction
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.gradient_families import gradient_family_of
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.packed_input_grad_rules import PackedInputGradConfig
-from grouped_conv.kernels.packed_weight_grad_rules import PackedWeightGradConfig
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.packed import sums as jit_packed
+from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
+from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
 
 
 def emulated_cases() -> list[tuple[int, GradientCase]]:
@@ -109,14 +107,13 @@ def figures(stats: Any) -> tuple[float, float]:
 
 def in_loop(stats: Any, line: Any) -> bool:
     """Is this source line a step of the loop: a load of a gradient or a row, a product, a store of the input's?"""
-    name = str(stats.files.get(line[0], ""))
     for module, functions in (
         (jit_gradient, ("load_gradient",)),
         (jit_packed, ("load_row", "add_row")),
         (jit_epilogue, ("store_tile",)),
         (jit_reduction, ("multiply_add",)),
     ):
-        if name.endswith("/" + module.__name__.rsplit(".", 1)[1] + ".py"):
+        if line[0] in files_of(stats, module):
             for function in functions:
                 source, first = inspect.getsourcelines(getattr(module, function).fn)
                 if first <= line[1] < first + len(source):

@@ -4,20 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_oracle import check_output, make_tensors, run_call
+from conv_oracle import check_output, convolve, make_tensors, run_call
 from packed_cases import BIAS_RELU, PackedCase, all_cases, thin
-from test_interpreted import convolve
 from torch import Tensor
 
 import grouped_conv
-from grouped_conv.autotune import packed_groups_model
-from grouped_conv.autotune.heuristic import choose
+from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.autotune.model.packed import forward as packed_groups_model
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.config import KernelConfig
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.packed_groups_rules import PackedGroupsConfig
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
 from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.values.config import KernelConfig
 
 NON_FINITE = (float("inf"), float("-inf"), float("nan"))
 

@@ -9,27 +9,31 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import files_of
 from conv_oracle import run_call
+from emulated import emulator
 from ragged_cases import DTYPES, LAYOUTS, WINDOWS
+from ragged_gradient_call import plan_ragged_gradient
 from ragged_gradient_oracle import check_ragged_gradient, ragged_gradient_tensors, run_ragged_gradient
 from ragged_oracle import ragged_problem
-from test_compiled_ptx import emulator
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.autotune import ragged_input_grad_model, ragged_weight_grad_model
-from grouped_conv.bench import ragged_grad_gate
-from grouped_conv.bench.findings import EVERY_RUN
+from grouped_conv.autotune.model.ragged import input_grad as ragged_input_grad_model
+from grouped_conv.autotune.model.ragged import weight_grad as ragged_weight_grad_model
+from grouped_conv.bench.gates import ragged_gradients as ragged_grad_gate
+from grouped_conv.bench.gates.findings import EVERY_RUN
+from grouped_conv.call_values.ragged_weights import views
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
+from grouped_conv.kernels.device_code import gradient
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
 from grouped_conv.kernels.gradient_families import gradient_family_of
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.launch import Launch, compile_launch
-from grouped_conv.kernels.ragged_input_grad_rules import RaggedInputGradConfig, readers, shares_channels
-from grouped_conv.kernels.ragged_rules import weight_elements
-from grouped_conv.kernels.ragged_weight_grad_rules import RaggedWeightGradConfig, reduce_table
-from grouped_conv.ragged_gradient_call import plan_ragged_gradient
-from grouped_conv.ragged_weights import views
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.launching.launch import Launch, compile_launch
+from grouped_conv.kernels.ragged import input_grad, weight_grad
+from grouped_conv.kernels.ragged.forward_rules import weight_elements
+from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig, readers, shares_channels
+from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig, reduce_table
 
 MORE = {
     "unread runs between consecutive groups": GroupLayout.explicit(
@@ -130,8 +134,8 @@ def test_the_order_of_programs_does_not_matter(name: str) -> None:
     for direction, config in (("input_grad", INPUT_CONFIGS[0]), ("weight_grad", WEIGHT_CONFIGS[0])):
         asked = gradient_problem(problem, direction)
         results = [judge(asked, fitting(asked, config), run, name)[0] for run in (interpret_launch, shuffled_programs)]
-        for gradient in ("grad_input", "grad_weight", "grad_scale"):
-            first, second = (result[gradient].nan_to_num(7.0) for result in results)
+        for name_of_gradient in ("grad_input", "grad_weight", "grad_scale"):
+            first, second = (result[name_of_gradient].nan_to_num(7.0) for result in results)
             assert torch.equal(first, second)
 
 
@@ -259,7 +263,7 @@ ALIGNED = {
 
 def figures(stats: Any) -> tuple[float, float]:
     """(useful part of the sectors that the loop's copies read, shared wavefronts over the conflict-free number)."""
-    files = {index for index, name in stats.files.items() if re.search(r"(ragged_\w+_grad|jit_gradient).py$", name)}
+    files = files_of(stats, input_grad, weight_grad, gradient)
     sectors = useful = wavefronts = ideal = 0
     for (line, access), counts in stats.gline.items():
         if line and line[0] in files and access.startswith("cp.async"):  # not the index list's one load

@@ -13,11 +13,11 @@ from ragged_oracle import Tensors, check_ragged, make_ragged_tensors, ragged_pro
 
 import grouped_conv
 from grouped_conv import RaggedConv2d, ragged_conv2d
+from grouped_conv.call_values.ragged_weights import views
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, GroupLayout, KernelConfig
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.ragged_rules import RaggedConfig
-from grouped_conv.ragged_weights import views
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
 
 
 def expected_launches(problem: ConvProblem) -> tuple[str, ...]:

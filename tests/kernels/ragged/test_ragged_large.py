@@ -2,15 +2,15 @@
 
 import torch
 from conv_oracle import run_call
+from far_apart import FAR, spread
 from ragged_cases import CONFIGS, LAYOUTS
 from ragged_oracle import check_ragged, make_ragged_tensors, ragged_problem, weight_of
-from test_large_tensors import FAR, spread
 
 from grouped_conv.kernels import GroupLayout
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.interpreter import interpret_launch
-from grouped_conv.kernels.operands import Operand
-from grouped_conv.kernels.ragged_rules import RaggedConfig, tile_table, weight_elements
+from grouped_conv.kernels.interpreting.interpreter import interpret_launch
+from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, tile_table, weight_elements
 
 
 def test_images_and_rows_far_apart() -> None:

@@ -17,11 +17,11 @@ from ragged_oracle import check_ragged, make_ragged_tensors, ragged_problem
 
 import grouped_conv
 from grouped_conv import RaggedConv2d
-from grouped_conv.interpreting import through_driver
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, GroupLayout
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.launch import compile_launch
-from grouped_conv.kernels.ragged_rules import RaggedConfig, one_warp, traits
+from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, one_warp, traits
+from grouped_conv.planning.interpreting import through_driver
 
 pytestmark = pytest.mark.native
 LAYOUTS_PER_VARIANT = 48

@@ -5,18 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from checkout import files_of
 from conv_oracle import run_call
+from emulated import emulator
 from ragged_cases import BIAS_RELU, LAYOUTS, Case, layout_cases
 from ragged_oracle import check_ragged, make_ragged_tensors, ragged_problem
-from test_compiled_ptx import emulator
 
-from grouped_conv.autotune import heuristic
+from grouped_conv.autotune.model import heuristic
 from grouped_conv.kernels import DeviceSpec, GroupLayout
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.ragged_rules import RaggedConfig
+from grouped_conv.kernels.ragged import forward
+from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
 
 pytestmark = pytest.mark.ptxemu
-LOOP = "ragged.py"
 
 
 def emulated_cases() -> list[tuple[int, Case]]:
@@ -53,7 +54,7 @@ ALIGNED = [
 
 def loop_figures(stats: Any) -> tuple[float, float]:
     """(useful part of the sectors that 16-byte loads read, shared wavefronts over the conflict-free number)."""
-    files = {index for index, name in stats.files.items() if name.endswith(LOOP)}
+    files = files_of(stats, forward)
     sectors = useful = wavefronts = ideal = 0
     for (line, access), counts in stats.gline.items():
         if line and line[0] in files and access.endswith("b128"):

@@ -18,10 +18,10 @@ from torch import Tensor
 
 import grouped_conv
 from grouped_conv import separable_conv2d
-from grouped_conv.autotune import separable_model
+from grouped_conv.autotune.model.separable import forward as separable_model
+from grouped_conv.call_values.memory_formats import empty_output
 from grouped_conv.kernels import ACTIVATIONS, Epilogue
-from grouped_conv.kernels.separable_rules import SeparableConfig, SeparableProblem, slices_of
-from grouped_conv.layouts import empty_output
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem, slices_of
 
 
 def convolve(problem: SeparableProblem, tensors: dict[str, Tensor]) -> Tensor:

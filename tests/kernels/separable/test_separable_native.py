@@ -11,8 +11,8 @@ from separable_cases import RELU, RELU6, RESIDUAL, Case, block, check_separable,
 
 import grouped_conv
 from grouped_conv import SeparableConv2d
-from grouped_conv.interpreting import through_driver
-from grouped_conv.kernels.separable_rules import SeparableProblem, one_warp
+from grouped_conv.kernels.separable.forward_rules import SeparableProblem, one_warp
+from grouped_conv.planning.interpreting import through_driver
 
 pytestmark = pytest.mark.native
 SIZES_PER_VARIANT = 24

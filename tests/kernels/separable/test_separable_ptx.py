@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from emulated import emulator
 from separable_cases import FULL, RELU, RELU6, RESIDUAL, Case, block, check_separable, run_separable, separable_tensors
-from test_compiled_ptx import emulator
 
-from grouped_conv.kernels.separable_rules import SeparableConfig, why_invalid
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, why_invalid
 
 pytestmark = pytest.mark.ptxemu
 C = SeparableConfig

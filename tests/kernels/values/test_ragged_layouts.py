@@ -8,9 +8,9 @@ import pytest
 from ragged_cases import LAYOUTS
 from ragged_oracle import ragged_problem
 
+from grouped_conv.call_values.layout_text import read_layout, write_layout
 from grouped_conv.kernels import ConvProblem, GroupLayout, KernelConfig
-from grouped_conv.kernels.layout import Bucket, Group
-from grouped_conv.kernels.ragged_rules import (
+from grouped_conv.kernels.ragged.forward_rules import (
     MAX_ALIGN,
     RaggedConfig,
     bucket_offsets,
@@ -24,7 +24,7 @@ from grouped_conv.kernels.ragged_rules import (
     weight_offsets,
 )
 from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.layout_text import read_layout, write_layout
+from grouped_conv.kernels.values.layout import Bucket, Group
 
 BAD = [
     # sizes

@@ -1,0 +1,1 @@
+"""Offline compilation of one configuration, and its job for the workers."""

@@ -1,0 +1,1 @@
+"""What compiled code says: registers, spills, instructions, access widths; how compilation fails."""

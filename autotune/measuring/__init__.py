@@ -1,0 +1,1 @@
+"""Verification and timing on a live device."""

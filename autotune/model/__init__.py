@@ -1,0 +1,1 @@
+"""How fast a configuration should be: the cost models, defaults and search spaces, one folder per family."""

@@ -1,0 +1,1 @@
+"""Cost models, defaults and search spaces of depthwise convolutions."""

@@ -1,0 +1,1 @@
+"""Cost model and defaults of LRN and max-pooling."""

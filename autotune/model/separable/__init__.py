@@ -1,0 +1,1 @@
+"""Cost model, default and planner of separable blocks."""

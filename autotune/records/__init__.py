@@ -1,0 +1,1 @@
+"""The record of one trial, its statistics, and the order of records."""

@@ -1,0 +1,1 @@
+"""Reports of a search: tables, rows, plots, one HTML page."""

@@ -1,0 +1,1 @@
+"""The search: strategies, runners that answer them, budgets, progress."""

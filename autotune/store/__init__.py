@@ -1,0 +1,1 @@
+"""The tuning store: SQLite file, schema, export, import, merge, clean-up."""

@@ -1,0 +1,1 @@
+"""Named problems, and the layers of models as problems."""

@@ -1,0 +1,1 @@
+"""Gates on compiled code: layers, limits and findings, one table per family."""

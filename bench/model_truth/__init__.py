@@ -1,0 +1,1 @@
+"""Outside data that the cost model is held against."""

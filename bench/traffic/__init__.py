@@ -1,0 +1,1 @@
+"""Bytes that kernels must move and do move."""

@@ -1,0 +1,1 @@
+"""Differentiation and batching rules of the operators."""

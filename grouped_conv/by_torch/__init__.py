@@ -1,0 +1,1 @@
+"""The same results by torch's own operations."""

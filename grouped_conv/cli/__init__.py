@@ -1,0 +1,1 @@
+"""The `grouped-conv` command."""

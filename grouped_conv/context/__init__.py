@@ -1,0 +1,1 @@
+"""Scoped settings of the caller: policies, overrides, tracing, workspace limits."""

@@ -1,0 +1,1 @@
+"""Existing models to our layers and back; folding of batch normalisation."""

@@ -1,0 +1,1 @@
+"""Who computes a call, and its cached plan."""

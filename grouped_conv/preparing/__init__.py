@@ -1,0 +1,1 @@
+"""Before a model runs: tuning, warming up, explaining."""

@@ -1,0 +1,1 @@
+"""One channel per group, without tensor cores, and its gradients."""

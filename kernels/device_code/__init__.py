@@ -1,0 +1,1 @@
+"""`@triton.jit` helpers that several families share."""

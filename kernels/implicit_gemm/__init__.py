@@ -1,0 +1,1 @@
+"""The implicit GEMM, for any equal groups: forward, input gradient, weight gradient."""

@@ -1,0 +1,1 @@
+"""From a problem and a configuration to launches: operands, arguments, temporaries, compilation."""

@@ -1,0 +1,1 @@
+"""AlexNet's local response normalisation and max-pooling in one kernel."""

@@ -1,0 +1,1 @@
+"""Packed groups: adjacent groups in one block-diagonal product per tap, and their gradients."""

@@ -1,0 +1,1 @@
+"""Unequal, overlapping and listed groups in one launch, and their gradients."""
