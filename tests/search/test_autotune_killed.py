@@ -67,6 +67,7 @@ def key_of(problem, config):
     return canonical(problem.to_json()["layout"]), canonical(config.to_json())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.sweep)])
 def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, kills):
     path, log = tmp_path / "tuning.sqlite3", tmp_path / "log"
