@@ -30,7 +30,7 @@ PROBLEMS = {
 TUNE = textwrap.dedent(
     """
     import json, sys
-    from grouped_conv.autotune import native_lane
+    from grouped_conv.autotune.model import native_lane
     from grouped_conv.autotune.search.efforts import plan_effort
     from grouped_conv.autotune.measuring.live_runner import LiveRunner
     from grouped_conv.autotune.store.store import Store
