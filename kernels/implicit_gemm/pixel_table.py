@@ -16,7 +16,7 @@ from grouped_conv.kernels.device_code.index import decode_pixels, tap_bits
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig, pixels, table_entries
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch, power_of_two_divisor
 from grouped_conv.kernels.launching.operands import Operand
-from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.passes.configs import ReduceConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 TABLE = "pixel_table"

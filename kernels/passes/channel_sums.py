@@ -18,8 +18,8 @@ from grouped_conv.kernels.device_code.index import decode_pixels, shuffled
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.passes.configs import ReduceConfig
 from grouped_conv.kernels.passes.gradient_reduce import plan_sum_of_splits
-from grouped_conv.kernels.values.config import ReduceConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 PROGRAMS_PER_SM = 4

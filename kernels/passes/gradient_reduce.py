@@ -14,7 +14,7 @@ import triton.language as tl
 
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand
-from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.passes.configs import ReduceConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 TILE = 512

@@ -14,9 +14,9 @@ from grouped_conv.kernels.device_code.epilogue import pixel_offsets
 from grouped_conv.kernels.device_code.index import decode_pixels
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand, stride_integers
+from grouped_conv.kernels.passes.configs import ReduceConfig
 from grouped_conv.kernels.ragged.forward_rules import traits
 from grouped_conv.kernels.ragged.input_grad_rules import parts_width, positions
-from grouped_conv.kernels.values.config import ReduceConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 TILE = 2048

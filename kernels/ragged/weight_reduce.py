@@ -13,10 +13,10 @@ import triton.language as tl
 
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.passes.configs import ReduceConfig
 from grouped_conv.kernels.passes.gradient_reduce import TILE
 from grouped_conv.kernels.ragged.forward_rules import MAX_ALIGN, traits, weight_elements
 from grouped_conv.kernels.ragged.weight_grad_rules import REDUCE_ROW
-from grouped_conv.kernels.values.config import ReduceConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 _ROW = tl.constexpr(REDUCE_ROW)
