@@ -25,7 +25,7 @@ from grouped_conv.kernels.launching.operands import (
     is_dense,
     stride_integers,
 )
-from grouped_conv.kernels.launching.window import window_constant
+from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
 from grouped_conv.kernels.values.config import ImplicitGemmConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -149,13 +149,6 @@ def implicit_gemm(
         store_tile(part, acc, m.to(tl.int64) * out_channels, channel, 1, row_ok, col_ok, FINISH.VECTOR)
 
 
-def tap_mode(problem: ConvProblem) -> str:
-    """How a row remembers which taps are inside: one bit per tap, row and column bits, or comparisons in the loop."""
-    if problem.taps <= 31:
-        return "word"
-    return "row_column" if max(problem.kernel_size) <= 15 else "direct"
-
-
 def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operands: Mapping[str, Operand]) -> Launch:
     """The launch for `problem`; `operands` has the input with channels innermost and the packed weight."""
     x, weight, output = operands["input"], operands["weight"], operands["output"]
@@ -217,13 +210,3 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
         **{name: value for pair in strides for name, value in pair.constants.items()},
     }
     return Launch(implicit_gemm, config, (programs, 1, 1), tuple(buffers), tuple(integers), constants, trips)
-
-
-def window_extent(problem: ConvProblem, x: Operand) -> int:
-    """Elements between the first and the last value one output pixel reads; what the loop's offsets must hold."""
-    reach = [d * (k - 1) for d, k in zip(problem.dilation, problem.kernel_size, strict=True)]
-    return (
-        (reach[0] + problem.dilation[0]) * x.strides[2]
-        + (reach[1] + problem.dilation[1]) * x.strides[3]
-        + problem.in_channels
-    )

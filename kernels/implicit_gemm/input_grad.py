@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.device_code.bundles import Reach, Strides, Taps
+from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, shuffled, tap_bits, tap_mask
@@ -31,33 +32,6 @@ from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, La
 from grouped_conv.kernels.launching.operands import Operand, stride_integers
 from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.values.problem import ConvProblem
-
-
-@triton.jit
-def class_taps(
-    residue,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PAD: tl.constexpr,
-    DILATION: tl.constexpr,
-    STEP: tl.constexpr,
-    rows=None,
-):
-    """(first kernel row, number of rows, output row of the first less the class's row) of input rows of one class.
-
-    `rows` is KERNEL where the compiler must not know how many there are: see `SHORT_LOOP`.
-    """
-    if STRIDE == 1:
-        return 0, KERNEL, PAD
-    else:
-        if rows is None:
-            rows = tl.full((), KERNEL, tl.int32)
-        first = rows
-        for back in tl.static_range(min(STEP, KERNEL)):
-            row = min(STEP, KERNEL) - 1 - back
-            hit = (residue + (PAD - DILATION * row)) % STRIDE == 0
-            first = tl.where(hit, row, first)
-        return first, (rows - first + STEP - 1) // STEP, (residue + PAD - DILATION * first) // STRIDE
 
 
 @triton.jit

@@ -19,7 +19,6 @@ from grouped_conv.kernels.device_code.bundles import Epilogue, Strides, Taps
 from grouped_conv.kernels.device_code.epilogue import activate, affine, finish, pixel_offsets
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits
 from grouped_conv.kernels.device_code.reduction import multiply_add
-from grouped_conv.kernels.implicit_gemm.forward import tap_mode, window_extent
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import (
     Arguments,
@@ -28,7 +27,7 @@ from grouped_conv.kernels.launching.operands import (
     format_strides,
     stride_integers,
 )
-from grouped_conv.kernels.launching.window import window_constant
+from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
 from grouped_conv.kernels.separable.forward_rules import (
     SeparableConfig,
     SeparableProblem,
