@@ -13,9 +13,9 @@ from typing import Any
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.instructions import Instruction, Mix, loops
 from grouped_conv.autotune.machine_code.resources import Resources, disassembled, read_resources
-from grouped_conv.autotune.model.directions import plan
 from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults
+from grouped_conv.kernels.call import plan
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
 from grouped_conv.kernels.values.config import KernelConfig

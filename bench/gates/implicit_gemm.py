@@ -24,10 +24,10 @@ from grouped_conv.bench.gates.rules import (
     wide_stores,
 )
 from grouped_conv.kernels.gradient_call import plan_bias_gradient
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import ENTRY_BYTES, WeightGradConfig
 from grouped_conv.kernels.launching.launch import Launch
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.problem import ConvProblem

@@ -12,7 +12,6 @@ from typing import Any
 
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.resources import read_resources
-from grouped_conv.autotune.model.directions import plan
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.bench.gates.engine import Compiled, Gate, gradients, judged_launches
 from grouped_conv.bench.gates.findings import width_fault
@@ -24,13 +23,15 @@ from grouped_conv.bench.gates.rules import (
     tile_loads,
     wide_stores,
 )
+from grouped_conv.kernels.call import plan
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
 from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, traits
 from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig
 from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig
-from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.layout import GroupLayout
 from grouped_conv.kernels.values.problem import ConvProblem

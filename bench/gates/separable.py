@@ -14,7 +14,8 @@ from grouped_conv.bench.gates.findings import VECTOR_BYTES
 from grouped_conv.bench.gates.rules import tensor_cores, wide_stores
 from grouped_conv.kernels.launching.launch import Launch
 from grouped_conv.kernels.separable.forward import plan_separable_call
-from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem, slices_of, why_not_on
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, slices_of, why_not_on
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
 

@@ -16,6 +16,7 @@ SWEPT = [pytest.param(arch, "bfloat16", marks=pytest.mark.sweep) for arch in ("s
 A100 = DeviceSpec.get("sm_80")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arch", "dtype"),
     [("sm_80", "float16"), ("sm_80", "bfloat16"), ("sm_90", "float16"), ("gfx942", "float16"), *SWEPT],

@@ -15,20 +15,20 @@ from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP, Finding
 from grouped_conv.bench.gates.implicit_gemm import EXEMPT, TILES, tile_limit
 from grouped_conv.kernels import DeviceSpec, ImplicitGemmConfig
 from grouped_conv.kernels.families import FAMILIES
-from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
 
 FORWARD, FORWARD_TILES = GATES["implicit_gemm"]
 CONV5 = dict(FORWARD.problems())["conv5"]
 
 
 def test_every_family_has_a_gate():
-    assert GATES.keys() == {*FAMILIES, *GRADIENT_FAMILIES, "separable", "lrn_pool"}
+    assert GATES.keys() == FAMILIES.keys()
     for family, gates in GATES.items():
         assert {gate.family for gate in gates} == {family}
         assert not gates[0].tiles  # the first judges defaults
         assert len(gates[0].layers) > 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", [*EVERY_RUN, *(pytest.param(arch, marks=pytest.mark.sweep) for arch in SWEEP)])
 def test_alexnet_compiles_well_by_default(arch):
     findings = list(FORWARD.findings(arch))
