@@ -78,6 +78,7 @@ def test_aligned_problems_waste_no_sector(arch: int, capsys: pytest.CaptureFixtu
     assert stats.totals()["shared_wavefronts"] == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", EVERY_RUN)
 def test_alexnets_layers_compile_well_by_default(arch: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = list(GATE.findings(arch))
@@ -87,6 +88,7 @@ def test_alexnets_layers_compile_well_by_default(arch: str, capsys: pytest.Captu
     assert {finding.layer: finding.faults for finding in found if finding.faults} == {}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", EVERY_RUN)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_other_dtypes_compile_well(dtype: str, arch: str) -> None:
@@ -96,6 +98,7 @@ def test_the_other_dtypes_compile_well(dtype: str, arch: str) -> None:
     assert finding.faults == (), finding
 
 
+@pytest.mark.full
 def test_the_gate_would_notice() -> None:
     device, config = DeviceSpec.get("sm_80"), LrnPoolConfig(strip=1, rows=13)
     problem = LAYERS["norm2+pool2"]
