@@ -12,9 +12,8 @@ from typing import Any
 
 from grouped_conv.autotune.machine_code.instructions import Instruction, loops
 from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.bench.gates.engine import Compiled, Gate, Tile, gradients, square, uncounted
+from grouped_conv.bench.gates.engine import Compiled, Gate, Tile, first_loop, gradients, per, square, uncounted
 from grouped_conv.bench.gates.rules import BIAS_RELU, no_atomics, wide_loads, wide_stores
-from grouped_conv.kernels.depthwise import weight_grad_rules
 from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, per_thread
 from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig
 from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
@@ -63,12 +62,11 @@ def per_value(compiled: Compiled) -> float:
     return issued(compiled.code, trips) / (per_thread(config, compiled.device) * config.tile_h * config.tile_w)
 
 
-def per_gradient(compiled: Compiled) -> float | None:
-    """Instructions of the inner loops of all kernel rows per output pixel and channel of a thread."""
-    config, (loop, *_) = compiled.config, loops(compiled.code) or [[]]
+def weight_values(compiled: Compiled) -> float:
+    """Output pixels and channels of one trip of the weight's gradient, divided by its trips over kernel rows."""
+    config = compiled.config
     rows = compiled.problem.kernel_size[0] if config.rows == 1 else 1
-    values = weight_grad_rules.per_thread(config, compiled.device) * config.tile_h * config.tile_w
-    return len(loop) * rows / values if loop else None
+    return float(config.block_p * config.block_c * config.tile_h * config.tile_w / rows)
 
 
 def wide_if_packed(compiled: Compiled) -> Iterator[str]:
@@ -122,7 +120,8 @@ GATES = (
         WEIGHT_GRAD,
         layers=gradients(TILE_LAYERS, "weight_grad"),
         tiles=WEIGHT_GRAD_TILES,
-        count=per_gradient,
+        loop=first_loop(),
+        count=per(weight_values),
         rules=(wide_loads, no_atomics),
     ),
 )

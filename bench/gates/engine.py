@@ -66,6 +66,16 @@ def per_mma(compiled: Compiled) -> float | None:
     return compiled.resources.loop.per_mma if compiled.resources.loop else None
 
 
+def per(values: Callable[[Compiled], float]) -> Callable[[Compiled], float | None]:
+    """Instructions that a thread issues in one trip of the loop per value of its own, given the program's values."""
+
+    def count(compiled: Compiled) -> float | None:
+        loop = compiled.resources.loop
+        return loop.instructions * compiled.threads / values(compiled) if loop else None
+
+    return count
+
+
 def uncounted(compiled: Compiled) -> float | None:
     """No figure: the rules alone judge the kernel."""
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from grouped_conv.bench.gates.engine import Compiled, Gate, first_loop, gradients, square
+from grouped_conv.bench.gates.engine import Compiled, Gate, first_loop, gradients, per, square
 from grouped_conv.bench.gates.rules import (
     BIAS_RELU,
     GRADIENT_VARIANTS,
@@ -55,29 +55,17 @@ def limit(layer: str, problem: Any, config: Any, device: DeviceSpec) -> float | 
     return held.get(device.arch_name, other)
 
 
-def per_output(compiled: Compiled) -> float | None:
-    """Instructions of the loop per output value of a thread."""
+def pixels(compiled: Compiled) -> float:
+    """Pixels of one step, times the groups of a pack."""
     config = compiled.config
-    return _per_value(compiled, config.block_m * config.strip * config.pack * compiled.problem.k_per_group)
+    return float(config.block_m * config.strip * config.pack)
 
 
-def per_input(compiled: Compiled) -> float | None:
-    """Instructions of the loop per input value of a thread."""
-    config = compiled.config
-    return _per_value(compiled, config.block_m * config.strip * config.pack * compiled.problem.c_per_group)
-
-
-def per_input_and_row(compiled: Compiled) -> float | None:
-    """Instructions of the loops of all kernel rows per input value of a thread."""
+def weight_pixels(compiled: Compiled) -> float:
+    """Input pixels of one step of the weight's gradient, times the groups of a pack, for one of its parts of rows."""
     config, problem = compiled.config, compiled.problem
     rows = kernel_rows(problem, config) / problem.kernel_size[0]
-    pixels = config.block_k * config.strip * problem.stride[0] * problem.stride[1] * rows
-    return _per_value(compiled, pixels * config.pack * problem.c_per_group)
-
-
-def _per_value(compiled: Compiled, values: float) -> float | None:
-    loop = compiled.resources.loop
-    return loop.instructions * compiled.threads / values if loop else None
+    return float(config.block_k * config.strip * config.pack * problem.stride[0] * problem.stride[1] * rows)
 
 
 FORWARD = Gate(
@@ -87,7 +75,7 @@ FORWARD = Gate(
     variants=(("float16", BIAS_RELU),),
     limit=limit,
     loop=first_loop("mma", "global_store"),
-    count=per_output,
+    count=per(lambda compiled: pixels(compiled) * compiled.problem.k_per_group),
     rules=(tensor_cores, wide_loop_loads, wide_stores),
 )
 INPUT_GRAD = replace(
@@ -96,7 +84,7 @@ INPUT_GRAD = replace(
     unit="value",
     layers=gradients(LAYERS, "input_grad"),
     variants=GRADIENT_VARIANTS,
-    count=per_input,
+    count=per(lambda compiled: pixels(compiled) * compiled.problem.c_per_group),
     rules=(*FORWARD.rules, no_atomics),
 )
 WEIGHT_GRAD = replace(
@@ -104,6 +92,6 @@ WEIGHT_GRAD = replace(
     family="packed_weight_grad",
     layers=gradients(LAYERS, "weight_grad"),
     loop=first_loop("mma", "global_load"),
-    count=per_input_and_row,
+    count=per(lambda compiled: weight_pixels(compiled) * compiled.problem.c_per_group),
 )
 GATES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)

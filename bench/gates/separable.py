@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from grouped_conv.bench.gates.engine import Compiled, Gate, first_loop, square
+from grouped_conv.bench.gates.engine import Compiled, Gate, first_loop, per, square
 from grouped_conv.bench.gates.findings import VECTOR_BYTES
 from grouped_conv.bench.gates.rules import tensor_cores, wide_stores
 from grouped_conv.kernels.launching.launch import Launch
@@ -61,11 +61,10 @@ def kernel_alone(problem: SeparableProblem, config: SeparableConfig) -> Sequence
     return plan_separable_call(problem, config)[0][-1:]
 
 
-def per_intermediate_value(compiled: Compiled) -> float | None:
-    """Instructions of the loop over slices per intermediate value of a thread."""
-    problem, config, loop = compiled.problem, compiled.config, compiled.resources.loop
-    values = config.block_m * problem.mid_channels / slices_of(problem, config).count
-    return loop.instructions * compiled.threads / values if loop else None
+def slice_values(compiled: Compiled) -> float:
+    """Intermediate values of one slice."""
+    problem, config = compiled.problem, compiled.config
+    return float(config.block_m * problem.mid_channels / slices_of(problem, config).count)
 
 
 def wide_slice_loads(compiled: Compiled) -> Iterator[str]:
@@ -97,7 +96,7 @@ GATES = (
         limit=lambda layer, problem, config, device: LIMITS.get(device.arch_name),
         launches=kernel_alone,
         loop=first_loop("mma"),
-        count=per_intermediate_value,
+        count=per(slice_values),
         rules=(tensor_cores, wide_slice_loads, wide_stores),
         varied=varied,
     ),
