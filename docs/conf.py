@@ -35,6 +35,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures stay short; the docstrings give shapes and units
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 html_theme = "furo"
@@ -48,12 +49,12 @@ class CommandHelp(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         from grouped_conv.cli.main import main
 
-        top = click.Context(main, info_name="grouped-conv", terminal_width=100)
+        top = click.Context(main, info_name="grouped-conv", terminal_width=86)
         found: list[nodes.Node] = [nodes.literal_block(text=main.get_help(top), language="text")]
         for name in main.list_commands(top):
             command = main.get_command(top, name)
             assert command is not None
-            context = click.Context(command, info_name=name, parent=top, terminal_width=100)
+            context = click.Context(command, info_name=name, parent=top, terminal_width=86)
             section = nodes.section(ids=[f"command-{name}"], names=[f"command-{name}"])
             section += nodes.title(text=name)
             section += nodes.literal_block(text=command.get_help(context), language="text")
