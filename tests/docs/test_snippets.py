@@ -109,6 +109,14 @@ def test_the_reference_names_every_public_name() -> None:
         assert not missing, f"docs/reference says nothing of {package.__name__}: {missing}"
 
 
+def test_the_map_names_every_folder() -> None:
+    text = (ROOT / "docs" / "design" / "map.md").read_text()
+    for layer in ("kernels", "autotune", "grouped_conv"):
+        folders = [path.parent.name for path in (ROOT / layer).glob("*/__init__.py") if not path.parent.is_symlink()]
+        assert folders
+        assert [name for name in folders if f"`{name}/`" not in text] == [], f"of {layer}/"
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", re.sub(r"`[^`]*`", "", page.read_text()))
