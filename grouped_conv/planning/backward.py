@@ -23,8 +23,8 @@ from grouped_conv.call_values.request import Operands, Request
 from grouped_conv.context import overrides, tracing, workspace
 from grouped_conv.context.policies import get_policy
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.kernels.call import Call
 from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_bias_gradient, plan_gradient
+from grouped_conv.kernels.launching.calls import Call
 from grouped_conv.kernels.launching.operands import Operand, channels_last_strides
 from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.planning import decisions, executors, plan_cache, written_gradient

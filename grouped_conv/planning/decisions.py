@@ -9,7 +9,7 @@ import torch
 from grouped_conv.by_torch.gradients import float32_flag
 from grouped_conv.call_values.memory_formats import is_channels_last
 from grouped_conv.call_values.request import Operands, Request
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.layout import GroupLayout

@@ -17,7 +17,8 @@ from grouped_conv.by_torch.gradients import aten_convolution, compose, shuffle_c
 from grouped_conv.call_values import memory_formats as layouts
 from grouped_conv.call_values.request import Operands, Request
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.kernels.call import Call, Temporary, plan_call
+from grouped_conv.kernels.call import plan_call
+from grouped_conv.kernels.launching.calls import Call, Temporary
 from grouped_conv.kernels.launching.launch import Launch
 from grouped_conv.kernels.launching.operands import Operand
 from grouped_conv.kernels.values.config import KernelConfig

@@ -16,13 +16,8 @@ from grouped_conv.call_values.separable_request import SeparableOperands, Separa
 from grouped_conv.context import overrides, tracing
 from grouped_conv.context.policies import get_policy
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.kernels.separable.forward_rules import (
-    SeparableConfig,
-    SeparableProblem,
-    one_warp,
-    slices_of,
-    why_invalid,
-)
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, one_warp, slices_of, why_invalid
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.ops import conv2d as ops

@@ -14,8 +14,8 @@ from grouped_conv.autotune.store.store import default_store, triton_version
 from grouped_conv.by_torch import forward_context
 from grouped_conv.context import policies
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, ImplicitGemmConfig
+from grouped_conv.kernels.families import FAMILIES
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
 from grouped_conv.ops import conv2d as ops
 from grouped_conv.planning import backward, decisions, live_device, plan, plan_cache, records
 from grouped_conv.planning import forward as dispatch
@@ -94,7 +94,7 @@ def test_gradients_need_a_self_check_too(h100: DeviceSpec, direction: str) -> No
     assert decide(problem, gpu_conditions("kernels"), 0).config.direction == direction
     default_store().record_self_check(h100.key, "implicit_gemm", "forward", True)
     assert decide(problem, gpu_conditions("predicted"), 0).config is None
-    families = [name for name, family in GRADIENT_FAMILIES.items() if family.direction == direction]
+    families = [name for name, family in FAMILIES.items() if family.direction == direction]
     for name in families:
         default_store().record_self_check(h100.key, name, direction, True)
     chosen = decide(problem, gpu_conditions("predicted"), 0)

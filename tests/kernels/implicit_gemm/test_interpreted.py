@@ -12,7 +12,7 @@ from torch import Tensor
 
 import grouped_conv
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, ImplicitGemmConfig
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import why_invalid
 
 
 def expected_launches(problem: ConvProblem, config: ImplicitGemmConfig) -> tuple[str, ...]:

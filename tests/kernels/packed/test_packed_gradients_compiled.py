@@ -27,8 +27,8 @@ from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.device_code import epilogue as jit_epilogue
 from grouped_conv.kernels.device_code import gradient as jit_gradient
 from grouped_conv.kernels.device_code import reduction as jit_reduction
+from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.launching.launch import compile_launch
 from grouped_conv.kernels.packed import sums as jit_packed
 from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
@@ -199,7 +199,7 @@ def test_the_model_has_a_default_for_every_thin_layer(device: str, direction: st
         return
     assert configs
     for config in configs:
-        family = gradient_family_of(config)
+        family = family_of(config)
         assert family.why_invalid(problem, config) is None
         assert family.why_not_on(problem, config, spec) is None
         prediction = model.predict(problem, config, spec)
