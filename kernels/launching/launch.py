@@ -16,9 +16,9 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from grouped_conv.kernels.launching.compiling import compiling
 from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.refusals import INT32_MAX as INT32_MAX
 
 POINTER_TYPE = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "int64": "*i64"}
-INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import triton.language as tl
 from grouped_conv.kernels.device_code.bundles import Strides
 from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, class_step, most_taps
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand, store_vector, stride_integers
@@ -29,6 +28,7 @@ from grouped_conv.kernels.packed.input_grad_rules import (
     programs,
 )
 from grouped_conv.kernels.packed.sums import first_strips, next_strips, pack_columns, per_channel
+from grouped_conv.kernels.values.classes import class_size, class_step, most_taps
 from grouped_conv.kernels.values.problem import ConvProblem
 
 
