@@ -22,11 +22,12 @@ from grouped_conv.autotune.model.separable import forward as separable_model
 from grouped_conv.bench.traffic.compulsory import Needs, total
 from grouped_conv.bench.traffic.sample_calls import Problem, sample_call
 from grouped_conv.context.tracing import trace
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.interpreting.counting import WRITE, LaunchTraffic, counting
 from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
-from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue

@@ -22,8 +22,8 @@ from grouped_conv.bench.noop_driver import NoopLauncher, noop_driver
 from grouped_conv.call_values.geometry import Geometry
 from grouped_conv.call_values.request import Operands, Request
 from grouped_conv.functional.conv2d import grouped_conv2d
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.launching.launch import Launch
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.ops import conv2d as ops

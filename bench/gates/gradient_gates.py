@@ -6,7 +6,7 @@ from typing import Any
 
 from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
 from grouped_conv.bench.gates.findings import VECTOR_BYTES
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.problem import ConvProblem

@@ -15,8 +15,8 @@ from grouped_conv.autotune.machine_code.instructions import Instruction, Mix, lo
 from grouped_conv.autotune.machine_code.resources import disassembled
 from grouped_conv.autotune.model.packed import forward as packed_groups_model
 from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
-from grouped_conv.kernels.validity import why_invalid
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.problem import ConvProblem

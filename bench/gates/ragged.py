@@ -15,8 +15,9 @@ from grouped_conv.autotune.machine_code.resources import Resources
 from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.bench.gates.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, traits
-from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.layout import GroupLayout

@@ -18,7 +18,8 @@ from grouped_conv.autotune.machine_code.resources import read_resources
 from grouped_conv.bench.gates.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
 from grouped_conv.kernels.launching.launch import compile_launch
 from grouped_conv.kernels.separable.forward import plan_separable_call
-from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem, slices_of, why_not_on
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, slices_of, why_not_on
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.problem import ConvProblem

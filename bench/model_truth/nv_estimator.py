@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from grouped_conv.autotune.model.implicit_gemm.forward_candidates import axes, why_redundant
 from grouped_conv.autotune.model.implicit_gemm.forward_terms import warp_grid
 from grouped_conv.bench.model_truth.gemm_shapes import Gemm
-from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.families import why_invalid
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 
 GPUS = {"a100": "A100_SXM_80GB", "h100-sxm": "H100_SXM"}

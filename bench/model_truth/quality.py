@@ -14,8 +14,9 @@ from grouped_conv.bench.model_truth.agreement import Agreement, agreement, is_fa
 from grouped_conv.bench.model_truth.gemm_shapes import SHAPES, Gemm
 from grouped_conv.bench.model_truth.nv_estimator import Estimator
 from grouped_conv.bench.model_truth.published_matmul import PUBLISHED, Published
-from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.families import why_invalid
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
+from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 
 PROPOSALS = 16

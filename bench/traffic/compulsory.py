@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grouped_conv.kernels.interpreting.counting import Offsets
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
-from grouped_conv.kernels.separable.forward_rules import SeparableProblem
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.problem import ConvProblem, Pair
 
 Table = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ from grouped_conv.functional.lrn_pool import lrn_max_pool2d
 from grouped_conv.functional.ragged import ragged_conv2d
 from grouped_conv.functional.separable import separable_conv2d
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
-from grouped_conv.kernels.separable.forward_rules import SeparableProblem
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.problem import ConvProblem
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from grouped_conv.kernels import ConvProblem, KernelConfig
     from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
-    from grouped_conv.kernels.separable.forward_rules import SeparableProblem
+    from grouped_conv.kernels.separable.problem import SeparableProblem
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from grouped_conv.call_values.ragged_checks import RaggedOperands
 from grouped_conv.call_values.request import BackwardOperands, BackwardRequest, Gradients, Operands, Wanted
 from grouped_conv.context import workspace
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.kernels.call import Call
 from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_bias_gradient, plan_gradient
+from grouped_conv.kernels.launching.calls import Call
 from grouped_conv.kernels.launching.operands import Operand, channels_last_strides
 from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.planning import written_gradient

@@ -16,7 +16,7 @@ from grouped_conv.call_values.ragged_checks import RaggedOperands
 from grouped_conv.call_values.request import Operands, Request
 from grouped_conv.context import overrides
 from grouped_conv.context.policies import get_policy, is_strict
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import family_of, why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
@@ -71,14 +71,13 @@ class Kind(NamedTuple):
     """What differs between convolutions, separable blocks and LRN with pooling when a path is chosen.
 
     Attributes:
-        owns: is a configuration that `using_config` gave one for this kind of call?
-        why_invalid: why a configuration cannot run a problem, or None.
+        takes_all: is every configuration that `using_config` gave meant for these calls, and an error if it cannot run
+            them? Otherwise only those of a family that computes such problems.
         refuse: raises where kernels are insisted on and the second argument keeps them from running.
         choose: the path where nothing has decided before.
     """
 
-    owns: Callable[[KernelConfig], bool]
-    why_invalid: Callable[[Any, Any], str | None]
+    takes_all: bool
     refuse: Callable[[Conditions, str], None]
     choose: Callable[[Any, Conditions, Executor], Decision]
 
@@ -104,11 +103,12 @@ def decide(problem: Any, conditions: Conditions, kind: Kind) -> Decision:
         obstacle = place.barred or ON_CPU
         kind.refuse(conditions, obstacle)
         return Decision(None, obstacle)
-    if conditions.given is not None and kind.owns(conditions.given):
-        reason = kind.why_invalid(problem, conditions.given)
+    given = conditions.given
+    if given is not None and (kind.takes_all or family_of(given).problem is type(problem)):
+        reason = why_invalid(problem, given)
         if reason is not None:
-            raise ValueError(f"configuration {conditions.given} cannot run {problem}: {reason}")
-        return Decision(conditions.given, "a configuration was given", "given")
+            raise ValueError(f"configuration {given} cannot run {problem}: {reason}")
+        return Decision(given, "a configuration was given", "given")
     return kind.choose(problem, conditions, place.executor)
 
 
@@ -129,7 +129,7 @@ def _choose_convolution(problem: ConvProblem, conditions: Conditions, executor: 
     return consult(problem, "kernels" if conditions.insists else conditions.policy, conditions.place)
 
 
-CONVOLUTION = Kind(lambda config: True, why_invalid, _refuse_convolution, _choose_convolution)
+CONVOLUTION = Kind(True, _refuse_convolution, _choose_convolution)
 """A convolution or one of its gradients."""
 
 

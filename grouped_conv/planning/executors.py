@@ -20,10 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
 from grouped_conv.kernels.families import family_of
-from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 from grouped_conv.kernels.launching.launch import Launch, compile_launch, compile_options
-from grouped_conv.kernels.lrn_pool import forward_rules as lrn_pool_rules
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
@@ -228,10 +226,8 @@ def native_config(problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
 
     Beyond one warp and 64 columns the lane's lowering is wrong or slow.
     """
-    if isinstance(problem, LrnPoolProblem):
-        return lrn_pool_rules.one_warp(problem)
     chosen = _heuristic(problem, DeviceSpec.get("h100"))
-    return (GRADIENT_FAMILIES.get(chosen.family) or family_of(chosen)).one_warp(problem)
+    return family_of(chosen).one_warp(problem)
 
 
 def _heuristic(problem: ConvProblem | LrnPoolProblem, device: DeviceSpec) -> KernelConfig:

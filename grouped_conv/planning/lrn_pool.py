@@ -11,7 +11,7 @@ from torch import Tensor
 from grouped_conv.by_torch.lrn_pool import LrnPoolRequest, lrn_pool_by_torch
 from grouped_conv.call_values import memory_formats as layouts
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, why_invalid
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.kernels.values.problem import ITEM_SIZE
 from grouped_conv.planning.decisions import NO_ELEMENTS, Conditions, Decision, Kind, decide, dtype_name
@@ -119,5 +119,5 @@ def _choose(problem: LrnPoolProblem, conditions: Conditions, executor: Executor)
     return Decision(None, reason)
 
 
-LRN_POOL = Kind(lambda config: isinstance(config, LrnPoolConfig), why_invalid, _refuse, _choose)
+LRN_POOL = Kind(False, _refuse, _choose)
 PLANNER = Planner("lrn_max_pool2d", _make)

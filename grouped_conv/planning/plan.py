@@ -19,7 +19,8 @@ from grouped_conv.call_values.ragged_checks import RaggedOperands
 from grouped_conv.call_values.ragged_weights import are_flat, in_flat_storage
 from grouped_conv.call_values.request import Operands, Request
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.kernels.call import Call, plan_call
+from grouped_conv.kernels.call import plan_call
+from grouped_conv.kernels.launching.calls import Call
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.layout import GroupLayout
 from grouped_conv.kernels.values.problem import ConvProblem

@@ -13,13 +13,8 @@ from grouped_conv.call_values.checks import check_operands
 from grouped_conv.call_values.memory_formats import is_channels_last
 from grouped_conv.call_values.separable_request import SeparableOperands, SeparableRequest
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.kernels.separable.forward_rules import (
-    SeparableConfig,
-    SeparableProblem,
-    one_warp,
-    slices_of,
-    why_invalid,
-)
+from grouped_conv.kernels.separable.forward_rules import one_warp, slices_of
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.planning import forward
 from grouped_conv.planning.decisions import (
@@ -162,5 +157,5 @@ def _refuse(conditions: Conditions, obstacle: str) -> None:
     """Nothing to refuse: the two calls decide for themselves."""
 
 
-SEPARABLE = Kind(lambda config: isinstance(config, SeparableConfig), why_invalid, _refuse, _choose)
+SEPARABLE = Kind(False, _refuse, _choose)
 PLANNER = Planner("separable_conv2d", _make)

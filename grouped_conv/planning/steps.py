@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from grouped_conv.call_values import device_tables
-from grouped_conv.kernels.call import Temporary
+from grouped_conv.kernels.launching.calls import Temporary
 from grouped_conv.kernels.launching.launch import Launch
 from grouped_conv.kernels.launching.operands import Operand
 from grouped_conv.planning.executors import Executor

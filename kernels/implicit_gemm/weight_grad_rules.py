@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from grouped_conv.kernels.values.config import KernelConfig, power_of_two
@@ -91,6 +91,20 @@ def table_entries(problem: ConvProblem, config: WeightGradConfig) -> int:
 def table_bytes(problem: ConvProblem, config: WeightGradConfig) -> int:
     """Bytes of the table of pixels, none without one."""
     return ENTRY_BYTES * table_entries(problem, config)
+
+
+def fit_first_pass(
+    problem: ConvProblem, config: WeightGradConfig, part: int, max_bytes: int
+) -> tuple[WeightGradConfig, int]:
+    """The configuration without its table if `max_bytes` cannot hold it and the `part` bytes of one split.
+
+    Returns:
+        the configuration, and the bytes that its table leaves.
+    """
+    table = table_bytes(problem, config)
+    if table + part > max_bytes:
+        return (replace(config, pixel_table=False) if table else config), max_bytes
+    return config, max_bytes - table
 
 
 def why_invalid(problem: ConvProblem, config: WeightGradConfig) -> str | None:

@@ -18,7 +18,7 @@ from grouped_conv.kernels.launching.operands import (
     store_vector,
     stride_integers,
 )
-from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.passes.configs import ReduceConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 

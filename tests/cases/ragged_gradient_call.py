@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from grouped_conv.kernels.call import Call
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
+from grouped_conv.kernels.launching.calls import Call
 from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig
 from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig
 from grouped_conv.kernels.values.problem import ConvProblem

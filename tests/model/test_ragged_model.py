@@ -12,13 +12,14 @@ from grouped_conv.autotune.search.shortlist import shortlist
 from grouped_conv.bench.gates import ragged as ragged_gate
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ConvProblem, DeviceSpec, GroupLayout, ImplicitGemmConfig
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, tiles
-from grouped_conv.kernels.validity import why_invalid
 
 DEVICES = [DeviceSpec.get(name) for name in ("a100", "h100", "mi300x", "b200", "l4")]
 SERIES = ragged_problem(GroupLayout.log_series(128, 256, 4), (28, 28), batch=32, padding=(1, 1, 1, 1))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", [*EVERY_RUN, *(pytest.param(arch, marks=pytest.mark.sweep) for arch in SWEEP)])
 def test_compiles_well(arch: str) -> None:
     """At alignment 8 the loop is within 5 % of the uniform flat one; no layout spills at its default."""

@@ -12,14 +12,8 @@ from grouped_conv.autotune.model.separable import forward as separable_model
 from grouped_conv.autotune.model.separable.forward import candidates, defaults, plan_fusion, predict
 from grouped_conv.context.overrides import using_config
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig, KernelConfig
-from grouped_conv.kernels.separable.forward_rules import (
-    SeparableConfig,
-    SeparableProblem,
-    slices_of,
-    tiles,
-    why_invalid,
-    why_not_on,
-)
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, slices_of, tiles, why_invalid, why_not_on
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.planning import decisions
 from grouped_conv.planning.decisions import Conditions
 from grouped_conv.planning.executors import DriverExecutor, InterpreterExecutor, Place

@@ -259,6 +259,7 @@ def small(request: pytest.FixtureRequest) -> AlexNet:
     return Small(num_classes=1, variant=request.param).eval()
 
 
+@pytest.mark.full
 @pytest.mark.smoke
 def test_alexnet_normalises_and_pools_by_the_kernel(small: AlexNet) -> None:
     """Two images of 67 pixels: every convolution and both normalised layers run by kernels, nothing is packed twice."""

@@ -15,8 +15,8 @@ from grouped_conv.autograd import forward_context
 from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.store.store import default_store, triton_version
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, ImplicitGemmConfig
+from grouped_conv.kernels.families import FAMILIES
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
 from grouped_conv.planning import decisions, live_device, plan, plan_cache, steps
 from grouped_conv.planning.decisions import CONVOLUTION, Decision, decide
 
@@ -87,7 +87,7 @@ def test_gradients_need_a_self_check_too(h100: DeviceSpec, direction: str) -> No
     assert decided("kernels", problem).config.direction == direction
     default_store().record_self_check(h100.key, "implicit_gemm", "forward", True)
     assert decided("predicted", problem).config is None
-    families = [name for name, family in GRADIENT_FAMILIES.items() if family.direction == direction]
+    families = [name for name, family in FAMILIES.items() if family.direction == direction]
     for name in families:
         default_store().record_self_check(h100.key, name, direction, True)
     chosen = decided("predicted", problem)

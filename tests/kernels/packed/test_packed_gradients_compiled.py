@@ -27,8 +27,8 @@ from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.device_code import epilogue as jit_epilogue
 from grouped_conv.kernels.device_code import gradient as jit_gradient
 from grouped_conv.kernels.device_code import reduction as jit_reduction
+from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.launching.launch import compile_launch
 from grouped_conv.kernels.packed import sums as jit_packed
 from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
@@ -141,6 +141,7 @@ def test_infinity_stays_in_its_group_as_compiled(where: str, arch: int) -> None:
     assert not dirty["grad_input"].isfinite().all()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", EVERY_RUN)
 def test_compiles_well_by_default(arch: str) -> None:
     """ResNeXt-50 and ShuffleNet layers at their defaults: no spills, 16-byte accesses, no atomics, few instructions."""
@@ -161,6 +162,7 @@ def faultless(arch: str, dtypes: Sequence[str], epilogues: Sequence[Epilogue]) -
     assert {f"{f.family} {f.layer}": f.faults for f in findings if f.faults} == {}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_the_branch_for_non_finite_values_stays_a_loop(arch: str) -> None:
     """It has a loop of few instructions; with its taps unrolled the smallest had more than 200, and relu spilled."""
@@ -197,7 +199,7 @@ def test_the_model_has_a_default_for_every_thin_layer(device: str, direction: st
         return
     assert configs
     for config in configs:
-        family = gradient_family_of(config)
+        family = family_of(config)
         assert family.why_invalid(problem, config) is None
         assert family.why_not_on(problem, config, spec) is None
         prediction = model.predict(problem, config, spec)

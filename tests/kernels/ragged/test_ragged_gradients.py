@@ -26,8 +26,8 @@ from grouped_conv.bench.gates.findings import EVERY_RUN
 from grouped_conv.call_values.ragged_weights import views
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
 from grouped_conv.kernels.device_code import gradient
+from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
-from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
 from grouped_conv.kernels.ragged import input_grad, weight_grad
@@ -309,7 +309,7 @@ def test_models_answer_for_every_layout(device: str) -> None:
             found = list(model.defaults(asked, spec))  # type: ignore[attr-defined]
             assert found, name
             for config in found:
-                assert gradient_family_of(config).why_invalid(asked, config) is None, name
+                assert family_of(config).why_invalid(asked, config) is None, name
                 prediction = model.predict(asked, config, spec)  # type: ignore[attr-defined]
                 assert prediction.us > prediction.floor_us > 0
                 assert prediction.bound in prediction.terms
