@@ -14,6 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from grouped_conv.kernels.launching.compiling import compiling
 from grouped_conv.kernels.values.config import KernelConfig
 
 POINTER_TYPE = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "int64": "*i64"}
@@ -126,7 +127,5 @@ def compile_options(launch: Launch, target: GPUTarget) -> dict[str, Any]:
 
 def compile_launch(launch: Launch, target: GPUTarget) -> CompiledKernel:
     """Compile one launch for `target`; needs no GPU. Triton keeps the result in its cache on disk."""
-    from grouped_conv.kernels.interpreting.interpreter import compiling
-
     with compiling():
         return triton.compile(launch.source(), target=target, options=compile_options(launch, target))
