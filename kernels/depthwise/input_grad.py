@@ -20,13 +20,13 @@ from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradCo
 from grouped_conv.kernels.depthwise.input_grad_sums import part_products
 from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
 from grouped_conv.kernels.device_code.bundles import Strides
+from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.index import OUTSIDE, shuffled
-from grouped_conv.kernels.implicit_gemm.input_grad import class_taps
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_step
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Arguments, Operand, stride_integers
+from grouped_conv.kernels.values.classes import class_step
 from grouped_conv.kernels.values.problem import ConvProblem
 
 

@@ -16,10 +16,9 @@ from grouped_conv.kernels.device_code.bundles import Epilogue, Reach, Strides, T
 from grouped_conv.kernels.device_code.epilogue import finish, row_offsets
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits, tap_mask
 from grouped_conv.kernels.device_code.reduction import multiply_add
-from grouped_conv.kernels.implicit_gemm.forward import tap_mode
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand, epilogue_arguments, is_dense, stride_integers
-from grouped_conv.kernels.launching.window import window_constant
+from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
 from grouped_conv.kernels.ragged.forward_rules import ROW, RaggedConfig, last_tap, tiles, traits, trips
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -266,13 +265,3 @@ def _has_a_bit(tap: int, mode: str, kernel_w: int) -> bool:
     if mode == "word":
         return tap <= 31
     return mode == "row_column" and tap // kernel_w <= 15
-
-
-def window_extent(problem: ConvProblem, x: Operand) -> int:
-    """Elements between the first and the last value one output pixel reads; what the loop's offsets must hold."""
-    reach = [d * (k - 1) for d, k in zip(problem.dilation, problem.kernel_size, strict=True)]
-    return (
-        (reach[0] + problem.dilation[0]) * x.strides[2]
-        + (reach[1] + problem.dilation[1]) * x.strides[3]
-        + problem.in_channels
-    )
