@@ -6,6 +6,7 @@ would become tensors of 32 bits, and a local annotated `tl.constexpr` cannot hol
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import triton
@@ -29,7 +30,7 @@ class TileAxis(NamedTuple):
 
 
 @triton.constexpr_function
-def plain(axis):
+def plain(axis: Iterable[int]) -> TileAxis:
     """A `TileAxis` as a `constexpr_function` needs it: Triton 3.6 passes it without names, its numbers wrapped."""
     return TileAxis(*[int(field) for field in axis])
 
