@@ -54,8 +54,7 @@ def quotient(n, divisor, magic, shift, WIDE: tl.constexpr):
 @triton.jit
 def places(m, row, image, OUT_H, OUT_W, strides):
     """Offset of each output pixel's first channel: three products, none of them waits for a remainder."""
-    next_row = strides.h - OUT_W * strides.w
-    return m * strides.w + row * next_row + image * (strides.n - OUT_H * strides.h)
+    return m * strides.w + row * (strides.h - OUT_W * strides.w) + image * (strides.n - OUT_H * strides.h)
 
 
 class Group(NamedTuple):

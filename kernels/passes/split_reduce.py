@@ -23,31 +23,12 @@ from grouped_conv.kernels.values.problem import ConvProblem
 
 @triton.jit
 def split_reduce(
-    workspace_ptr,
-    scale_ptr,
-    bias_ptr,
-    residual_ptr,
-    pre_ptr,
-    y_ptr,
-    M,
-    OUT_H,
-    OUT_W,
-    tiles_m,
-    out_channels,
-    stride_yn,
-    stride_yc,
-    stride_yh,
-    stride_yw,
-    stride_rn,
-    stride_rc,
-    stride_rh,
-    stride_rw,
-    SPLIT_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WIDE_M: tl.constexpr,
-    FINISH: tl.constexpr,
-):
+    workspace_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr,
+    M, OUT_H, OUT_W, tiles_m, out_channels,
+    stride_yn, stride_yc, stride_yh, stride_yw,
+    stride_rn, stride_rc, stride_rh, stride_rw,
+    SPLIT_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE_M: tl.constexpr, FINISH: tl.constexpr,
+):  # fmt: skip
     pid = tl.program_id(0)
     m, image, out_h, out_w = decode_pixels(pid % tiles_m, OUT_H, OUT_W, BLOCK_M, WIDE_M)
     channel = pid // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
