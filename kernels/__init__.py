@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig
+    from grouped_conv.kernels.families import KernelConfig
+    from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
     from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
     from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
     from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
+    from grouped_conv.kernels.passes.configs import PackConfig, ReduceConfig
     from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
-    from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem
-    from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
+    from grouped_conv.kernels.separable.forward_rules import SeparableConfig
+    from grouped_conv.kernels.separable.problem import SeparableProblem
     from grouped_conv.kernels.values.device import DeviceSpec
     from grouped_conv.kernels.values.epilogue import ACTIVATIONS, Epilogue
     from grouped_conv.kernels.values.layout import Group, GroupLayout
@@ -36,16 +39,16 @@ _HOMES = {
     "Epilogue": "values.epilogue",
     "Group": "values.layout",
     "GroupLayout": "values.layout",
-    "ImplicitGemmConfig": "values.config",
-    "KernelConfig": "values.config",
+    "ImplicitGemmConfig": "implicit_gemm.forward_rules",
+    "KernelConfig": "families",
     "LrnPoolConfig": "lrn_pool.forward_rules",
     "LrnPoolProblem": "lrn_pool.problem",
-    "PackConfig": "values.config",
+    "PackConfig": "passes.configs",
     "PackedGroupsConfig": "packed.forward_rules",
     "RaggedConfig": "ragged.forward_rules",
-    "ReduceConfig": "values.config",
+    "ReduceConfig": "passes.configs",
     "SeparableConfig": "separable.forward_rules",
-    "SeparableProblem": "separable.forward_rules",
+    "SeparableProblem": "separable.problem",
 }
 
 __all__ = [

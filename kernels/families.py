@@ -1,7 +1,8 @@
 """The kernel families, one row each: what the rest of the package must know to choose, check and plan a kernel.
 
-A family's rules (configuration, validity, tile arithmetic) are in `<family>_rules.py`, its kernel and launch planner in
-`<family>.py`. How fast it may be is the business of `autotune/families.py`.
+A family computes one direction of one kind of problem. Its rules (configuration, validity, tile arithmetic) are in
+`<direction>_rules.py` of its folder, its kernel and launch planner in `<direction>.py`. How fast it may be is described
+in `autotune/model`.
 """
 
 from __future__ import annotations
@@ -9,27 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from grouped_conv.kernels.depthwise import forward_rules as depthwise_rules
-from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig
-from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig
-from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
-from grouped_conv.kernels.implicit_gemm import forward_rules as implicit_gemm_rules
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
-from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
-from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
-from grouped_conv.kernels.packed import forward_rules as packed_groups_rules
-from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
-from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
-from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
-from grouped_conv.kernels.ragged import forward_rules as ragged_rules
-from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
-from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig
-from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig
-from grouped_conv.kernels.separable.forward_rules import SeparableConfig
-from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig, PackConfig, ReduceConfig
+from grouped_conv.kernels.depthwise import forward_rules as depthwise
+from grouped_conv.kernels.depthwise import input_grad_rules as depthwise_input_grad
+from grouped_conv.kernels.depthwise import weight_grad_rules as depthwise_weight_grad
+from grouped_conv.kernels.implicit_gemm import forward_rules as implicit_gemm
+from grouped_conv.kernels.implicit_gemm import input_grad_rules as input_grad
+from grouped_conv.kernels.implicit_gemm import weight_grad_rules as weight_grad
+from grouped_conv.kernels.lrn_pool import forward_rules as lrn_pool
+from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+from grouped_conv.kernels.packed import forward_rules as packed
+from grouped_conv.kernels.packed import input_grad_rules as packed_input_grad
+from grouped_conv.kernels.packed import weight_grad_rules as packed_weight_grad
+from grouped_conv.kernels.passes import configs as _configs  # noqa: F401  loaded so that their tags are known
+from grouped_conv.kernels.ragged import forward_rules as ragged
+from grouped_conv.kernels.ragged import input_grad_rules as ragged_input_grad
+from grouped_conv.kernels.ragged import weight_grad_rules as ragged_weight_grad
+from grouped_conv.kernels.separable import forward_rules as separable
+from grouped_conv.kernels.separable.problem import SeparableProblem
+from grouped_conv.kernels.values.config import CONFIGS, KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -37,91 +38,248 @@ if TYPE_CHECKING:
     import numpy as np
 
     from grouped_conv.kernels.launching.launch import Launch
-    from grouped_conv.kernels.launching.operands import Operand
+
+__all__ = [
+    "CONFIGS",
+    "FAMILIES",
+    "Family",
+    "KernelConfig",
+    "Problem",
+    "families_for",
+    "family_of",
+    "require_valid",
+    "why_invalid",
+]
+
+Problem = ConvProblem | SeparableProblem | LrnPoolProblem
+"""What the families compute."""
 
 
-def _krsc(problem: ConvProblem, config: Any) -> str:
+def _krsc(problem: Any, config: Any) -> str:
     return "krsc"
 
 
-def _no_tables(problem: ConvProblem, config: Any) -> dict[str, np.ndarray]:
+def _no_tables(problem: Any, config: Any) -> dict[str, np.ndarray]:
     return {}
+
+
+def _sums(problem: Any, config: Any) -> tuple[int, ...]:
+    return (config.splits, problem.out_channels, *problem.kernel_size, problem.c_per_group)
+
+
+def _no_first_pass(problem: Any, config: Any, operands: Any) -> tuple[list[Launch], dict[str, int]]:
+    return [], {}
+
+
+def _no_second_pass(problem: Any, config: Any, operands: Any, grad_scale: bool) -> list[Launch]:
+    return []
+
+
+def _any_workspace(problem: Any, config: Any, part: int, max_bytes: int) -> tuple[Any, int]:
+    return config, max_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One way to compute a convolution.
+    """One way to compute one direction of one kind of problem.
+
+    Functions that load a kernel do so at their first call.
 
     Attributes:
         config: its configurations.
         why_invalid: (problem, config) to the reason why the configuration cannot run the problem anywhere, or None.
         why_not_on: (problem, config, device) to the reason why a valid configuration cannot run there, or None.
-        plan: (problem, config, operands) to the main launch; the input has its channels innermost, the weight lies as
-            `weight_order` asks. The kernel is loaded at the first call.
+        plan: (problem, config, operands) to the kernel's launch. Activations have their channels innermost, the weight
+            is stored as `weight_order` says.
         one_warp: problem to a small configuration of one warp, for places that compile for a CPU.
+        problem: the class of its problems.
+        ragged: whether it computes unequal, overlapping or listed groups; the others compute equal, consecutive ones.
         weight_order: (problem, config) to how the kernel reads the weight: `krsc`, `taps` (one channel per group:
-            [multiplier, R, S, C] in fp32), or `any`. Unequal groups have their weights in one flat storage instead.
+            [multiplier, R, S, C] in fp32), or `any`. Weight gradients do not read one; unequal groups have their
+            weights in one flat storage.
         tables: (problem, config) to the integer arrays that the kernel reads besides the operands, by buffer name; they
             depend on the layout, the kernel size and the configuration alone.
+        first_pass: (problem, config, operands) to the launches before the kernel, and the int64 elements of each buffer
+            that they fill for it.
+        second_pass: (problem, config, operands, whether the scale's gradient is wanted) to the launches that turn the
+            workspace into the result; a call without such launches has no workspace.
+        workspace: (problem, config) to the shape of the fp32 values between the kernel and the second pass.
+        fit_first_pass: (problem, config, bytes of one split in the workspace, bytes there are) to the configuration
+            whose first pass fits, and the bytes that it leaves.
     """
 
     config: type[KernelConfig]
-    why_invalid: Callable[[ConvProblem, Any], str | None]
-    why_not_on: Callable[[ConvProblem, Any, DeviceSpec], str | None]
-    plan: Callable[[ConvProblem, Any, Mapping[str, Operand]], Launch]
-    one_warp: Callable[[ConvProblem], KernelConfig]
-    weight_order: Callable[[ConvProblem, Any], str] = _krsc
-    tables: Callable[[ConvProblem, Any], dict[str, np.ndarray]] = _no_tables
+    why_invalid: Callable[[Any, Any], str | None]
+    why_not_on: Callable[[Any, Any, DeviceSpec], str | None]
+    plan: Callable[..., Launch]
+    one_warp: Callable[[Any], KernelConfig]
+    problem: type[Problem] = ConvProblem
+    ragged: bool = False
+    weight_order: Callable[[Any, Any], str] = _krsc
+    tables: Callable[[Any, Any], dict[str, np.ndarray]] = _no_tables
+    first_pass: Callable[..., tuple[list[Launch], dict[str, int]]] = _no_first_pass
+    second_pass: Callable[..., list[Launch]] = _no_second_pass
+    workspace: Callable[[Any, Any], tuple[int, ...]] = _sums
+    fit_first_pass: Callable[[Any, Any, int, int], tuple[Any, int]] = _any_workspace
+
+    @property
+    def name(self) -> str:
+        """The tag of its configurations."""
+        return self.config.family
+
+    @property
+    def direction(self) -> str:
+        """`forward`, `input_grad` or `weight_grad`."""
+        return self.config.direction
 
 
-def _family(config: type[KernelConfig], rules: ModuleType, **more: Any) -> Family:
-    """The row of a family whose rules are in `rules`, and whose planner is `plan_<family>` in the module `<family>`."""
+def _later(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module that loads kernels, imported when it is called."""
 
-    def plan(problem: ConvProblem, chosen: Any, operands: Mapping[str, Operand]) -> Launch:
-        kernel = import_module(rules.__name__.removesuffix("_rules"))
-        launch: Launch = getattr(kernel, f"plan_{config.family}")(problem, chosen, operands)
-        return launch
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"grouped_conv.kernels.{module}"), function)(*arguments)
 
+    return call
+
+
+def _family(config: type[KernelConfig], rules: ModuleType, plan: Callable[..., Launch], **more: Any) -> Family:
     return Family(config, rules.why_invalid, rules.why_not_on, plan, rules.one_warp, **more)
 
 
-FAMILIES: dict[str, Family] = {
-    family.config.family: family
-    for family in (
-        _family(ImplicitGemmConfig, implicit_gemm_rules),
-        _family(PackedGroupsConfig, packed_groups_rules),
-        _family(DepthwiseConfig, depthwise_rules, weight_order=depthwise_rules.weight_order),
-        _family(RaggedConfig, ragged_rules, tables=ragged_rules.tables),
-    )
-}
-"""Families that compute a whole convolution, by name."""
+def _reduced(problem: ConvProblem, config: Any, operands: Any, grad_scale: bool) -> list[Launch]:
+    from grouped_conv.kernels.passes.gradient_reduce import plan_gradient_reduce
 
-CONFIGS: dict[str, type[KernelConfig]] = {
-    **{name: family.config for name, family in FAMILIES.items()},
-    PackConfig.family: PackConfig,
-    ReduceConfig.family: ReduceConfig,
-    SeparableConfig.family: SeparableConfig,
-    LrnPoolConfig.family: LrnPoolConfig,
-    InputGradConfig.family: InputGradConfig,
-    WeightGradConfig.family: WeightGradConfig,
-    PackedInputGradConfig.family: PackedInputGradConfig,
-    PackedWeightGradConfig.family: PackedWeightGradConfig,
-    DepthwiseInputGradConfig.family: DepthwiseInputGradConfig,
-    DepthwiseWeightGradConfig.family: DepthwiseWeightGradConfig,
-    RaggedInputGradConfig.family: RaggedInputGradConfig,
-    RaggedWeightGradConfig.family: RaggedWeightGradConfig,
-}
-"""Every configuration that has a JSON form, those of passes around a convolution and of other kernels
-included."""
+    return [plan_gradient_reduce(problem, config.splits, operands, grad_scale)]
+
+
+def _split_k_reduced(
+    problem: ConvProblem, config: implicit_gemm.ImplicitGemmConfig, operands: Any, grad_scale: bool
+) -> list[Launch]:
+    from grouped_conv.kernels.passes.split_reduce import plan_split_reduce
+
+    return [plan_split_reduce(problem, config.split_k, operands)] if config.split_k > 1 else []
+
+
+_ROWS = (
+    _family(
+        implicit_gemm.ImplicitGemmConfig,
+        implicit_gemm,
+        _later("implicit_gemm.forward", "plan_implicit_gemm"),
+        second_pass=_split_k_reduced,
+        workspace=implicit_gemm.workspace,
+    ),
+    _family(packed.PackedGroupsConfig, packed, _later("packed.forward", "plan_packed_groups")),
+    _family(
+        depthwise.DepthwiseConfig,
+        depthwise,
+        _later("depthwise.forward", "plan_depthwise"),
+        weight_order=depthwise.weight_order,
+    ),
+    _family(ragged.RaggedConfig, ragged, _later("ragged.forward", "plan_ragged"), ragged=True, tables=ragged.tables),
+    _family(
+        separable.SeparableConfig, separable, _later("separable.forward", "plan_separable"), problem=SeparableProblem
+    ),
+    _family(lrn_pool.LrnPoolConfig, lrn_pool, _later("lrn_pool.forward", "plan_lrn_pool"), problem=LrnPoolProblem),
+    _family(input_grad.InputGradConfig, input_grad, _later("implicit_gemm.input_grad", "plan_input_grad")),
+    _family(
+        packed_input_grad.PackedInputGradConfig,
+        packed_input_grad,
+        _later("packed.input_grad", "plan_packed_input_grad"),
+    ),
+    _family(
+        depthwise_input_grad.DepthwiseInputGradConfig,
+        depthwise_input_grad,
+        _later("depthwise.input_grad", "plan_depthwise_input_grad"),
+        weight_order=depthwise_input_grad.weight_order,
+    ),
+    _family(
+        ragged_input_grad.RaggedInputGradConfig,
+        ragged_input_grad,
+        _later("ragged.input_grad", "plan_ragged_input_grad"),
+        ragged=True,
+        tables=ragged_input_grad.tables,
+        second_pass=_later("ragged.input_grad", "plan_second_pass"),
+        workspace=ragged_input_grad.workspace,
+    ),
+    _family(
+        weight_grad.WeightGradConfig,
+        weight_grad,
+        _later("implicit_gemm.weight_grad", "plan_weight_grad"),
+        first_pass=_later("implicit_gemm.weight_grad", "plan_first_pass"),
+        second_pass=_reduced,
+        fit_first_pass=weight_grad.fit_first_pass,
+    ),
+    _family(
+        packed_weight_grad.PackedWeightGradConfig,
+        packed_weight_grad,
+        _later("packed.weight_grad", "plan_packed_weight_grad"),
+        second_pass=_reduced,
+    ),
+    _family(
+        depthwise_weight_grad.DepthwiseWeightGradConfig,
+        depthwise_weight_grad,
+        _later("depthwise.weight_grad", "plan_depthwise_weight_grad"),
+        second_pass=_reduced,
+    ),
+    _family(
+        ragged_weight_grad.RaggedWeightGradConfig,
+        ragged_weight_grad,
+        _later("ragged.weight_grad", "plan_ragged_weight_grad"),
+        ragged=True,
+        tables=ragged_weight_grad.tables,
+        second_pass=_later("ragged.weight_grad", "plan_second_pass"),
+        workspace=ragged_weight_grad.workspace,
+    ),
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({row.name: row for row in _ROWS})
+"""Every family by its name, which is its kernel's name and the tag of its configurations."""
 
 
 def family_of(config: KernelConfig) -> Family:
     """The family whose configuration this is.
 
     Raises:
-        ValueError: for the configuration of a pass that computes no convolution.
+        ValueError: for the configuration of a pass around a kernel.
     """
     family = FAMILIES.get(config.family)
     if family is None:
-        raise ValueError(f"{config} configures no convolution; families: {', '.join(FAMILIES)}")
+        raise ValueError(f"{config} configures no family of kernels; families: {', '.join(FAMILIES)}")
     return family
+
+
+def families_for(problem: Problem) -> dict[str, Family]:
+    """The families that compute this class of problems, its direction and its kind of groups, by name."""
+    return {name: family for name, family in FAMILIES.items() if _computes(family, problem)}
+
+
+def _computes(family: Family, problem: Problem) -> bool:
+    if type(problem) is not family.problem or problem.direction != family.direction:
+        return False
+    return not isinstance(problem, ConvProblem) or problem.layout.is_uniform != family.ragged
+
+
+def why_invalid(problem: Problem, config: KernelConfig, device: DeviceSpec | None = None) -> str | None:
+    """`None` when `config` can run `problem` (on `device`, if given); otherwise one line that says why not.
+
+    Raises:
+        ValueError: for the configuration of a pass around a kernel.
+    """
+    family = family_of(config)
+    if type(problem) is not family.problem:
+        return f"{family.name} computes a {family.problem.__name__}, not a {type(problem).__name__}"
+    return family.why_invalid(problem, config) or (
+        None if device is None else family.why_not_on(problem, config, device)
+    )
+
+
+def require_valid(problem: Problem, config: KernelConfig) -> Family:
+    """The family of a configuration that can run the problem.
+
+    Raises:
+        ValueError: when it cannot, with the reason.
+    """
+    reason = why_invalid(problem, config)
+    if reason is not None:
+        raise ValueError(f"{config} cannot run {problem}: {reason}")
+    return family_of(config)

@@ -22,13 +22,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from grouped_conv.kernels.call import Call, Packing, Temporary, channels_innermost
-from grouped_conv.kernels.gradient_families import gradient_family_of
-from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig, table_bytes
-from grouped_conv.kernels.launching.operands import Operand, format_strides
+from grouped_conv.kernels.families import KernelConfig, family_of, require_valid
+from grouped_conv.kernels.launching.calls import Call, Temporary
+from grouped_conv.kernels.launching.operands import Operand, channels_innermost, format_strides
 from grouped_conv.kernels.passes.channel_sums import plan_channel_sums, sum_splits
-from grouped_conv.kernels.passes.gradient_reduce import plan_gradient_reduce
-from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.passes.packing import Packing
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -87,56 +85,43 @@ def plan_gradient(
     Raises:
         ValueError: when the configuration or the memory layout cannot be run, with the reason.
     """
-    family = gradient_family_of(config)
-    reason = family.why_invalid(problem, config)
-    if reason is not None:
-        raise ValueError(f"{config} cannot run {problem}: {reason}")
-    canonical = canonical_gradient_operands(problem)
-    given = {name: operand.named(name) for name, operand in (canonical | dict(operands or {})).items()}
-    for name, shape in (("grad_output", problem.output_shape), ("known", problem.output_shape)):
-        _require_channels_innermost(name, given[name], shape)
-    tables = family.tables(problem, config)
-    if problem.direction == "input_grad":
-        packing = Packing(problem.dtype, given)
-        if problem.layout.is_uniform:
-            packing.pack_weight(problem.weight_shape, family.weight_order(problem, config), problem.k_per_group)
-        launches = [*packing.launches, family.plan(problem, config, given)]
-        second = family.second_pass(problem, config, given, False) if family.second_pass else []
-        temporaries = [*packing.temporaries]
-        if second:
-            temporaries.append(Temporary(WORKSPACE, family.workspace(problem, config), "float32"))
-        return Call(problem, config, (*launches, *second), tuple(temporaries), tables)
-    _require_channels_innermost("input", given["input"], problem.input_shape)
-    workspace = Temporary(WORKSPACE, family.workspace(problem, config), "float32")
+    family = require_valid(problem, config)
+    given = {
+        name: operand.named(name)
+        for name, operand in (canonical_gradient_operands(problem) | dict(operands or {})).items()
+    }
+    for name in ("grad_output", "known"):
+        _require_channels_innermost(name, given[name], problem.output_shape)
+    packing = Packing(problem.dtype, given)
+    if problem.direction == "weight_grad":
+        _require_channels_innermost("input", given["input"], problem.input_shape)
+    elif problem.layout.is_uniform:
+        packing.pack_weight(problem.weight_shape, family.weight_order(problem, config), problem.k_per_group)
     before, filled = family.first_pass(problem, config, given)
     first = family.plan(problem, config, given)
-    if family.second_pass:
-        second = family.second_pass(problem, config, given, grad_scale)
-    else:
-        second = [plan_gradient_reduce(problem, family.splits(problem, config), given, grad_scale)]
-    tables_filled = (Temporary(name, (size,), "int64") for name, size in filled.items())
-    return Call(problem, config, (*before, first, *second), (workspace, *tables_filled), tables)
+    second = family.second_pass(problem, config, given, grad_scale)
+    temporaries = packing.temporaries
+    if second:
+        temporaries.append(Temporary(WORKSPACE, family.workspace(problem, config), "float32"))
+    temporaries += [Temporary(name, (size,), "int64") for name, size in filled.items()]
+    launches = (*packing.launches, *before, first, *second)
+    return Call(problem, config, launches, tuple(temporaries), family.tables(problem, config))
 
 
 def capped(problem: ConvProblem, config: KernelConfig, max_workspace: int) -> KernelConfig:
     """The configuration with as many of its splits as `max_workspace` bytes hold, at least one.
 
-    A table of pixels belongs to these bytes; where they have no room for it and one part, there is none.
+    What a first pass fills counts among these bytes. Where they cannot hold that and one split, there is no first pass.
     """
     if problem.direction != "weight_grad":
         return config
-    family = gradient_family_of(config)
-    splits = family.splits(problem, config)
+    family = family_of(config)
+    splits: int = config.splits  # type: ignore[attr-defined]
     part = 4 * math.prod(family.workspace(problem, config)) // splits
-    if isinstance(config, WeightGradConfig) and config.pixel_table:
-        table = table_bytes(problem, config)
-        if table + part > max_workspace:
-            config = replace(config, pixel_table=False)
-        else:
-            max_workspace -= table
-    if splits == 1 or splits * part <= max_workspace:
+    config, room = family.fit_first_pass(problem, config, part, max_workspace)
+    if splits == 1 or splits * part <= room:
         return config
-    return replace(config, splits=max(1, max_workspace // part))  # type: ignore[call-arg]
+    return replace(config, splits=max(1, room // part))  # type: ignore[call-arg]
 
 
 def plan_bias_gradient(

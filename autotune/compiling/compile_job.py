@@ -7,8 +7,7 @@ from typing import Any
 
 from grouped_conv.autotune.compiling.offline import compile_offline
 from grouped_conv.autotune.machine_code.failures import classify
-from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.families import KernelConfig, why_invalid
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

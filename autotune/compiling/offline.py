@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from triton.backends.compiler import GPUTarget
 
 from grouped_conv.autotune.machine_code.resources import Resources, read_resources
-from grouped_conv.autotune.model.directions import plan
 from grouped_conv.autotune.model.heuristic import choose
+from grouped_conv.kernels.call import plan
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
-from grouped_conv.kernels.validity import why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem

@@ -20,7 +20,7 @@ from grouped_conv.autotune.records.record import canonical
 from grouped_conv.autotune.search.shortlist import PIPELINE
 from grouped_conv.autotune.store.store import Store, default_store, triton_version
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem

@@ -17,7 +17,7 @@ from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
 from grouped_conv.autotune.records.ranking import pick
 from grouped_conv.autotune.records.record import Record, canonical
 from grouped_conv.kernels import ABI_VERSION
-from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.families import KernelConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 FORMAT = "grouped-conv presets"

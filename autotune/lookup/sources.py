@@ -11,7 +11,7 @@ from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.autotune.records.ranking import best_of
 from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.store.store import triton_version
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem

@@ -20,7 +20,7 @@ from grouped_conv.autotune.records.statistics import may_be_fastest, median_of
 from grouped_conv.autotune.search.predicted_runner import PredictedRunner
 from grouped_conv.autotune.search.runner import Outcome, Starting, Trial
 from grouped_conv.autotune.workers.measuring_process import MeasuringProcess
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem

@@ -23,8 +23,7 @@ from grouped_conv.autotune.measuring.prepared import Prepared
 from grouped_conv.autotune.measuring.timers import CpuTimer, CudaTimer, Timer
 from grouped_conv.autotune.measuring.tolerance import allowed_error
 from grouped_conv.autotune.model import native_lane
-from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.families import KernelConfig, why_invalid
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

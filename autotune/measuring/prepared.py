@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from grouped_conv.autotune.model.directions import plan
+from grouped_conv.kernels.call import plan
 from grouped_conv.kernels.launching.launch import compile_launch
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.problem import ConvProblem

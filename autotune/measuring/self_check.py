@@ -14,10 +14,8 @@ from grouped_conv.autotune.model.families import MODELS
 from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
 from grouped_conv.autotune.search.runner import Trial
 from grouped_conv.autotune.store.store import Store
-from grouped_conv.kernels.families import FAMILIES
+from grouped_conv.kernels.families import FAMILIES, why_invalid
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
-from grouped_conv.kernels.validity import why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
@@ -63,8 +61,7 @@ class FamilyCheck:
 
 def families() -> tuple[Pair, ...]:
     """Every kernel family with its direction."""
-    gradients = ((name, family.direction) for name, family in GRADIENT_FAMILIES.items())
-    return (*((name, "forward") for name in FAMILIES), *gradients)
+    return tuple((name, family.direction) for name, family in FAMILIES.items() if family.problem is ConvProblem)
 
 
 def check_kernels(

@@ -1,4 +1,4 @@
-"""Forward passes and gradients alike: which families compute a problem, its launches, and the gradients of a layer."""
+"""Forward passes and gradients alike: which families compute a problem, and the gradients of a layer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from grouped_conv.autotune.model.families import MODELS, Model
 from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
-from grouped_conv.kernels.call import Call, plan_call
-from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
-from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.problem import DIRECTIONS, ConvProblem
 
@@ -21,17 +19,6 @@ def models_for(problem: ConvProblem) -> dict[str, Model]:
 def model_of(config: KernelConfig) -> Model:
     """What tuning knows of the configuration's family, of either direction."""
     return GRADIENT_MODELS.get(config.family) or MODELS[config.family]
-
-
-def plan(problem: ConvProblem, config: KernelConfig, operands: Mapping[str, Operand] | None = None) -> Call:
-    """The launches of the problem, forward or gradient; operands as of `plan_call` and `plan_gradient`.
-
-    Raises:
-        ValueError: when the configuration cannot run the problem, with the reason.
-    """
-    if problem.direction == "forward":
-        return plan_call(problem, config, operands)
-    return plan_gradient(problem, config, operands)
 
 
 def in_directions(problems: Mapping[str, ConvProblem], directions: Iterable[str]) -> dict[str, ConvProblem]:

@@ -14,9 +14,10 @@ from grouped_conv.autotune.model.packed import forward as packed_groups_model
 from grouped_conv.autotune.model.ragged import forward as ragged_model
 from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
 from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
-from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

@@ -74,4 +74,4 @@ GRADIENT_MODELS: dict[str, Model] = {
         ragged_weight_grad_model.space,
     ),
 }
-"""By the family's name; `kernels.gradient_families.GRADIENT_FAMILIES` has the same names."""
+"""By the family's name; `kernels.families.FAMILIES` has the same names."""

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from grouped_conv.autotune.model.heuristic import choose
-from grouped_conv.kernels.families import FAMILIES
-from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
-from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.kernels.values.config import ImplicitGemmConfig, KernelConfig
+from grouped_conv.kernels.families import FAMILIES, families_for, why_invalid
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
+from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -58,18 +57,17 @@ def smallest(family: str, problem: ConvProblem) -> KernelConfig | None:
 
     The branch of the packed groups that recomputes tiles takes minutes to build on the lane: it is left out.
     """
-    if problem.layout.is_uniform == family.startswith("ragged"):
+    if family not in families_for(problem):
         return None
-    config = (FAMILIES.get(family) or GRADIENT_FAMILIES[family]).one_warp(problem)
+    config = FAMILIES[family].one_warp(problem)
     if getattr(config, "isolate", False):
         config = replace(config, isolate=False)  # type: ignore[call-arg]
-    right = config.direction == problem.direction and why_invalid(problem, config) is None
-    return config if right else None
+    return config if why_invalid(problem, config) is None else None
 
 
 def configs(problem: ConvProblem) -> Iterator[KernelConfig]:
     """Each family's smallest tile; for the implicit GEMM also tiles that build in seconds and one known to go wrong."""
-    for family in FAMILIES if problem.direction == "forward" else GRADIENT_FAMILIES:
+    for family in families_for(problem):
         config = smallest(family, problem)
         if config is not None:
             yield config

@@ -13,7 +13,7 @@ from typing import Any
 
 from grouped_conv.autotune.records.record import FAILURES, Record
 from grouped_conv.autotune.search.runner import Outcome, Trial
-from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.families import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

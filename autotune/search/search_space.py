@@ -15,8 +15,7 @@ from grouped_conv.autotune.model.cost import predict
 from grouped_conv.autotune.model.directions import models_for
 from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.autotune.records.record import canonical
-from grouped_conv.kernels.families import CONFIGS
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import CONFIGS, why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem

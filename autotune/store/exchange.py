@@ -18,8 +18,7 @@ from typing import Any
 from grouped_conv.autotune.records.record import Record, canonical
 from grouped_conv.autotune.store.schema import SCHEMA_VERSION
 from grouped_conv.autotune.store.store import Store
-from grouped_conv.kernels.families import CONFIGS
-from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.families import CONFIGS, KernelConfig
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.problem import ConvProblem
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from grouped_conv.autotune.records.record import base_key, canonical, failure_detail, known_problem
-from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.families import KernelConfig
 
 SCHEMA_VERSION = 2
 

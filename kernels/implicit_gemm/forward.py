@@ -17,7 +17,7 @@ from grouped_conv.kernels.device_code.bundles import Epilogue, Reach, Strides, T
 from grouped_conv.kernels.device_code.epilogue import finish, pixel_offsets, row_offsets, store_tile
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, decode_tile, shuffled, tap_bits
 from grouped_conv.kernels.device_code.reduction import Loop, Part, Source, Weights, flat_reduction, tap_reduction
-from grouped_conv.kernels.implicit_gemm.forward_rules import tiles, total_trips
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig, tiles, total_trips
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch, power_of_two_divisor
 from grouped_conv.kernels.launching.operands import (
     Operand,
@@ -27,7 +27,6 @@ from grouped_conv.kernels.launching.operands import (
     stride_integers,
 )
 from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 SHORT_LOOP = 8

@@ -1,18 +1,73 @@
-"""The implicit GEMM's arithmetic of tiles, and which configurations can run a problem; no kernel is loaded here."""
+"""The implicit GEMM's configuration, its arithmetic of tiles, and what it can run; no kernel is loaded here."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.values import refusals
+from grouped_conv.kernels.values.config import CACHE_POLICIES, KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
-MAX_ACCUMULATORS = 128
-"""fp32 sums per thread above which ptxas spilled on every architecture tried but sm_100 (compiled, not timed)."""
-MAX_PROGRAMS = 2**31 - 1
 MIN_SPLIT_TRIPS = 2
 """Blocks of the reduction that each part of a split must have; below that the second pass costs more than it saves."""
+LOOP_ORDERS = ("flat", "channels_inner", "taps_inner")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImplicitGemmConfig(KernelConfig):
+    """Block sizes and knobs of the implicit-GEMM kernel.
+
+    Attributes:
+        block_m: output pixels per tile.
+        block_n: output channels of one group per tile.
+        block_k: depth of one step of the reduction.
+        split_k: programs that share one tile's reduction; a second kernel adds their parts in a fixed order.
+        swizzle_m: pixel tiles walked before the next channel tile (L2 reuse); 1 walks the channel tiles first.
+        loop_order: `flat` walks (kernel row, kernel column, channel) as one index; `channels_inner` and `taps_inner`
+            step through whole channel blocks of one tap, and need `C_PER_GROUP % block_k == 0`.
+        cache_a: cache modifier of the input loads, `""`, `.ca` (L1 and L2) or `.cg` (L2 only).
+        static_trips: compile the number of loop trips in. A 128x128x64 loop of AlexNet's conv3 has 173 instructions
+            with it and 198 without on sm_80 (8 warps, Triton 3.8), but 109 and 100 on sm_90.
+    """
+
+    family: ClassVar[str] = "implicit_gemm"
+
+    block_m: int = 128
+    block_n: int = 128
+    block_k: int = 64
+    split_k: int = 1
+    swizzle_m: int = 1
+    loop_order: str = "flat"
+    cache_a: str = ""
+    static_trips: bool = True
+
+    def __post_init__(self) -> None:
+        KernelConfig.__post_init__(self)
+        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
+        if min(self.block_m, self.block_n, self.block_k) < 16:
+            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        if self.split_k < 1 or self.swizzle_m < 1:
+            raise ValueError(f"split_k and swizzle_m must be at least 1, but got {self.split_k} and {self.swizzle_m}")
+        if self.loop_order not in LOOP_ORDERS or self.cache_a not in CACHE_POLICIES:
+            raise ValueError(
+                f"loop_order {self.loop_order!r} must be one of {LOOP_ORDERS} "
+                f"and cache_a {self.cache_a!r} one of {CACHE_POLICIES}"
+            )
+
+    def __str__(self) -> str:
+        words = [
+            f"{self.block_m}x{self.block_n}x{self.block_k}",
+            f"w{self.num_warps}",
+            f"s{self.num_stages}",
+            self.loop_order,
+        ]
+        words += [f"split{self.split_k}"] if self.split_k > 1 else []
+        words += [f"sw{self.swizzle_m}"] if self.swizzle_m > 1 else []
+        words += [self.cache_a] if self.cache_a else []
+        return " ".join(words + ([] if self.static_trips else ["dyn"]))
 
 
 def total_trips(problem: ConvProblem, config: ImplicitGemmConfig) -> int:
@@ -29,28 +84,37 @@ def tiles(problem: ConvProblem, config: ImplicitGemmConfig) -> tuple[int, int, i
     return tiles_m, tiles_n, tiles_m * tiles_n * groups * config.split_k
 
 
+def workspace(problem: ConvProblem, config: ImplicitGemmConfig) -> tuple[int, ...]:
+    """Shape of the fp32 parts of a split reduction."""
+    return (config.split_k, problem.gemm[1], problem.out_channels)
+
+
 def why_invalid(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "forward":
-        return f"implicit_gemm computes the forward direction, not {problem.direction}"
-    if not problem.layout.is_uniform:
-        return "implicit_gemm needs equal, consecutive groups"
+    return (
+        refusals.uniform(problem, config)
+        or _loop_reason(problem, config)
+        or refusals.grid(tiles(problem, config)[2])
+        or _split_reason(problem, config)
+    )
+
+
+def _loop_reason(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
     if config.loop_order != "flat" and problem.input_shuffle > 1:
-        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled input has not"
+        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled input does not have"
     if config.loop_order != "flat" and problem.c_per_group % config.block_k:
         return (
             f"loop_order {config.loop_order} needs C_PER_GROUP={problem.c_per_group} "
             f"divisible by block_k={config.block_k}"
         )
-    _, _, programs = tiles(problem, config)
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
-    blocks = math.ceil(problem.gemm[3] / config.block_k)
-    if config.split_k > 1 and blocks < MIN_SPLIT_TRIPS * config.split_k:
-        return (
-            f"split_k={config.split_k} leaves less than {MIN_SPLIT_TRIPS} of {blocks} blocks of the reduction to a part"
-        )
     return None
+
+
+def _split_reason(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
+    blocks = math.ceil(problem.gemm[3] / config.block_k)
+    if config.split_k == 1 or blocks >= MIN_SPLIT_TRIPS * config.split_k:
+        return None
+    return f"split_k={config.split_k} leaves less than {MIN_SPLIT_TRIPS} of {blocks} blocks of the reduction to a part"
 
 
 def one_warp(problem: ConvProblem) -> ImplicitGemmConfig:
@@ -60,16 +124,10 @@ def one_warp(problem: ConvProblem) -> ImplicitGemmConfig:
 
 def why_not_on(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    threads = device.warp_size * config.num_warps
-    sums = config.block_m * config.block_n // threads
-    if sums > MAX_ACCUMULATORS * (device.warp_size // 32) and device.arch != 100:
-        return f"{sums} accumulators per thread spill (at most {MAX_ACCUMULATORS * (device.warp_size // 32)})"
-    needed = pipeline_buffers(problem, config, device)
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+    buffers = pipeline_buffers(problem, config, device)
+    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
+        problem.precision, device
+    )
 
 
 def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:

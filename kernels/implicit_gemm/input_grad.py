@@ -20,14 +20,7 @@ from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, shuffled, tap_bits, tap_mask
 from grouped_conv.kernels.device_code.reduction import load_weight, multiply_add
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import (
-    InputGradConfig,
-    class_size,
-    class_step,
-    most_taps,
-    tiles,
-    trips,
-)
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig, tiles, trips
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import (
@@ -37,6 +30,7 @@ from grouped_conv.kernels.launching.operands import (
     stride_integers,
 )
 from grouped_conv.kernels.launching.window import window_constant
+from grouped_conv.kernels.values.classes import class_size, class_step, most_taps
 from grouped_conv.kernels.values.problem import ConvProblem
 
 

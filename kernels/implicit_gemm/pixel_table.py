@@ -18,7 +18,7 @@ from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfi
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch, power_of_two_divisor
 from grouped_conv.kernels.launching.operands import Operand
 from grouped_conv.kernels.launching.window import window_constant
-from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.passes.configs import PixelTableConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 TABLE = "pixel_table"
@@ -62,7 +62,7 @@ def pixel_table(
 
 def plan_pixel_table(problem: ConvProblem, config: WeightGradConfig, x: Operand) -> Launch:
     """The launch that writes the buffer `TABLE` for an input that lies as `x` and whose offsets fit 32 bits."""
-    tile = ReduceConfig(block_m=256, block_n=1)
+    tile = PixelTableConfig()
     entries = table_entries(problem, config)
     integers = (
         Integer.of("M", pixels(problem)),
@@ -73,10 +73,10 @@ def plan_pixel_table(problem: ConvProblem, config: WeightGradConfig, x: Operand)
     )
     constants = {
         "WINDOW": window_constant(problem),
-        "BLOCK": tile.block_m,
+        "BLOCK": tile.block,
     }
     buffers = (Buffer("table_ptr", TABLE, "int64"),)
-    return Launch(pixel_table, tile, (math.ceil(entries / tile.block_m), 1, 1), buffers, integers, constants)
+    return Launch(pixel_table, tile, (math.ceil(entries / tile.block), 1, 1), buffers, integers, constants)
 
 
 def offset_divisor(x: Operand, stride: tuple[int, int]) -> int:

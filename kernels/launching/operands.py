@@ -50,6 +50,25 @@ def format_strides(shape: tuple[int, ...], channels_last: bool) -> Shape4:
     return channels_last_strides(shape) if channels_last else contiguous_strides(shape)
 
 
+def output_strides(problem: ConvProblem) -> Shape4:
+    """Strides of the output, in elements: channels_last when the input or the weight is, as ATen does."""
+    return format_strides(problem.output_shape, problem.output_channels_last)
+
+
+def channels_innermost(operand: Operand, shape: Shape4) -> bool:
+    """Can a kernel read this activation, of `shape` (N, C, H, W), in place?"""
+    return operand.strides[1] == 1 or shape[1] == 1
+
+
+def is_krsc(weight: Operand, shape: Shape4) -> bool:
+    """Is the weight, of `shape` (K, C / groups, R, S), stored as [K, R, S, C / groups]?
+
+    Strides of dimensions of size 1 do not matter.
+    """
+    wanted = channels_last_strides(shape)
+    return all(weight.strides[axis] == wanted[axis] or shape[axis] == 1 for axis in range(4))
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Some of a launch's arguments."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from grouped_conv.kernels.values.problem import ITEM_SIZE, Pair, dtype_name, pair
 
@@ -34,6 +34,8 @@ class LrnPoolProblem:
         dtype: `float16`, `bfloat16` or `float32`, of input and output.
         channels_last: whether the input's channels are innermost in memory.
     """
+
+    direction: ClassVar[str] = "forward"
 
     batch: int
     channels: int

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand
-from grouped_conv.kernels.values.config import PackConfig
+from grouped_conv.kernels.passes.configs import PackConfig
 
 
 @triton.jit

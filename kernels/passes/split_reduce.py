@@ -17,7 +17,7 @@ from grouped_conv.kernels.launching.operands import (
     epilogue_arguments,
     stride_integers,
 )
-from grouped_conv.kernels.values.config import ReduceConfig
+from grouped_conv.kernels.passes.configs import ReduceConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 

@@ -14,28 +14,26 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.call import Packing, Temporary, channels_innermost, is_krsc, output_strides
 from grouped_conv.kernels.device_code.bundles import Epilogue, Strides, Taps
 from grouped_conv.kernels.device_code.epilogue import activate, affine, finish, pixel_offsets
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits
 from grouped_conv.kernels.device_code.reduction import multiply_add
+from grouped_conv.kernels.launching.calls import Temporary
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import (
     Arguments,
     Operand,
+    channels_innermost,
     epilogue_arguments,
     format_strides,
+    is_krsc,
+    output_strides,
     stride_integers,
 )
 from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
-from grouped_conv.kernels.separable.forward_rules import (
-    SeparableConfig,
-    SeparableProblem,
-    is_unrolled,
-    slices_of,
-    tiles,
-    why_invalid,
-)
+from grouped_conv.kernels.passes.packing import Packing
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, is_unrolled, slices_of, tiles, why_invalid
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.separable.slices import direct_slice, dot_slice, isolated_slice, load_pointwise
 
 

@@ -1,24 +1,19 @@
-"""A grouped convolution and the 1x1 convolution behind it as one problem, and how one kernel's tiles lie over it.
-
-The value `SeparableProblem`, the configuration of the fused kernel, the slices it walks through, and what can run.
-"""
+"""The configuration of the fused separable kernel, the slices it walks through, and what it can run."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from grouped_conv.kernels.separable.problem import SeparableProblem
+from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.config import KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec
-from grouped_conv.kernels.values.epilogue import Epilogue
-from grouped_conv.kernels.values.layout import GroupLayout
-from grouped_conv.kernels.values.problem import ConvProblem
 
 METHODS = ("direct", "dot")
 WIDTHS = (16, 32, 64)
-MAX_PROGRAMS = 2**31 - 1
 MAX_SUMS = 64
 """fp32 sums per thread of the 1x1 convolution above which ptxas spilled (sm_80 and sm_90, compiled, not timed)."""
 MAX_SUMS_SM_120 = 32
@@ -31,136 +26,6 @@ UNROLLED_REGISTERS = 172
 The compiler issues all loads of a slice before it multiplies. 128x128 by 32 columns on 8 warps (170) does not spill,
 64x256 by 64 columns and 64 deep (188) does, by 8 bytes; looped it does not (sm_80, Triton 3.8).
 """
-
-
-@dataclass(frozen=True, slots=True)
-class SeparableProblem:
-    """A grouped convolution followed by a dense 1x1 convolution: a separable block, a root module.
-
-    `y = activation2(scale2 * conv1x1(h) + bias2 + residual)` with
-    `h = activation1(scale1 * grouped_conv(x) + bias1)` rounded to the dtype. Hashable, to JSON and back.
-
-    Attributes:
-        first: the grouped convolution with its epilogue, which must be without residual and saved preactivation.
-        out_channels: output channels of the 1x1 convolution.
-        epilogue: what follows the 1x1 convolution; it cannot save its preactivation.
-        pointwise_channels_last: whether torch takes the 1x1 weight for channels_last, and so its output; the weight's
-            memory is the same either way.
-    """
-
-    first: ConvProblem
-    out_channels: int
-    epilogue: Epilogue = field(default_factory=Epilogue)
-    pointwise_channels_last: bool = True
-
-    def __post_init__(self) -> None:
-        if isinstance(self.out_channels, bool) or not isinstance(self.out_channels, int) or self.out_channels <= 0:
-            raise ValueError(f"out_channels must be a positive integer, but got {self.out_channels!r}")
-        if self.first.epilogue.residual or self.first.epilogue.save_preactivation:
-            raise ValueError(
-                f"the first convolution cannot have the epilogue {self.first.epilogue}: "
-                "scale, bias and an activation are accepted between the two"
-            )
-        if self.epilogue.save_preactivation:
-            raise ValueError("the second convolution cannot save its preactivation")
-
-    @property
-    def second(self) -> ConvProblem:
-        """The 1x1 convolution as a problem of its own, as it runs when the two are not fused."""
-        first = self.first
-        return ConvProblem(
-            batch=first.batch,
-            layout=GroupLayout.uniform(first.out_channels, self.out_channels),
-            in_size=first.out_size,
-            kernel_size=(1, 1),
-            dtype=first.dtype,
-            precision=first.precision,
-            input_channels_last=first.output_channels_last,
-            weight_channels_last=self.pointwise_channels_last,
-            epilogue=self.epilogue,
-        )
-
-    @property
-    def batch(self) -> int:
-        """Images N."""
-        return self.first.batch
-
-    @property
-    def dtype(self) -> str:
-        """Dtype of every tensor; sums are kept in fp32."""
-        return self.first.dtype
-
-    @property
-    def precision(self) -> str:
-        """How float32 products of both are taken."""
-        return self.first.precision
-
-    @property
-    def item_size(self) -> int:
-        """Bytes per element."""
-        return self.first.item_size
-
-    @property
-    def mid_channels(self) -> int:
-        """Channels between the two convolutions."""
-        return self.first.out_channels
-
-    @property
-    def pixels(self) -> int:
-        """Output pixels of all images."""
-        return self.batch * math.prod(self.first.out_size)
-
-    @property
-    def output_shape(self) -> tuple[int, int, int, int]:
-        """`(N, out_channels, OUT_H, OUT_W)`."""
-        return (self.batch, self.out_channels, *self.first.out_size)
-
-    @property
-    def output_channels_last(self) -> bool:
-        """ATen's rule over both convolutions: any channels_last input or weight gives a channels_last output."""
-        return self.second.output_channels_last
-
-    @property
-    def pointwise_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the 1x1 convolution's weight."""
-        return (self.out_channels, self.mid_channels, 1, 1)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of both convolutions."""
-        return self.first.macs + self.second.macs
-
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes that fusing keeps off DRAM: the intermediate tensor, written and read once."""
-        return 2 * self.pixels * self.mid_channels * self.item_size
-
-    @property
-    def min_bytes(self) -> int:
-        """Bytes that must cross DRAM when the two are one kernel."""
-        return self.first.min_bytes + self.second.min_bytes - self.saved_bytes
-
-    def __str__(self) -> str:
-        return f"{self.first}, then 1x1 K={self.out_channels} {self.epilogue}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data; `from_json` gives the value back."""
-        return {
-            "first": self.first.to_json(),
-            "out_channels": self.out_channels,
-            "epilogue": self.epilogue.to_json(),
-            "pointwise_channels_last": self.pointwise_channels_last,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> SeparableProblem:
-        """The inverse of `to_json`."""
-        return cls(
-            ConvProblem.from_json(data["first"]),
-            data["out_channels"],
-            Epilogue.from_json(data["epilogue"]),
-            data["pointwise_channels_last"],
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,10 +139,9 @@ def tiles(problem: SeparableProblem, config: SeparableConfig) -> tuple[int, int,
 def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | None:
     """`None` when the fused kernel can compute `problem` with `config` on some device; otherwise why not."""
     first = problem.first
-    if first.direction != "forward":
-        return f"separable computes the forward direction, not {first.direction}"
-    if not first.layout.is_uniform:
-        return "separable needs equal, consecutive groups"
+    wrong = refusals.uniform(first, config)
+    if wrong is not None:
+        return wrong
     if first.input_shuffle > 1 or first.epilogue.shuffle > 1 or problem.epilogue.shuffle > 1:
         return "separable shuffles no channels"
     if config.method == "direct" and (first.c_per_group, first.k_per_group) != (1, 1):
@@ -285,10 +149,7 @@ def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | Non
             "method 'direct' needs one channel per group in and out, "
             f"but got C_PER_GROUP={first.c_per_group}, K_PER_GROUP={first.k_per_group}"
         )
-    programs = tiles(problem, config)[2]
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
-    return None
+    return refusals.grid(tiles(problem, config)[2])
 
 
 def why_not_on(problem: SeparableProblem, config: SeparableConfig, device: DeviceSpec) -> str | None:
@@ -299,12 +160,9 @@ def why_not_on(problem: SeparableProblem, config: SeparableConfig, device: Devic
         return f"{sums} sums per thread do not fit the registers beside a slice"
     if device.arch == 120 and sums > MAX_SUMS_SM_120 and config.width >= 32 and slices_of(problem, config).pack > 1:
         return f"{sums} sums per thread spill on sm_120 beside slices of {config.width}"
-    needed = shared_memory(problem, config)
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of tiles, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.first.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+    return refusals.shared_memory(shared_memory(problem, config), "tiles", device) or refusals.tf32(
+        problem.precision, device
+    )
 
 
 def shared_memory(problem: SeparableProblem, config: SeparableConfig) -> int:

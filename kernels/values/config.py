@@ -1,20 +1,26 @@
-"""How a kernel is compiled for one problem: one frozen value per kernel family behind the name `KernelConfig`."""
+"""How a kernel is compiled for one problem: `KernelConfig`, the base of the configurations of all families."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 from typing import Any, ClassVar
 
-LOOP_ORDERS = ("flat", "channels_inner", "taps_inner")
 CACHE_POLICIES = ("", ".ca", ".cg")
+_classes: dict[str, type[KernelConfig]] = {}
+CONFIGS: Mapping[str, type[KernelConfig]] = MappingProxyType(_classes)
+"""Every configuration class by its tag, as far as its module is loaded; `kernels.families` loads them all."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
-    """What all families share; `KernelConfig.from_json` gives back the right family by its tag.
+    """What the configurations of all families share.
+
+    Import the name from `grouped_conv.kernels`: then `from_json` knows every family.
 
     Attributes:
-        family: the kernel's name.
+        family: the kernel's name, the tag of the JSON form.
         direction: what it computes: `forward`, `input_grad` or `weight_grad`.
         num_warps: warps per program (32 threads each on NVIDIA, 64 on AMD).
         num_stages: buffers of the software pipeline of the inner loop.
@@ -25,6 +31,10 @@ class KernelConfig:
 
     num_warps: int = 4
     num_stages: int = 1
+
+    def __init_subclass__(cls) -> None:
+        if "family" in vars(cls):  # a base of several families has no tag
+            _classes[cls.family] = cls  # twice for each class: `slots=True` makes it anew
 
     def __post_init__(self) -> None:
         power_of_two(num_warps=self.num_warps)
@@ -37,9 +47,11 @@ class KernelConfig:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> KernelConfig:
-        """The configuration that `to_json` described."""
-        from grouped_conv.kernels.families import CONFIGS
+        """The configuration that `to_json` described, of the class that its tag names.
 
+        Raises:
+            ValueError: for an unknown tag or field.
+        """
         family = CONFIGS.get(data.get("family", ""))
         if family is None:
             raise ValueError(f"unknown kernel family {data.get('family')!r}; accepted: {', '.join(CONFIGS)}")
@@ -48,94 +60,6 @@ class KernelConfig:
         if unknown:
             raise ValueError(f"unknown fields {sorted(unknown)} for a {family.family} configuration")
         return family(**values)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImplicitGemmConfig(KernelConfig):
-    """Block sizes and knobs of the implicit-GEMM kernel.
-
-    Attributes:
-        block_m: output pixels per tile.
-        block_n: output channels of one group per tile.
-        block_k: depth of one step of the reduction.
-        split_k: programs that share one tile's reduction; a second kernel adds their parts in a fixed order.
-        swizzle_m: pixel tiles walked before the next channel tile (L2 reuse); 1 walks the channel tiles first.
-        loop_order: `flat` walks (kernel row, kernel column, channel) as one index; `channels_inner` and `taps_inner`
-            step through whole channel blocks of one tap, and need `C_PER_GROUP % block_k == 0`.
-        cache_a: cache modifier of the input loads, `""`, `.ca` (L1 and L2) or `.cg` (L2 only).
-        static_trips: compile the number of loop trips in. A 128x128x64 loop of AlexNet's conv3 has 173 instructions
-            with it and 198 without on sm_80 (8 warps, Triton 3.8), but 109 and 100 on sm_90.
-    """
-
-    family: ClassVar[str] = "implicit_gemm"
-
-    block_m: int = 128
-    block_n: int = 128
-    block_k: int = 64
-    split_k: int = 1
-    swizzle_m: int = 1
-    loop_order: str = "flat"
-    cache_a: str = ""
-    static_trips: bool = True
-
-    def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
-        if self.split_k < 1 or self.swizzle_m < 1:
-            raise ValueError(f"split_k and swizzle_m must be at least 1, but got {self.split_k} and {self.swizzle_m}")
-        if self.loop_order not in LOOP_ORDERS or self.cache_a not in CACHE_POLICIES:
-            raise ValueError(
-                f"loop_order {self.loop_order!r} must be one of {LOOP_ORDERS} "
-                f"and cache_a {self.cache_a!r} one of {CACHE_POLICIES}"
-            )
-
-    def __str__(self) -> str:
-        words = [
-            f"{self.block_m}x{self.block_n}x{self.block_k}",
-            f"w{self.num_warps}",
-            f"s{self.num_stages}",
-            self.loop_order,
-        ]
-        words += [f"split{self.split_k}"] if self.split_k > 1 else []
-        words += [f"sw{self.swizzle_m}"] if self.swizzle_m > 1 else []
-        words += [self.cache_a] if self.cache_a else []
-        return " ".join(words + ([] if self.static_trips else ["dyn"]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackConfig(KernelConfig):
-    """Tile of the pass that moves channels innermost: `block_p` positions by `block_c` channels."""
-
-    family: ClassVar[str] = "pack"
-
-    block_p: int = 64
-    block_c: int = 64
-
-    def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_p=self.block_p, block_c=self.block_c)
-
-    def __str__(self) -> str:
-        return f"{self.block_p}x{self.block_c} w{self.num_warps}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReduceConfig(KernelConfig):
-    """Tile of the pass that adds the parts of a split reduction: `block_m` pixels by `block_n` channels."""
-
-    family: ClassVar[str] = "split_reduce"
-
-    block_m: int = 16
-    block_n: int = 64
-
-    def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n)
-
-    def __str__(self) -> str:
-        return f"{self.block_m}x{self.block_n} w{self.num_warps}"
 
 
 def power_of_two(**values: int) -> None:

@@ -22,7 +22,7 @@ from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.kernels.ragged.forward_rules import ROW
-from grouped_conv.kernels.separable.forward_rules import SeparableProblem
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from packed_cases import SHAPES, thin
 
 from grouped_conv.kernels import ConvProblem, Epilogue
+from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
 from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
@@ -52,7 +52,7 @@ class GradientCase:
 
 def fitted(problem: ConvProblem, config: KernelConfig) -> KernelConfig | None:
     """The configuration with a smaller pack and fewer splits where the problem asks for it; None if that is no help."""
-    family = gradient_family_of(config)
+    family = family_of(config)
     problem = gradient_problem(problem, family.direction)
     while family.why_invalid(problem, config) is not None:
         if getattr(config, "splits", 1) > 1:
@@ -74,7 +74,7 @@ def _cases(rows, configs, every: bool = False) -> list[GradientCase]:
             problem = replace(plain, dtype=dtype, precision=precision)
             chosen = fitted(problem, config)
             if chosen is not None:
-                problem = gradient_problem(problem, gradient_family_of(chosen).direction)
+                problem = gradient_problem(problem, family_of(chosen).direction)
                 cases.append(GradientCase(reason, problem, chosen))
     return cases
 

@@ -18,7 +18,8 @@ from grouped_conv.kernels import ConvProblem, Epilogue
 from grouped_conv.kernels.interpreting.numerics import to_tf32
 from grouped_conv.kernels.launching.launch import Launch
 from grouped_conv.kernels.separable.forward import plan_separable_call
-from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem, why_invalid
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, why_invalid
+from grouped_conv.kernels.separable.problem import SeparableProblem
 
 PLAIN = Epilogue()
 RELU = Epilogue("relu", bias=True)

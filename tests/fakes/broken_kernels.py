@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from grouped_conv.autotune.measuring import measure_job, prepared
-from grouped_conv.autotune.model.directions import plan
+from grouped_conv.kernels.call import plan
 from grouped_conv.kernels.values.epilogue import Epilogue
 
 

@@ -10,16 +10,15 @@ from grouped_conv.autotune.model.lrn_pool import forward as lrn_pool_model
 from grouped_conv.autotune.model.separable import forward as separable_model
 from grouped_conv.kernels import ConvProblem, Epilogue, GroupLayout
 from grouped_conv.kernels.call import plan_call
+from grouped_conv.kernels.families import FAMILIES, why_invalid
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
-from grouped_conv.kernels.gradient_families import GRADIENT_FAMILIES
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
 from grouped_conv.kernels.launching.operands import Operand, channels_last_strides
 from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.kernels.separable.forward import plan_separable_call
-from grouped_conv.kernels.separable.forward_rules import SeparableProblem
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.device import DeviceSpec
 
 RELU = Epilogue("relu", bias=True)
@@ -82,7 +81,7 @@ def test_default_gradient_compiles(family: str, key: str, dtype: str) -> None:
     forward = ConvProblem(
         2, GRADIENTS[family], (13, 13), (3, 3), (2, 2), padding=(1, 1, 1, 1), dtype=dtype, epilogue=epilogue
     )
-    row = GRADIENT_FAMILIES[family]
+    row = FAMILIES[family]
     problem = gradient_problem(forward, row.direction)
     configs = GRADIENT_MODELS[family].defaults(problem, device)
     config = next(c for c in configs if why_invalid(problem, c, device) is None)

@@ -10,9 +10,9 @@ from triton.backends.compiler import GPUTarget
 
 from grouped_conv.kernels import ConvProblem, DeviceSpec, GroupLayout, ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.implicit_gemm.forward_rules import pipeline_buffers
 from grouped_conv.kernels.launching.launch import compile_launch
-from grouped_conv.kernels.validity import why_invalid
 
 CONV4 = alexnet_layers(128)["conv4"]
 

@@ -18,7 +18,7 @@ from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.cli.main import main
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 
 H100 = DeviceSpec.get("h100")
 CONV2 = workload("alexnet")["conv2"]

@@ -27,7 +27,7 @@ from grouped_conv.autotune.search.predicted_runner import why_rejected
 from grouped_conv.autotune.store.store import Store, triton_version
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.planning.live_device import spec_of
 from grouped_conv.preparing.traced_problems import problems_of
 

@@ -21,8 +21,8 @@ from grouped_conv.autotune.model.shared import prediction
 from grouped_conv.autotune.model.shared.machine import DRAM_SHARE, l2_rate, machine_of, resident_programs
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ConvProblem, DeviceSpec, ImplicitGemmConfig
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.implicit_gemm.forward_rules import tiles
-from grouped_conv.kernels.validity import why_invalid
 
 A100, H100, MI300X = (DeviceSpec.get(name) for name in ("a100", "h100", "mi300x"))
 ALEXNET = workload("alexnet")

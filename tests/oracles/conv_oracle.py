@@ -12,8 +12,8 @@ from torch import Tensor
 
 import grouped_conv
 from grouped_conv.kernels import ConvProblem
-from grouped_conv.kernels.call import Call
 from grouped_conv.kernels.interpreting.numerics import to_tf32
+from grouped_conv.kernels.launching.calls import Call
 from grouped_conv.kernels.launching.launch import Launch
 
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, KernelConfig
 from grouped_conv.kernels.call import plan_call
-from grouped_conv.kernels.families import FAMILIES
+from grouped_conv.kernels.families import FAMILIES, why_invalid
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
-from grouped_conv.kernels.validity import why_invalid
 
 DTYPES = ("float16", "bfloat16", "float32")
 Draw = random.Random

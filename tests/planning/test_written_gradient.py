@@ -22,9 +22,9 @@ from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.by_torch.gradients import shuffle_channels
 from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue, GroupLayout
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.gradient_call import gradient_problem, written_problem
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
-from grouped_conv.kernels.validity import why_invalid
 from grouped_conv.planning import plan_cache, written_gradient
 
 BEHIND = [c for c in (*cases(), *shuffled_cases()) if c.gradient != written_problem(c.gradient)]

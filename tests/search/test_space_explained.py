@@ -10,8 +10,7 @@ from grouped_conv.autotune.model.shared.candidates import SPILLS
 from grouped_conv.autotune.search.search_space import explain, search_space
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ConvProblem, DeviceSpec, GroupLayout
-from grouped_conv.kernels.families import CONFIGS
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import CONFIGS, why_invalid
 from grouped_conv.kernels.values.problem import DIRECTIONS
 
 CONV4 = workload("alexnet")["conv4"]

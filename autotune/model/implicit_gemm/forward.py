@@ -28,8 +28,13 @@ from grouped_conv.autotune.model.shared.machine import (
     resident_programs,
 )
 from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
-from grouped_conv.kernels.implicit_gemm.forward_rules import copied_ahead, shared_memory, tiles, total_trips
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.implicit_gemm.forward_rules import (
+    ImplicitGemmConfig,
+    copied_ahead,
+    shared_memory,
+    tiles,
+    total_trips,
+)
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

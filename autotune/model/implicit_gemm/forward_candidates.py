@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.families import why_invalid
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

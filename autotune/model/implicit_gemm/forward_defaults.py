@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

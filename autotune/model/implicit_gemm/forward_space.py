@@ -10,8 +10,8 @@ from grouped_conv.autotune.model.implicit_gemm.forward import predict
 from grouped_conv.autotune.model.implicit_gemm.forward_candidates import Axes, axes, why_redundant
 from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
 from grouped_conv.autotune.model.shared.candidates import SPILLS, best_first
-from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.families import why_invalid
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from grouped_conv.autotune.machine_code.instructions import Mix
 from grouped_conv.autotune.model.shared.machine import SCHEDULERS, SHARED_BYTES_PER_CLOCK, Machine, machine_of
-from grouped_conv.kernels.implicit_gemm.forward_rules import load_widths
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig, load_widths
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

@@ -17,9 +17,8 @@ from grouped_conv.autotune.model.shared.candidates import SPILLS, best_first, ju
 from grouped_conv.autotune.model.shared.machine import machine_of
 from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.packed.forward_rules import (
-    MAX_PRODUCTS,
-    MAX_WIDTH,
     PackedGroupsConfig,
     block_k,
     block_n,
@@ -29,7 +28,7 @@ from grouped_conv.kernels.packed.forward_rules import (
     programs,
     shared_memory,
 )
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.packed.rules import MAX_PRODUCTS, MAX_WIDTH
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

@@ -19,8 +19,8 @@ from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pre
 from grouped_conv.autotune.model.shared.candidates import SPILLS, best_first, judged
 from grouped_conv.autotune.model.shared.machine import dram_us, machine_of
 from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
+from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, tiles, traits
-from grouped_conv.kernels.values.config import ImplicitGemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.layout import Bucket, GroupLayout
 from grouped_conv.kernels.values.problem import ConvProblem

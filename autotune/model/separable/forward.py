@@ -19,7 +19,6 @@ from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
 from grouped_conv.kernels.separable.forward_rules import (
     SeparableConfig,
-    SeparableProblem,
     is_unrolled,
     shared_memory,
     slices_of,
@@ -27,6 +26,7 @@ from grouped_conv.kernels.separable.forward_rules import (
     why_invalid,
     why_not_on,
 )
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.autotune.records.record import canonical
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem

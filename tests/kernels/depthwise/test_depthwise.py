@@ -14,8 +14,8 @@ import grouped_conv
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, halo_bytes, walk_of, why_invalid
+from grouped_conv.kernels.families import KernelConfig
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
-from grouped_conv.kernels.values.config import KernelConfig
 
 
 def run(problem: ConvProblem, config: DepthwiseConfig, tensors: dict[str, Tensor]) -> Tensor:

@@ -13,16 +13,15 @@ from emulated import emulator
 from gradient_oracle import check_gradient, gradient_tensors, gradients, run_gradient
 from torch import Tensor
 
-from grouped_conv.bench.gates import depthwise_gradients as depthwise_grad_gate
+from grouped_conv.bench.gates.families import findings
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
 from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig
 from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
+from grouped_conv.kernels.families import KernelConfig, family_of
 from grouped_conv.kernels.gradient_call import gradient_problem
-from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 from grouped_conv.kernels.launching.launch import Launch
-from grouped_conv.kernels.values.config import KernelConfig
 
 INPUT = DepthwiseInputGradConfig(block_c=16, tile_h=2, tile_w=2, block_h=1, block_w=4, num_warps=1, pack_weight=False)
 WEIGHT = DepthwiseWeightGradConfig(block_c=16, block_p=4, tile_h=1, tile_w=2, num_warps=1, splits=2)
@@ -70,7 +69,7 @@ def configs(problem: ConvProblem) -> Iterator[KernelConfig]:
 
 
 def invalid(problem: ConvProblem, config: KernelConfig) -> str | None:
-    return gradient_family_of(config).why_invalid(problem, config)
+    return family_of(config).why_invalid(problem, config)
 
 
 def shape_cases() -> Iterator[Case]:
@@ -81,7 +80,7 @@ def shape_cases() -> Iterator[Case]:
         for config in configs(shape):
             last = len(reason) % 2 == 0
             forward = replace(shape, dtype=next(dtypes), epilogue=next(epilogues), weight_channels_last=last)
-            problem = gradient_problem(forward, gradient_family_of(config).direction)
+            problem = gradient_problem(forward, family_of(config).direction)
             if invalid(problem, config) is None:
                 yield reason, problem, config
 
@@ -94,7 +93,7 @@ def epilogue_cases() -> Iterator[Case]:
         for config in (replace(INPUT, multipliers=multiplier), replace(WEIGHT, multipliers=multiplier)):
             shape = depthwise(12, (5, 4), (3, 3), multiplier, dtype="float32", epilogue=epilogue)
             shape = replace(shape, input_shuffle=4 if index % 2 else 1)
-            yield str(epilogue.activation), gradient_problem(shape, gradient_family_of(config).direction), config
+            yield str(epilogue.activation), gradient_problem(shape, family_of(config).direction), config
 
 
 def cases() -> list[Case]:
@@ -178,11 +177,13 @@ def test_compiled_code_is_right(arch: int, case: Case) -> None:
     check_gradient(problem, tensors, NAME[problem.direction], reason)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "arch", [*(pytest.param(arch, marks=pytest.mark.sweep) for arch in (*EVERY_RUN[1:], *SWEEP)), EVERY_RUN[0]]
 )
 def test_compiles_well(arch: str) -> None:
-    found = list(depthwise_grad_gate.findings([arch]))
+    families = ("depthwise_input_grad", "depthwise_weight_grad")
+    found = [finding for family in families for finding in findings(family, [arch])]
     assert len(found) >= 10
     assert {f"{finding.layer} {finding.config}": finding.faults for finding in found if finding.faults} == {}
 

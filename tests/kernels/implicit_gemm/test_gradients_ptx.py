@@ -24,8 +24,8 @@ from gradient_oracle import (
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.device_code import gradient, reduction
+from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient, plan_gradient
-from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.implicit_gemm import input_grad, pixel_table, weight_grad
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
@@ -68,7 +68,7 @@ def emulated_cases() -> list[tuple[int, GradientCase]]:
                 )
             )
             case = GradientCase(reason, varied, fitted(varied, config))
-            assert gradient_family_of(case.config).why_not_on(case.gradient, case.config, DEVICES[arch]) is None
+            assert family_of(case.config).why_not_on(case.gradient, case.config, DEVICES[arch]) is None
             found.append((arch, case))
         next(epilogues)
     return found
@@ -88,7 +88,7 @@ def emulated_table_cases() -> list[tuple[int, GradientCase]]:
             num_stages=stages, num_warps=warps, pixel_table=True,
         )  # fmt: skip
         case = GradientCase(reason, varied, fitted(varied, config))
-        assert gradient_family_of(case.config).why_not_on(case.gradient, case.config, DEVICES[arch]) is None
+        assert family_of(case.config).why_not_on(case.gradient, case.config, DEVICES[arch]) is None
         found.append((arch, case))
     return found
 

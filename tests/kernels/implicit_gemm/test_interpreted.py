@@ -12,7 +12,7 @@ from torch import Tensor
 
 import grouped_conv
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, ImplicitGemmConfig
-from grouped_conv.kernels.validity import why_invalid
+from grouped_conv.kernels.families import why_invalid
 
 
 def expected_launches(problem: ConvProblem, config: ImplicitGemmConfig) -> tuple[str, ...]:
@@ -68,6 +68,7 @@ def test_infinities_and_nan_come_out_where_torch_puts_them(where: str, activatio
     assert relative_error(y, exact) <= allowance(problem, tensors, exact)
 
 
+@pytest.mark.full
 @settings(max_examples=60)
 @given(data=st.data())
 def test_random_problems(data: st.DataObject) -> None:

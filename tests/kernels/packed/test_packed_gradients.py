@@ -23,15 +23,14 @@ from packed_gradient_cases import (
 )
 
 from grouped_conv.kernels import ConvProblem, DeviceSpec
+from grouped_conv.kernels.families import KernelConfig, family_of
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
-from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
 from grouped_conv.kernels.packed.input_grad_rules import one_warp as one_warp_input
 from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
 from grouped_conv.kernels.packed.weight_grad_rules import one_warp as one_warp_weight
-from grouped_conv.kernels.values.config import KernelConfig
 
 
 def check(case: GradientCase) -> None:
@@ -185,20 +184,20 @@ REFUSED = [
 
 @pytest.mark.parametrize(("problem", "config", "reason"), REFUSED)
 def test_reasons_against_a_configuration(problem: ConvProblem, config: KernelConfig, reason: str) -> None:
-    found = gradient_family_of(config).why_invalid(problem, config)
+    found = family_of(config).why_invalid(problem, config)
     assert found is not None
     assert reason in found
 
 
 def test_reasons_against_a_device() -> None:
     wide = gradient_problem(thin(16, 16, 8, (8, 8), padding=1), "weight_grad")
-    family = gradient_family_of(PackedWeightGradConfig())
+    family = family_of(PackedWeightGradConfig())
     spills = PackedWeightGradConfig(pack=4, num_warps=1)
     assert "accumulators per thread spill" in str(family.why_not_on(wide, spills, DeviceSpec.get("sm_80")))
     large = PackedWeightGradConfig(pack=4, num_warps=4, rows=1)
     assert family.why_not_on(wide, large, DeviceSpec.get("sm_80")) is None
     assert "asynchronous product" in str(family.why_not_on(wide, large, DeviceSpec.get("sm_90")))
-    family = gradient_family_of(PackedInputGradConfig())
+    family = family_of(PackedInputGradConfig())
     large = PackedInputGradConfig(pack=4, num_warps=4, block_m=64, strip=1)
     thin_ = gradient_problem(wide, "input_grad")
     assert family.why_not_on(thin_, large, DeviceSpec.get("sm_80")) is None

@@ -13,10 +13,9 @@ from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.autotune.model.packed import forward as packed_groups_model
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.call import plan_call
+from grouped_conv.kernels.families import KernelConfig, why_invalid
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
-from grouped_conv.kernels.validity import why_invalid
-from grouped_conv.kernels.values.config import KernelConfig
 
 NON_FINITE = (float("inf"), float("-inf"), float("nan"))
 

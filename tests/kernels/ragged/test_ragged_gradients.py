@@ -13,7 +13,6 @@ from checkout import files_of
 from conv_oracle import run_call
 from emulated import emulator
 from ragged_cases import DTYPES, LAYOUTS, WINDOWS
-from ragged_gradient_call import plan_ragged_gradient
 from ragged_gradient_oracle import check_ragged_gradient, ragged_gradient_tensors, run_ragged_gradient
 from ragged_oracle import ragged_problem
 from torch import Tensor
@@ -21,19 +20,20 @@ from triton.backends.compiler import GPUTarget
 
 from grouped_conv.autotune.model.ragged import input_grad as ragged_input_grad_model
 from grouped_conv.autotune.model.ragged import weight_grad as ragged_weight_grad_model
-from grouped_conv.bench.gates import ragged_gradients as ragged_grad_gate
+from grouped_conv.bench.gates.families import findings
 from grouped_conv.bench.gates.findings import EVERY_RUN
 from grouped_conv.call_values.ragged_weights import views
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
 from grouped_conv.kernels.device_code import gradient
+from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
-from grouped_conv.kernels.gradient_families import gradient_family_of
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
 from grouped_conv.kernels.ragged import input_grad, weight_grad
 from grouped_conv.kernels.ragged.forward_rules import weight_elements
 from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig, readers, shares_channels
 from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig, reduce_table
+from grouped_conv.planning.steps import operand_of
 
 MORE = {
     "unread runs between consecutive groups": GroupLayout.explicit(
@@ -165,7 +165,8 @@ def test_planned_from_tensors() -> None:
     room = torch.empty(tensors["grad_output"].numel() + 1, dtype=torch.float16)
     moved = room[1:].view(tensors["grad_output"].permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
     tensors["grad_output"] = moved.copy_(tensors["grad_output"])
-    call = plan_ragged_gradient(forward, WEIGHT_CONFIGS[2], tensors, grad_scale=True)
+    operands = {name: operand_of(tensor) for name, tensor in tensors.items()}
+    call = plan_gradient(problem, WEIGHT_CONFIGS[2], operands, grad_scale=True)
     assert next(b for b in call.launches[0].buffers if b.name == "grad_output").alignment < 16
     tensors |= {name: torch.from_numpy(values) for name, values in call.tables.items()}
     run_call(call, tensors, interpret_launch)
@@ -294,8 +295,9 @@ def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(direction: str, na
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("arch", EVERY_RUN)
-def test_compiles_well(arch: str) -> None:
-    found = list(ragged_grad_gate.findings([arch]))
+@pytest.mark.parametrize("family", ["ragged_input_grad", "ragged_weight_grad"])
+def test_compiles_well(family: str, arch: str) -> None:
+    found = list(findings(family, [arch]))
     assert {finding.layer: finding.faults for finding in found if finding.faults} == {}
 
 
@@ -309,7 +311,7 @@ def test_models_answer_for_every_layout(device: str) -> None:
             found = list(model.defaults(asked, spec))  # type: ignore[attr-defined]
             assert found, name
             for config in found:
-                assert gradient_family_of(config).why_invalid(asked, config) is None, name
+                assert family_of(config).why_invalid(asked, config) is None, name
                 prediction = model.predict(asked, config, spec)  # type: ignore[attr-defined]
                 assert prediction.us > prediction.floor_us > 0
                 assert prediction.bound in prediction.terms

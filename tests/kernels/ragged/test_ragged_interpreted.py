@@ -172,7 +172,7 @@ def test_scattered_weights_are_copied_and_an_nchw_input_is_packed_and_trace_says
 def test_the_heuristic_chooses_for_every_layout_and_device() -> None:
     from grouped_conv.autotune import choose
     from grouped_conv.kernels import DeviceSpec
-    from grouped_conv.kernels.validity import why_invalid
+    from grouped_conv.kernels.families import why_invalid
 
     for layout in LAYOUTS.values():
         problem = ragged_problem(layout, (14, 14), batch=4, padding=(1, 1, 1, 1))

@@ -21,7 +21,8 @@ from grouped_conv import separable_conv2d
 from grouped_conv.autotune.model.separable import forward as separable_model
 from grouped_conv.call_values.memory_formats import empty_output
 from grouped_conv.kernels import ACTIVATIONS, Epilogue
-from grouped_conv.kernels.separable.forward_rules import SeparableConfig, SeparableProblem, slices_of
+from grouped_conv.kernels.separable.forward_rules import SeparableConfig, slices_of
+from grouped_conv.kernels.separable.problem import SeparableProblem
 
 
 def convolve(problem: SeparableProblem, tensors: dict[str, Tensor]) -> Tensor:

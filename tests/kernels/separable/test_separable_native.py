@@ -11,7 +11,8 @@ from separable_cases import RELU, RELU6, RESIDUAL, Case, block, check_separable,
 
 import grouped_conv
 from grouped_conv import SeparableConv2d
-from grouped_conv.kernels.separable.forward_rules import SeparableProblem, one_warp
+from grouped_conv.kernels.separable.forward_rules import one_warp
+from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.planning.interpreting import through_driver
 
 pytestmark = pytest.mark.native

@@ -10,6 +10,7 @@ from ragged_oracle import ragged_problem
 
 from grouped_conv.call_values.layout_text import read_layout, write_layout
 from grouped_conv.kernels import ConvProblem, GroupLayout, KernelConfig
+from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.ragged.forward_rules import (
     MAX_ALIGN,
     RaggedConfig,
@@ -23,7 +24,6 @@ from grouped_conv.kernels.ragged.forward_rules import (
     weight_elements,
     weight_offsets,
 )
-from grouped_conv.kernels.validity import why_invalid
 from grouped_conv.kernels.values.layout import Bucket, Group
 
 BAD = [
