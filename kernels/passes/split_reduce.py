@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.device_code.bundles import Epilogue, Strides
-from grouped_conv.kernels.device_code.epilogue import affine, finish, pixel_offsets
+from grouped_conv.kernels.device_code.epilogue import add_residual, affine, finish, pixel_offsets
 from grouped_conv.kernels.device_code.index import decode_pixels
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import (
@@ -41,14 +41,12 @@ def split_reduce(
     for split in tl.static_range(SPLIT_K):
         acc += tl.load(workspace_ptr + (split * part + offsets), mask=mask, other=0.0)
     acc = affine(acc, scale_ptr, bias_ptr, channel, channel_ok)
-    y_rows = pixel_offsets(image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw))
-    r_rows = None
     if residual_ptr is not None:
         r_rows = pixel_offsets(image, out_h, out_w, Strides(stride_rn, 1, stride_rh, stride_rw))
-    finish(
-        acc, Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc), y_rows, r_rows, row_ok,
-        channel, channel_ok, FINISH,
-    )  # fmt: skip
+        acc = add_residual(acc, residual_ptr, r_rows, channel, stride_rc, row_ok, channel_ok)
+    y_rows = pixel_offsets(image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw))
+    epilogue = Epilogue(None, None, None, pre_ptr, y_ptr, stride_yc, 1)
+    finish(acc, epilogue, y_rows, None, row_ok, channel, channel_ok, FINISH)
 
 
 def plan_split_reduce(problem: ConvProblem, split_k: int, operands: Mapping[str, Operand]) -> Launch:
