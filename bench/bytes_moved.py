@@ -20,9 +20,9 @@ from grouped_conv.autotune.model.families import MODELS
 from grouped_conv.autotune.model.lrn_pool import forward as lrn_pool_model
 from grouped_conv.autotune.model.separable import forward as separable_model
 from grouped_conv.bench.traffic.compulsory import Needs, total
-from grouped_conv.bench.traffic.sample_calls import Problem, sample_call
+from grouped_conv.bench.traffic.sample_calls import sample_call
 from grouped_conv.context.tracing import trace
-from grouped_conv.kernels.families import why_invalid
+from grouped_conv.kernels.families import Problem, why_invalid
 from grouped_conv.kernels.interpreting.counting import WRITE, LaunchTraffic, counting
 from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem

@@ -15,16 +15,11 @@ import triton.language as tl
 from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, axes_of, straight_columns, walk_of
 from grouped_conv.kernels.depthwise.tile_blocks import channel_vectors, decode_block, finish_tile, is_interior
 from grouped_conv.kernels.depthwise.tile_sums import load_all_taps, tile_sums
+from grouped_conv.kernels.device_code.bundles import Strides
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets
 from grouped_conv.kernels.device_code.index import OUTSIDE
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.launching.operands import (
-    Arguments,
-    Operand,
-    epilogue_arguments,
-    shuffle_constants,
-    store_vector,
-)
+from grouped_conv.kernels.launching.operands import Arguments, Operand, epilogue_arguments
 from grouped_conv.kernels.values.problem import ConvProblem
 
 
@@ -85,12 +80,13 @@ def depthwise(
     ROW_LOOP: tl.constexpr,
     RESIDENT: tl.constexpr,
     INTERIOR: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    FINISH: tl.constexpr,
 ):
+    ACTIVATION: tl.constexpr = FINISH.ACTIVATION
+    NEGATIVE_SLOPE: tl.constexpr = FINISH.NEGATIVE_SLOPE
+    VECTOR: tl.constexpr = FINISH.VECTOR
+    SHUFFLE: tl.constexpr = FINISH.SHUFFLE
+    OUT_CHANNELS: tl.constexpr = FINISH.OUT_CHANNELS
     pid_c, part, block_w, block_h = decode_block(tiles_c, blocks_w, K_PER_GROUP // MULTIPLIERS)
     c = pid_c * BLOCK_C + tl.arange(0, BLOCK_C)
     lane = tl.arange(0, BLOCK_H * BLOCK_W)
@@ -119,7 +115,8 @@ def depthwise(
         image = row // rows_each
         oh0 = row % rows_each * TILE_H
         ih0 = oh0 * STRIDE_H - PAD_H
-        x_base = x_ptr + (pixel_offsets(image, ih0, iw0, stride_xn, stride_xh, stride_xw)[:, None] + c[None, :])
+        x_first = pixel_offsets(image, ih0, iw0, Strides(stride_xn, 1, stride_xh, stride_xw))
+        x_base = x_ptr + (x_first[:, None] + c[None, :])
         ih0 = tl.where(row_ok, ih0, OUTSIDE)
         inner = is_interior(
             row0, block_w, rows, rows_each, IN_H, IN_W, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W,
@@ -181,8 +178,6 @@ def plan_depthwise(problem: ConvProblem, config: DepthwiseConfig, operands: Mapp
         "RESIDENT": config.resident,
         "INTERIOR": config.interior,
         **finishing.constants,
-        "VECTOR": store_vector(problem, output),
-        **{name: value for name, value in shuffle_constants(problem).items() if name in ("SHUFFLE", "OUT_CHANNELS")},
     }
     for part in parts:
         constants |= part.constants

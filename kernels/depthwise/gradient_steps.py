@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.depthwise.tile_sums import load_vector
+from grouped_conv.kernels.device_code.bundles import Derivative
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import shuffled
 
@@ -110,8 +111,8 @@ def load_gradients(
         known_ptrs = None
         if ACTIVATION != "none":
             known_ptrs = known[m] + k_offset
-        grad = load_gradient(dy[m] + g_offset, known_ptrs, mask, None, ACTIVATION, NEGATIVE_SLOPE).to(tl.float32)
-        loaded = loaded + (grad,)
+        grad = load_gradient(dy[m] + g_offset, known_ptrs, mask, None, Derivative(ACTIVATION, NEGATIVE_SLOPE, 1, 1, 1))
+        loaded = loaded + (grad.to(tl.float32),)
     if WIDE:
         return split_multipliers(loaded[0], MULTIPLIERS)
     else:

@@ -16,13 +16,14 @@ import triton.language as tl
 
 from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig, straight_columns, walk_of
 from grouped_conv.kernels.depthwise.input_grad_sums import part_products
+from grouped_conv.kernels.device_code.bundles import Strides
+from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.index import OUTSIDE, shuffled
-from grouped_conv.kernels.implicit_gemm.input_grad import class_taps
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Arguments, Operand, stride_integers
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.values.classes import class_step
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -60,14 +61,7 @@ def depthwise_input_grad(
     stride_xw,
     CHANNELS: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     STEP_H: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
@@ -78,14 +72,23 @@ def depthwise_input_grad(
     CHUNK: tl.constexpr,
     ROW_LOOP: tl.constexpr,
     WIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
     INPUT_SHUFFLE: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
+    NEGATIVE_SLOPE: tl.constexpr = DERIVATIVE.NEGATIVE_SLOPE
+    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
+    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
+    OUT_CHANNELS: tl.constexpr = DERIVATIVE.OUT_CHANNELS
     TILES_C: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     EVEN_C: tl.constexpr = CHANNELS % BLOCK_C == 0
     CLASSES: tl.constexpr = STRIDE_H if ROW_LOOP else 1
@@ -115,10 +118,10 @@ def depthwise_input_grad(
             first_h, count_h, shift_h = class_taps(class_h, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H)
             oh0 = oh0 + shift_h
 
-    g_rows = pixel_offsets(image, oh0, ow0, stride_gn, stride_gh, stride_gw)
+    g_rows = pixel_offsets(image, oh0, ow0, Strides(stride_gn, 1, stride_gh, stride_gw))
     k_rows = g_rows
     if ACTIVATION != "none":
-        k_rows = pixel_offsets(image, oh0, ow0, stride_kn, stride_kh, stride_kw)
+        k_rows = pixel_offsets(image, oh0, ow0, Strides(stride_kn, 1, stride_kh, stride_kw))
     oh0 = tl.where(row_ok, oh0, OUTSIDE)[:, None]
     lanes = tl.zeros((BLOCK_H * BLOCK_W, 1), tl.int32)
     acc = ()
@@ -148,7 +151,7 @@ def depthwise_input_grad(
         place = shuffled(c, CHANNELS // INPUT_SHUFFLE, CHANNELS)
     iw0 = ow0 * STRIDE_W
     DOWN: tl.constexpr = STRIDE_H if ROW_LOOP else 1
-    x_first = pixel_offsets(image, ih0, iw0, stride_xn, stride_xh, stride_xw)
+    x_first = pixel_offsets(image, ih0, iw0, Strides(stride_xn, 1, stride_xh, stride_xw))
     for t in tl.static_range(TILE_H * TILE_W):
         pixel_ok = row_ok & (ih0 + (t // TILE_W) * DOWN < IN_H) & (iw0 + t % TILE_W < IN_W)
         x_rows = x_first + ((t // TILE_W) * DOWN * stride_xh + (t % TILE_W) * stride_xw)
@@ -216,7 +219,7 @@ def depthwise_constants(problem: ConvProblem) -> dict[str, Any]:
     return {
         "CHANNELS": problem.in_channels,
         "K_PER_GROUP": problem.k_per_group,
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         "INPUT_SHUFFLE": problem.input_shuffle,
     }
 

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.depthwise.tile_sums import load_vector
+from grouped_conv.kernels.device_code.bundles import Epilogue, Finish, Strides
 from grouped_conv.kernels.device_code.epilogue import finish, pixel_offsets
 
 
@@ -115,10 +116,10 @@ def finish_tile(
     OUT_CHANNELS: tl.constexpr,
 ):
     """The epilogue and store of each pixel of the register tile: `k` are all its channels, `c` those of the input."""
-    y_first = pixel_offsets(image, oh0, ow0, stride_yn, stride_yh, stride_yw)
+    y_first = pixel_offsets(image, oh0, ow0, Strides(stride_yn, 1, stride_yh, stride_yw))
     r_first = None
     if residual_ptr is not None:
-        r_first = pixel_offsets(image, oh0, ow0, stride_rn, stride_rh, stride_rw)
+        r_first = pixel_offsets(image, oh0, ow0, Strides(stride_rn, 1, stride_rh, stride_rw))
     for p in tl.static_range(TILE_H * TILE_W):
         pixel_ok = row_ok & (oh0 + p // TILE_W < OUT_H) & (ow0 + p % TILE_W < OUT_W)
         y_rows = y_first + ((p // TILE_W) * stride_yh + (p % TILE_W) * stride_yw)
@@ -131,14 +132,14 @@ def finish_tile(
             out = out + (total if FROM_BIAS else total * scale[m] + bias[m],)
         if MULTIPLIERS == K_PER_GROUP and (MULTIPLIERS == 1 or MULTIPLIERS == 2 or MULTIPLIERS == 4):
             finish(
-                neighbours(out, MULTIPLIERS), None, None, residual_ptr, pre_ptr, y_ptr, image, oh0, ow0, k, pixel_ok,
-                k < channels * K_PER_GROUP, stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh,
-                stride_rw, ACTIVATION, NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS, None, y_rows, r_rows,
+                neighbours(out, MULTIPLIERS), Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc),
+                y_rows, r_rows, pixel_ok, k, k < channels * K_PER_GROUP,
+                Finish(ACTIVATION, NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS),
             )  # fmt: skip
         else:
             for m in tl.static_range(MULTIPLIERS):
                 finish(
-                    out[m], None, None, residual_ptr, pre_ptr, y_ptr, image, oh0, ow0, c * K_PER_GROUP + (first + m),
-                    pixel_ok, c < channels, stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh,
-                    stride_rw, ACTIVATION, NEGATIVE_SLOPE, 1, SHUFFLE, OUT_CHANNELS, None, y_rows, r_rows,
+                    out[m], Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc), y_rows, r_rows,
+                    pixel_ok, c * K_PER_GROUP + (first + m), c < channels,
+                    Finish(ACTIVATION, NEGATIVE_SLOPE, 1, SHUFFLE, OUT_CHANNELS),
                 )  # fmt: skip

@@ -21,6 +21,7 @@ from grouped_conv.kernels.depthwise.gradient_steps import channel_bases, load_gr
 from grouped_conv.kernels.depthwise.input_grad import depthwise_constants, near_strides
 from grouped_conv.kernels.depthwise.tile_sums import is_read, load_vector, tap_of
 from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig, walk_of
+from grouped_conv.kernels.device_code.bundles import Strides
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets
 from grouped_conv.kernels.device_code.index import inside, next_pixels, shuffled
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
@@ -62,11 +63,11 @@ def tile_gradients(
     OUT_CHANNELS: tl.constexpr,
 ):
     """The gradients of a register tile, index (u * TILE_W + v) * MULTIPLIERS + m; zeros before (from_h, from_w)."""
-    rows = pixel_offsets(image, oh0, ow0, stride_gn, stride_gh, stride_gw)
+    rows = pixel_offsets(image, oh0, ow0, Strides(stride_gn, 1, stride_gh, stride_gw))
     dy = channel_bases(dy_ptr, rows, c, k, first, SHUFFLE, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE)
     known = dy
     if ACTIVATION != "none":
-        rows = pixel_offsets(image, oh0, ow0, stride_kn, stride_kh, stride_kw)
+        rows = pixel_offsets(image, oh0, ow0, Strides(stride_kn, 1, stride_kh, stride_kw))
         known = channel_bases(known_ptr, rows, c, k, first, SHUFFLE_KNOWN, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE)
     loaded = ()
     for t in tl.static_range(TILE_H * TILE_W):
@@ -142,14 +143,7 @@ def depthwise_weight_grad(
     stride_xw,
     CHANNELS: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILE_H: tl.constexpr,
@@ -158,13 +152,22 @@ def depthwise_weight_grad(
     BLOCK_C: tl.constexpr,
     MULTIPLIERS: tl.constexpr,
     WIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
     INPUT_SHUFFLE: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
+    NEGATIVE_SLOPE: tl.constexpr = DERIVATIVE.NEGATIVE_SLOPE
+    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
+    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
+    OUT_CHANNELS: tl.constexpr = DERIVATIVE.OUT_CHANNELS
     TILES_C: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     EVEN_C: tl.constexpr = CHANNELS % BLOCK_C == 0
     pid = tl.program_id(0)
@@ -213,7 +216,7 @@ def depthwise_weight_grad(
         ih0 = oh0 * STRIDE_H + down
         iw0 = ow0 * STRIDE_W + right
         x_base = x_ptr + (
-            pixel_offsets(image, ih0, iw0, stride_xn, stride_xh, stride_xw)[:, None] + in_channel[None, :]
+            pixel_offsets(image, ih0, iw0, Strides(stride_xn, 1, stride_xh, stride_xw))[:, None] + in_channel[None, :]
         )
         for i in tl.static_range((TILE_H - 1) * STRIDE_H + (ROWS - 1) * DILATION_H + 1):
             if is_read(i, TILE_H, STRIDE_H, DILATION_H, ROWS):

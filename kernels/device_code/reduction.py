@@ -27,11 +27,7 @@ def flat_reduction(
     x_rows,
     w_cols,
     col_ok,
-    bits,
-    ih0,
-    iw0,
-    IN_H,
-    IN_W,
+    reach,
     stride_xh,
     stride_xw,
     split,
@@ -44,7 +40,7 @@ def flat_reduction(
     DILATION_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_N: tl.constexpr,
-    TAP_MODE: tl.constexpr,
+    TAPS: tl.constexpr,
     CACHE_A: tl.constexpr,
     PRECISION: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -60,8 +56,8 @@ def flat_reduction(
     BLOCKS: tl.constexpr = (DEPTH + BLOCK_K - 1) // BLOCK_K
     # Taps past the last have bits of zero. Past the end of the word they need a mask; in the blocks that the pipeline
     # prepares beyond the loop's end they need only be legal shifts: the compiler may take those as it likes otherwise.
-    MASK_K: tl.constexpr = not taps_fit(BLOCKS * BLOCK_K, C_PER_GROUP, KERNEL_W, TAP_MODE)
-    CLAMP: tl.constexpr = not taps_fit((BLOCKS + NUM_STAGES - 1) * BLOCK_K, C_PER_GROUP, KERNEL_W, TAP_MODE)
+    MASK_K: tl.constexpr = not taps_fit(BLOCKS * BLOCK_K, C_PER_GROUP, KERNEL_W, TAPS.MODE)
+    CLAMP: tl.constexpr = not taps_fit((BLOCKS + NUM_STAGES - 1) * BLOCK_K, C_PER_GROUP, KERNEL_W, TAPS.MODE)
     offs_k = tl.arange(0, BLOCK_K)
     begin = split * trips * BLOCK_K
     for k0 in tl.range(
@@ -77,22 +73,10 @@ def flat_reduction(
         else:  # a shuffle in C / s groups undoes one in s
             channel = group * C_PER_GROUP + k % C_PER_GROUP
             offset += shuffled(channel, IN_CHANNELS // INPUT_SHUFFLE, IN_CHANNELS)
-        if CLAMP and TAP_MODE != "direct":
+        if CLAMP and TAPS.MODE != "direct":
             tap = tap & 31
             kernel_h = kernel_h & 15
-        mask = tap_mask(
-            bits,
-            ih0,
-            iw0,
-            IN_H,
-            IN_W,
-            tap[None, :],
-            kernel_h[None, :],
-            kernel_w[None, :],
-            DILATION_H,
-            DILATION_W,
-            TAP_MODE,
-        )
+        mask = tap_mask(reach, tap[None, :], kernel_h[None, :], kernel_w[None, :], TAPS)
         if MASK_K:
             mask = mask & (k < DEPTH)[None, :]
         a = tl.load(
@@ -171,7 +155,7 @@ def tap_advance(
     """The counters of the next trip, by additions only (div and mod cost 11 to 12 % more instructions on sm_90)."""
     next_row = DILATION_H * stride_xh - KERNEL_W * DILATION_W * stride_xw
     if TAPS_INNER:
-        TAPS: tl.constexpr = KERNEL_H * KERNEL_W
+        COUNT: tl.constexpr = KERNEL_H * KERNEL_W
         tap += 1
         column += 1
         x_offset += DILATION_W * stride_xw
@@ -179,10 +163,10 @@ def tap_advance(
         wrap = column == KERNEL_W
         column = tl.where(wrap, 0, column)
         x_offset = tl.where(wrap, x_offset + next_row, x_offset)
-        done = tap == TAPS
+        done = tap == COUNT
         tap = tl.where(done, 0, tap)
         x_offset = tl.where(done, x_offset + (BLOCK_K - KERNEL_H * DILATION_H * stride_xh), x_offset)
-        w_offset = tl.where(done, w_offset + (BLOCK_K - TAPS * C_PER_GROUP), w_offset)
+        w_offset = tl.where(done, w_offset + (BLOCK_K - COUNT * C_PER_GROUP), w_offset)
     else:
         block += 1
         done = block == C_PER_GROUP // BLOCK_K
@@ -203,11 +187,7 @@ def tap_reduction(
     x_rows,
     w_cols,
     col_ok,
-    bits,
-    ih0,
-    iw0,
-    IN_H,
-    IN_W,
+    reach,
     stride_xh,
     stride_xw,
     split,
@@ -222,7 +202,7 @@ def tap_reduction(
     EVEN_N: tl.constexpr,
     TAPS_INNER: tl.constexpr,
     X_ALIGN: tl.constexpr,
-    TAP_MODE: tl.constexpr,
+    TAPS: tl.constexpr,
     CACHE_A: tl.constexpr,
     PRECISION: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -246,7 +226,7 @@ def tap_reduction(
     )
     for _ in tl.range(begin, tl.minimum(begin + trips, total_trips), num_stages=NUM_STAGES):
         bit = tap & 31 if KERNEL_H * KERNEL_W + NUM_STAGES > 32 else tap  # the pipeline prepares taps past the last
-        mask = tap_mask(bits, ih0, iw0, IN_H, IN_W, bit, tap // KERNEL_W, column, DILATION_H, DILATION_W, TAP_MODE)
+        mask = tap_mask(reach, bit, tap // KERNEL_W, column, TAPS)
         a = tl.load(x_tile + tl.multiple_of(x_offset, X_ALIGN), mask=mask, other=0.0, cache_modifier=CACHE_A)
         b = load_weight(w_tile + tl.multiple_of(w_offset, BLOCK_K), col_ok, offs_k < BLOCK_K, EVEN_N, True)
         acc = multiply_add(a, b, acc, PRECISION)

@@ -12,21 +12,20 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Epilogue, Reach, Strides, Taps
 from grouped_conv.kernels.device_code.epilogue import finish, row_offsets, store_tile
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, decode_tile, shuffled, tap_bits
 from grouped_conv.kernels.device_code.reduction import flat_reduction, tap_reduction
 from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig, tiles, total_trips
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch, power_of_two_divisor
 from grouped_conv.kernels.launching.operands import (
-    FLOAT32_VECTOR,
     Operand,
     epilogue_arguments,
+    input_shuffle_constants,
     is_dense,
-    shuffle_constants,
-    store_vector,
     stride_integers,
 )
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
 from grouped_conv.kernels.values.problem import ConvProblem
 
 SHORT_LOOP = 8
@@ -66,14 +65,7 @@ def implicit_gemm(
     stride_rw,
     C_PER_GROUP: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -85,17 +77,23 @@ def implicit_gemm(
     WIDE_M: tl.constexpr,
     TAP_MODE: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    VECTOR: tl.constexpr,
+    FINISH: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     INPUT_SHUFFLE: tl.constexpr,
     IN_CHANNELS: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
     DENSE_Y: tl.constexpr,
     DENSE_R: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    SHUFFLE: tl.constexpr = FINISH.SHUFFLE
+    OUT_CHANNELS: tl.constexpr = FINISH.OUT_CHANNELS
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
     EVEN_N: tl.constexpr = K_PER_GROUP % BLOCK_N == 0
     TILES_N: tl.constexpr = (K_PER_GROUP + BLOCK_N - 1) // BLOCK_N
@@ -110,7 +108,8 @@ def implicit_gemm(
     if INPUT_SHUFFLE == 1:
         x_rows += group.to(tl.int64) * C_PER_GROUP
     ih0 = tl.where(row_ok, ih0, OUTSIDE)
-    bits = tap_bits(ih0, iw0, IN_H, IN_W, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    TAPS: tl.constexpr = Taps(KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    reach = Reach(tap_bits(ih0, iw0, IN_H, IN_W, TAPS), ih0, iw0, IN_H, IN_W)
 
     n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     col_ok = n < K_PER_GROUP
@@ -119,15 +118,15 @@ def implicit_gemm(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if LOOP_ORDER == "flat":
         acc = flat_reduction(
-            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, trips,
-            total_trips, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, EVEN_N, TAP_MODE, CACHE_A,
+            acc, x_rows, w_cols, col_ok, reach, stride_xh, stride_xw, split, trips,
+            total_trips, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, EVEN_N, TAPS, CACHE_A,
             PRECISION, NUM_STAGES, group, INPUT_SHUFFLE, IN_CHANNELS,
         )  # fmt: skip
     else:
         acc = tap_reduction(
-            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, trips,
+            acc, x_rows, w_cols, col_ok, reach, stride_xh, stride_xw, split, trips,
             total_trips, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, EVEN_N,
-            LOOP_ORDER == "taps_inner", X_ALIGN, TAP_MODE, CACHE_A, PRECISION, NUM_STAGES,
+            LOOP_ORDER == "taps_inner", X_ALIGN, TAPS, CACHE_A, PRECISION, NUM_STAGES,
         )  # fmt: skip
 
     channel = group * K_PER_GROUP + n
@@ -136,25 +135,17 @@ def implicit_gemm(
     else:
         shuffled_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
     if SPLIT_K == 1:
-        y_rows = row_offsets(m, image, out_h, out_w, stride_yn, stride_yh, stride_yw, DENSE_Y)
+        y_rows = row_offsets(m, image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw), DENSE_Y)
         r_rows = y_rows
         if residual_ptr is not None:
-            r_rows = row_offsets(m, image, out_h, out_w, stride_rn, stride_rh, stride_rw, DENSE_R)
+            r_rows = row_offsets(m, image, out_h, out_w, Strides(stride_rn, 1, stride_rh, stride_rw), DENSE_R)
         finish(
-            acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, col_ok,
-            stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
-            NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS, shuffled_channel, y_rows, r_rows,
+            acc, Epilogue(scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc), y_rows, r_rows,
+            row_ok, channel, col_ok, FINISH, shuffled_channel,
         )  # fmt: skip
     else:
         part = workspace_ptr + split.to(tl.int64) * M * out_channels  # [SPLIT_K, M, out_channels] in fp32
-        store_tile(part, acc, m.to(tl.int64) * out_channels, channel, 1, row_ok, col_ok, VECTOR)
-
-
-def tap_mode(problem: ConvProblem) -> str:
-    """How a row remembers which taps are inside: one bit per tap, row and column bits, or comparisons in the loop."""
-    if problem.taps <= 31:
-        return "word"
-    return "row_column" if max(problem.kernel_size) <= 15 else "direct"
+        store_tile(part, acc, m.to(tl.int64) * out_channels, channel, 1, row_ok, col_ok, FINISH.VECTOR)
 
 
 def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operands: Mapping[str, Operand]) -> Launch:
@@ -196,7 +187,7 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
     constants = {
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -210,22 +201,11 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
         "TAP_MODE": tap_mode(problem),
         "PRECISION": problem.precision,
         "NUM_STAGES": config.num_stages,
-        **shuffle_constants(problem),
+        **input_shuffle_constants(problem),
         "DENSE_Y": is_dense(problem, output),
         "DENSE_R": problem.epilogue.residual and is_dense(problem, operands["residual"]),
         **finishing.constants,
-        "VECTOR": FLOAT32_VECTOR if split else store_vector(problem, output),
         **({} if split else {"workspace_ptr": None}),
         **{name: value for pair in strides for name, value in pair.constants.items()},
     }
     return Launch(implicit_gemm, config, (programs, 1, 1), tuple(buffers), tuple(integers), constants, trips)
-
-
-def window_extent(problem: ConvProblem, x: Operand) -> int:
-    """Elements between the first and the last value one output pixel reads; what the loop's offsets must hold."""
-    reach = [d * (k - 1) for d, k in zip(problem.dilation, problem.kernel_size, strict=True)]
-    return (
-        (reach[0] + problem.dilation[0]) * x.strides[2]
-        + (reach[1] + problem.dilation[1]) * x.strides[3]
-        + problem.in_channels
-    )

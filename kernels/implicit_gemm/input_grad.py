@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Reach, Strides, Taps
+from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, shuffled, tap_bits, tap_mask
@@ -21,36 +23,9 @@ from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig,
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand, stride_integers
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.values.classes import class_size, class_step, most_taps
 from grouped_conv.kernels.values.problem import ConvProblem
-
-
-@triton.jit
-def class_taps(
-    residue,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PAD: tl.constexpr,
-    DILATION: tl.constexpr,
-    STEP: tl.constexpr,
-    rows=None,
-):
-    """(first kernel row, number of rows, output row of the first less the class's row) of input rows of one class.
-
-    `rows` is KERNEL where the compiler must not know how many there are: see `SHORT_LOOP`.
-    """
-    if STRIDE == 1:
-        return 0, KERNEL, PAD
-    else:
-        if rows is None:
-            rows = tl.full((), KERNEL, tl.int32)
-        first = rows
-        for back in tl.static_range(min(STEP, KERNEL)):
-            row = min(STEP, KERNEL) - 1 - back
-            hit = (residue + (PAD - DILATION * row)) % STRIDE == 0
-            first = tl.where(hit, row, first)
-        return first, (rows - first + STEP - 1) // STEP, (residue + PAD - DILATION * first) // STRIDE
 
 
 @triton.jit
@@ -84,14 +59,7 @@ def input_grad(
     C_PER_GROUP: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
     PACK: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     STEP_H: tl.constexpr,
     STEP_W: tl.constexpr,
     MOST_H: tl.constexpr,
@@ -105,16 +73,24 @@ def input_grad(
     WIDE_M: tl.constexpr,
     TAP_MODE: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
     INPUT_SHUFFLE: tl.constexpr,
     IN_CHANNELS: tl.constexpr,
     VECTOR: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
+    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
+    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
+    OUT_CHANNELS: tl.constexpr = DERIVATIVE.OUT_CHANNELS
     COLUMNS: tl.constexpr = PACK * C_PER_GROUP
     TILES_N: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     pid = tl.program_id(0)
@@ -135,12 +111,15 @@ def input_grad(
     row_ok = (m < M) & (in_h < IN_H) & (in_w < IN_W)
     oh0 = row_h.to(tl.int32) + shift_h
     ow0 = row_w.to(tl.int32) + shift_w
-    g_rows = pixel_offsets(image, oh0, ow0, stride_gn, stride_gh, stride_gw)  # [BLOCK_M]; read where a tap is inside
+    g_rows = pixel_offsets(
+        image, oh0, ow0, Strides(stride_gn, 1, stride_gh, stride_gw)
+    )  # [BLOCK_M]; read where a tap is inside
     k_rows = g_rows
     if ACTIVATION != "none":
-        k_rows = pixel_offsets(image, oh0, ow0, stride_kn, stride_kh, stride_kw)
+        k_rows = pixel_offsets(image, oh0, ow0, Strides(stride_kn, 1, stride_kh, stride_kw))
     oh0 = tl.where(row_ok, oh0, OUTSIDE)
-    bits = tap_bits(oh0, ow0, OUT_H, OUT_W, MOST_H, MOST_W, -BACK_H, -BACK_W, TAP_MODE)
+    TAPS: tl.constexpr = Taps(MOST_H, MOST_W, -BACK_H, -BACK_W, TAP_MODE)
+    reach = Reach(tap_bits(oh0, ow0, OUT_H, OUT_W, TAPS), oh0, ow0, OUT_H, OUT_W)
 
     column = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     col_ok = column < COLUMNS
@@ -150,26 +129,26 @@ def input_grad(
     if STRIDE_H == 1 and STRIDE_W == 1:  # the same, unknown to the compiler
         depth = kernel_rows * kernel_columns * (PACK * K_PER_GROUP)
     acc = gradient_sums(
-        dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, bits, oh0, ow0, OUT_H, OUT_W, stride_gh, stride_gw,
+        dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, reach, stride_gh, stride_gw,
         stride_kh, stride_kw, pack, column, col_ok, first_h, first_w, count_w, groups, depth, 0, C_PER_GROUP,
         K_PER_GROUP, PACK, KERNEL_H, KERNEL_W, STEP_H, STEP_W, BACK_H, BACK_W, MOST_W, BLOCK_M, BLOCK_N, BLOCK_K,
-        LOOP_ORDER, False, SWAP, TAP_MODE, PRECISION, ACTIVATION, NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
+        LOOP_ORDER, False, SWAP, TAPS, PRECISION, DERIVATIVE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
         NUM_STAGES,
     )  # fmt: skip
     if PACK > 1 and ISOLATE:
         if tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) > 0:  # 0 * inf of a neighbour, perhaps
             for member in tl.range(PACK):
                 alone = gradient_sums(
-                    dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, bits, oh0, ow0, OUT_H, OUT_W, stride_gh,
+                    dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, reach, stride_gh,
                     stride_gw, stride_kh, stride_kw, pack, column, col_ok, first_h, first_w, count_w, groups,
                     depth, member, C_PER_GROUP, K_PER_GROUP, PACK, KERNEL_H, KERNEL_W, STEP_H, STEP_W, BACK_H, BACK_W,
-                    MOST_W, BLOCK_M, BLOCK_N, BLOCK_K, LOOP_ORDER, True, SWAP, TAP_MODE, PRECISION, ACTIVATION,
-                    NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS, 1,
+                    MOST_W, BLOCK_M, BLOCK_N, BLOCK_K, LOOP_ORDER, True, SWAP, TAPS, PRECISION,
+                    DERIVATIVE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS, 1,
                 )  # fmt: skip
                 acc = tl.where((column // C_PER_GROUP == member)[None, :], alone, acc)
 
     channel = pack * COLUMNS + column
-    x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
+    x_rows = pixel_offsets(image, in_h, in_w, Strides(stride_xn, 1, stride_xh, stride_xw))
     if INPUT_SHUFFLE == 1:
         store_tile(dx_ptr, acc, x_rows, channel, stride_xc, row_ok, col_ok, VECTOR)
     else:  # a shuffle in C / s groups undoes one in s
@@ -185,11 +164,7 @@ def gradient_sums(
     w_ptr,
     g_rows,
     k_rows,
-    bits,
-    oh0,
-    ow0,
-    OUT_H,
-    OUT_W,
+    reach,
     stride_gh,
     stride_gw,
     stride_kh,
@@ -219,10 +194,9 @@ def gradient_sums(
     LOOP_ORDER: tl.constexpr,
     ALONE: tl.constexpr,
     SWAP: tl.constexpr,
-    TAP_MODE: tl.constexpr,
+    TAPS: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
     SHUFFLE: tl.constexpr,
     SHUFFLE_KNOWN: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,
@@ -230,11 +204,11 @@ def gradient_sums(
 ):
     """The tile's sums, [BLOCK_M, BLOCK_N]; ALONE takes only the output channels of the pack's group `member`."""
     DEPTH: tl.constexpr = PACK * K_PER_GROUP
-    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
+    PLACES: tl.constexpr = KERNEL_H * KERNEL_W
     WHOLE: tl.constexpr = LOOP_ORDER != "flat"  # no step hangs over a tap's end: what changes with the step is scalar
     offs_k = tl.arange(0, BLOCK_K)
     w_cols = w_ptr + (column % C_PER_GROUP)  # [BLOCK_N]
-    w_tile = w_cols[None, :] + ((pack.to(tl.int64) * DEPTH + offs_k) * (TAPS * C_PER_GROUP))[:, None]
+    w_tile = w_cols[None, :] + ((pack.to(tl.int64) * DEPTH + offs_k) * (PLACES * C_PER_GROUP))[:, None]
     acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
     for k0 in tl.range(0, depth, BLOCK_K, num_stages=NUM_STAGES):
         if WHOLE:
@@ -248,7 +222,7 @@ def gradient_sums(
         tap_w = tap % tl.maximum(count_w, 1)
         back_g = tap_h * (BACK_H * stride_gh) + tap_w * (BACK_W * stride_gw)
         back_k = back_g
-        if ACTIVATION != "none":
+        if DERIVATIVE.ACTIVATION != "none":
             back_k = tap_h * (BACK_H * stride_kh) + tap_w * (BACK_W * stride_kw)
         place = (first_h + STEP_H * tap_h) * KERNEL_W + (first_w + STEP_W * tap_w)
         channel = pack * DEPTH + k
@@ -262,25 +236,21 @@ def gradient_sums(
             scale = tl.load(scale_ptr + channel, mask=k_ok, other=0.0).to(tl.float32)[None, :]
         known_ptrs = None
         if WHOLE:
-            mask = tap_mask(
-                bits, oh0, ow0, OUT_H, OUT_W, (tap_h * MOST_W + tap_w) & 31, tap_h, tap_w, -BACK_H, -BACK_W, TAP_MODE
-            )
+            mask = tap_mask(reach, (tap_h * MOST_W + tap_w) & 31, tap_h, tap_w, TAPS)
             grad_ptrs = dy_ptr + (g_rows[:, None] + (pack * DEPTH + offs_k)[None, :]) + (k_first - back_g)
-            if ACTIVATION != "none":
+            if DERIVATIVE.ACTIVATION != "none":
                 known_ptrs = known_ptr + (k_rows[:, None] + (pack * DEPTH + offs_k)[None, :]) + (k_first - back_k)
-            w_ptrs = w_tile + tl.cast(k_first * TAPS + place, tl.int64) * C_PER_GROUP
+            w_ptrs = w_tile + tl.cast(k_first * PLACES + place, tl.int64) * C_PER_GROUP
         else:
             bit = ((tap_h * MOST_W + tap_w) & 31)[None, :]
-            mask = k_ok[None, :] & tap_mask(
-                bits, oh0, ow0, OUT_H, OUT_W, bit, tap_h[None, :], tap_w[None, :], -BACK_H, -BACK_W, TAP_MODE
-            )
+            mask = k_ok[None, :] & tap_mask(reach, bit, tap_h[None, :], tap_w[None, :], TAPS)
             grad_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
             grad_ptrs = dy_ptr + (g_rows[:, None] + (grad_channel - back_g)[None, :])
-            if ACTIVATION != "none":
+            if DERIVATIVE.ACTIVATION != "none":
                 known_channel = shuffled(channel, SHUFFLE_KNOWN, OUT_CHANNELS)
                 known_ptrs = known_ptr + (k_rows[:, None] + (known_channel - back_k)[None, :])
-            w_ptrs = w_cols[None, :] + ((channel.to(tl.int64) * TAPS + place) * C_PER_GROUP)[:, None]
-        a = load_gradient(grad_ptrs, known_ptrs, mask, scale, ACTIVATION, NEGATIVE_SLOPE)  # [BLOCK_M, BLOCK_K]
+            w_ptrs = w_cols[None, :] + ((channel.to(tl.int64) * PLACES + place) * C_PER_GROUP)[:, None]
+        a = load_gradient(grad_ptrs, known_ptrs, mask, scale, DERIVATIVE)  # [BLOCK_M, BLOCK_K]
         if PACK > 1:
             diagonal = (k // K_PER_GROUP)[:, None] == (column // C_PER_GROUP)[None, :]
             b = tl.load(w_ptrs, mask=diagonal & k_ok[:, None] & col_ok[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
@@ -323,7 +293,7 @@ def plan_input_grad(problem: ConvProblem, config: InputGradConfig, operands: Map
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
         "PACK": config.pack,
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         **{f"STEP_{axis}": size for axis, size in zip("HW", steps, strict=True)},
         **{f"MOST_{axis}": size for axis, size in zip("HW", most, strict=True)},
         "BLOCK_M": config.block_m,

@@ -14,6 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from grouped_conv.kernels.launching.compiling import compiling
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.refusals import INT32_MAX as INT32_MAX
 
@@ -126,7 +127,5 @@ def compile_options(launch: Launch, target: GPUTarget) -> dict[str, Any]:
 
 def compile_launch(launch: Launch, target: GPUTarget) -> CompiledKernel:
     """Compile one launch for `target`; needs no GPU. Triton keeps the result in its cache on disk."""
-    from grouped_conv.kernels.interpreting.interpreter import compiling
-
     with compiling():
         return triton.compile(launch.source(), target=target, options=compile_options(launch, target))

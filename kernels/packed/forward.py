@@ -11,10 +11,11 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Strides
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.launching.operands import Operand, epilogue_arguments, store_vector, stride_integers
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.operands import Operand, epilogue_arguments, stride_integers
+from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig, block_k, block_n, grid, isolates, programs
 from grouped_conv.kernels.packed.sums import (
     finish_pixels,
@@ -129,10 +130,10 @@ def recompute(
                     PRECISION,
                 )  # fmt: skip
                 acc = tl.where((member_n == member)[None, :], own, acc)
-            y_rows = pixel_offsets(image, out_h, out_w, stride_yn, stride_yh, STRIDE_YW)
+            y_rows = pixel_offsets(image, out_h, out_w, Strides(stride_yn, 1, stride_yh, STRIDE_YW))
             r_rows = y_rows
             if residual_ptr is not None:
-                r_rows = pixel_offsets(image, out_h, out_w, stride_rn, stride_rh, STRIDE_RW)
+                r_rows = pixel_offsets(image, out_h, out_w, Strides(stride_rn, 1, stride_rh, STRIDE_RW))
             finish_pixels(
                 acc, scale, bias, residual_ptr, pre_ptr, y_ptr, r_rows, y_rows, channel, stored,
                 (image < images) & (out_w < OUT_W), channel_ok, stride_yc, stride_rc, ACTIVATION, NEGATIVE_SLOPE,
@@ -176,14 +177,7 @@ def packed_groups(
     STRIDE_RW: tl.constexpr,
     C_PER_GROUP: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     IN_SHUFFLE: tl.constexpr,
     OUT_SHUFFLE: tl.constexpr,
     PACK: tl.constexpr,
@@ -198,10 +192,19 @@ def packed_groups(
     ISOLATE: tl.constexpr,
     WIDE_M: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    VECTOR: tl.constexpr,
+    FINISH: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    ACTIVATION: tl.constexpr = FINISH.ACTIVATION
+    NEGATIVE_SLOPE: tl.constexpr = FINISH.NEGATIVE_SLOPE
+    VECTOR: tl.constexpr = FINISH.VECTOR
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     pid = tl.program_id(0)
     pack = pid % packs
@@ -244,10 +247,10 @@ def packed_groups(
                     stride_xh, STRIDE_XW, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, PRECISION,
                 ),
             )  # fmt: skip
-        y_rows = pixel_offsets(image, out_h, strip_w * STRIP, stride_yn, stride_yh, STRIDE_YW)
+        y_rows = pixel_offsets(image, out_h, strip_w * STRIP, Strides(stride_yn, 1, stride_yh, STRIDE_YW))
         r_rows = y_rows
         if residual_ptr is not None:
-            r_rows = pixel_offsets(image, out_h, strip_w * STRIP, stride_rn, stride_rh, STRIDE_RW)
+            r_rows = pixel_offsets(image, out_h, strip_w * STRIP, Strides(stride_rn, 1, stride_rh, STRIDE_RW))
         for u in tl.static_range(STRIP):
             if ISOLATE:
                 total += sums[u]
@@ -309,7 +312,7 @@ def plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operand
         "STRIDE_RW": residual.strides[3] if residual else 0,
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         "IN_SHUFFLE": problem.input_shuffle,
         "OUT_SHUFFLE": problem.out_channels // problem.epilogue.shuffle if problem.epilogue.shuffle > 1 else 1,
         "PACK": config.pack,
@@ -325,7 +328,6 @@ def plan_packed_groups(problem: ConvProblem, config: PackedGroupsConfig, operand
         "WIDE_M": (tiles + config.tiles_per_program) * config.block_m > INT32_MAX,
         "PRECISION": problem.precision,
         **finishing.constants,
-        "VECTOR": store_vector(problem, output),
         **{name: value for pair in pairs for name, value in pair.constants.items() if not name.endswith("w")},
     }
     return Launch(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Derivative
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import OUTSIDE, inside
 from grouped_conv.kernels.device_code.reduction import multiply_add
@@ -91,7 +92,9 @@ def gradient_row(
             if ACTIVATION != "none":
                 known = k_row + column * stride_kw
             tiles = tiles + (
-                load_gradient(g_row + column * stride_gw, known, mask, scale, ACTIVATION, NEGATIVE_SLOPE),
+                load_gradient(
+                    g_row + column * stride_gw, known, mask, scale, Derivative(ACTIVATION, NEGATIVE_SLOPE, 1, 1, 1)
+                ),
             )  # fmt: skip
         else:
             tiles = tiles + (row_ok,)  # Triton 3.8 has no tuples that hold None
@@ -206,8 +209,8 @@ def own_sums(
         if ACTIVATION != "none":
             known = k_pointers + (h * BACK_H * stride_kh + w * BACK_W * stride_kw)
         a = load_gradient(
-            g_pointers + (h * BACK_H * stride_gh + w * BACK_W * stride_gw), known, mask, scale, ACTIVATION,
-            NEGATIVE_SLOPE,
+            g_pointers + (h * BACK_H * stride_gh + w * BACK_W * stride_gw), known, mask, scale,
+            Derivative(ACTIVATION, NEGATIVE_SLOPE, 1, 1, 1),
         )  # fmt: skip
         b = class_weight(w_ptr, w_offsets, diagonal, row, column, C_PER_GROUP, KERNEL_H, KERNEL_W, EVEN_TAPS)
         acc = multiply_add(a, b, acc, PRECISION)

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Strides
+from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
-from grouped_conv.kernels.implicit_gemm.input_grad import class_taps
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand, store_vector, stride_integers
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.packed.gradient_sums import class_weights, own_sums, window_of, window_sums
 from grouped_conv.kernels.packed.input_grad_rules import (
     PackedInputGradConfig,
@@ -132,10 +133,15 @@ def recompute_input_grad(
     for _ in tl.range(0, tiles_each, num_stages=1):
         for u in tl.range(0, STRIP, num_stages=1):
             oh0, ow0 = window_of(image, row, strip_w * STRIP + u, images, back_h, back_w)
-            g_pointers = g_pack + pixel_offsets(image, row + back_h, ow0, stride_gn, stride_gh, stride_gw)[:, None]
+            g_pointers = (
+                g_pack + pixel_offsets(image, row + back_h, ow0, Strides(stride_gn, 1, stride_gh, stride_gw))[:, None]
+            )
             k_pointers = g_pointers
             if ACTIVATION != "none":
-                k_pointers = k_pack + pixel_offsets(image, row + back_h, ow0, stride_kn, stride_kh, stride_kw)[:, None]
+                k_pointers = (
+                    k_pack
+                    + pixel_offsets(image, row + back_h, ow0, Strides(stride_kn, 1, stride_kh, stride_kw))[:, None]
+                )
             acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for member in tl.range(0, PACK, num_stages=1):
                 own = own_sums(
@@ -147,7 +153,7 @@ def recompute_input_grad(
                 acc = tl.where((member_n == member)[None, :], own, acc)
             in_h = row * STRIDE_H + class_h
             in_w = (strip_w * STRIP + u) * STRIDE_W + class_w
-            x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
+            x_rows = pixel_offsets(image, in_h, in_w, Strides(stride_xn, 1, stride_xh, stride_xw))
             pixel_ok = (image < images) & (in_h < IN_H) & (in_w < IN_W)
             store_tile(dx_ptr, acc, x_rows, stored, stride_xc, pixel_ok, column_ok, VECTOR)
         image, row, strip_w = next_strips(image, row, strip_w, CLASS_H, strips_w, step_n, step_h, step_w)
@@ -186,14 +192,7 @@ def packed_input_grad(
     stride_xw,
     C_PER_GROUP: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     STEP_H: tl.constexpr,
     STEP_W: tl.constexpr,
     MOST_H: tl.constexpr,
@@ -211,13 +210,22 @@ def packed_input_grad(
     AHEAD: tl.constexpr,
     WIDE_M: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
+    NEGATIVE_SLOPE: tl.constexpr = DERIVATIVE.NEGATIVE_SLOPE
+    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
+    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
+    OUT_CHANNELS: tl.constexpr = DERIVATIVE.OUT_CHANNELS
     pid = tl.program_id(0)
     pack = pid % packs
     class_w = pid // packs % STRIDE_W
@@ -252,10 +260,14 @@ def packed_input_grad(
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for _ in tl.range(0, tiles_each, num_stages=1):
         oh0, ow0 = window_of(image, row, strip_w * STRIP, images, back_h, back_w)
-        g_pointers = g_pack + pixel_offsets(image, row + back_h, ow0, stride_gn, stride_gh, stride_gw)[:, None]
+        g_pointers = (
+            g_pack + pixel_offsets(image, row + back_h, ow0, Strides(stride_gn, 1, stride_gh, stride_gw))[:, None]
+        )
         k_pointers = g_pointers
         if ACTIVATION != "none":
-            k_pointers = k_pack + pixel_offsets(image, row + back_h, ow0, stride_kn, stride_kh, stride_kw)[:, None]
+            k_pointers = (
+                k_pack + pixel_offsets(image, row + back_h, ow0, Strides(stride_kn, 1, stride_kh, stride_kw))[:, None]
+            )
         sums = window_sums(
             g_pointers, k_pointers, channel_ok, scale, weights, oh0, ow0, OUT_H, OUT_W, stride_gh, stride_gw, stride_kh,
             stride_kw, MOST_H, MOST_W, BACK_H, BACK_W, BLOCK_M, BLOCK_N, STRIP, AHEAD, EVEN_K, PRECISION, ACTIVATION,
@@ -263,7 +275,7 @@ def packed_input_grad(
         )  # fmt: skip
         in_h = row * STRIDE_H + class_h
         in_w = strip_w * (STRIP * STRIDE_W) + class_w
-        x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
+        x_rows = pixel_offsets(image, in_h, in_w, Strides(stride_xn, 1, stride_xh, stride_xw))
         row_ok = (image < images) & (in_h < IN_H)
         for u in tl.static_range(STRIP):
             total += sums[u]
@@ -346,7 +358,7 @@ def _constants(problem: ConvProblem, config: PackedInputGradConfig) -> dict[str,
     return {
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         **{f"STEP_{axis}": size for axis, size in zip("HW", steps, strict=True)},
         **{f"MOST_{axis}": size for axis, size in zip("HW", most, strict=True)},
         "IN_SHUFFLE": problem.input_shuffle,

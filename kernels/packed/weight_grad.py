@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Derivative, Strides
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import inside
@@ -19,7 +20,7 @@ from grouped_conv.kernels.device_code.reduction import multiply_add
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.packed.sums import first_strips, load_row, next_strips, pack_columns, window_start
 from grouped_conv.kernels.packed.weight_grad_rules import (
     PackedWeightGradConfig,
@@ -61,7 +62,9 @@ def strip_gradients(
         if ACTIVATION != "none":
             known = k_pointers + u * stride_kw
         tiles = tiles + (
-            load_gradient(g_pointers + u * stride_gw, known, mask, None, ACTIVATION, NEGATIVE_SLOPE),
+            load_gradient(
+                g_pointers + u * stride_gw, known, mask, None, Derivative(ACTIVATION, NEGATIVE_SLOPE, 1, 1, 1)
+            ),
         )  # fmt: skip
     return tiles
 
@@ -96,14 +99,7 @@ def packed_weight_grad(
     STRIDE_XW: tl.constexpr,
     C_PER_GROUP: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     IN_SHUFFLE: tl.constexpr,
     OUT_SHUFFLE: tl.constexpr,
     PACK: tl.constexpr,
@@ -116,12 +112,19 @@ def packed_weight_grad(
     ROWS: tl.constexpr,
     WIDE_M: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
+    NEGATIVE_SLOPE: tl.constexpr = DERIVATIVE.NEGATIVE_SLOPE
+    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
     PARTS: tl.constexpr = (KERNEL_H + ROWS - 1) // ROWS
     COLUMNS: tl.constexpr = (STRIP - 1) * STRIDE_W + (KERNEL_W - 1) * DILATION_W + 1
     pid = tl.program_id(0)
@@ -146,10 +149,10 @@ def packed_weight_grad(
         sums = sums + (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)
     image, out_h, strip_w = first_strips(split, OUT_H, strips_w, steps_each, BLOCK_K, WIDE_M)
     for _ in tl.range(0, steps_each, num_stages=1):
-        g_rows = pixel_offsets(image, out_h, strip_w * STRIP, stride_gn, stride_gh, stride_gw)
+        g_rows = pixel_offsets(image, out_h, strip_w * STRIP, Strides(stride_gn, 1, stride_gh, stride_gw))
         k_pointers = known_pack
         if ACTIVATION != "none":
-            k_rows = pixel_offsets(image, out_h, strip_w * STRIP, stride_kn, stride_kh, stride_kw)
+            k_rows = pixel_offsets(image, out_h, strip_w * STRIP, Strides(stride_kn, 1, stride_kh, stride_kw))
             k_pointers = known_pack + k_rows[None, :]
         gradients = strip_gradients(
             dy_pack + g_rows[None, :], k_pointers, image < images, channel_ok, strip_w, OUT_W, stride_gw, stride_kw,
@@ -216,7 +219,7 @@ def plan_packed_weight_grad(
         "STRIDE_XW": x.strides[3],
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         "IN_SHUFFLE": problem.input_shuffle,
         "OUT_SHUFFLE": problem.out_channels // shuffle if shuffle > 1 else 1,
         "PACK": config.pack,

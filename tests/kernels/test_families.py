@@ -9,7 +9,7 @@ import triton
 
 from grouped_conv.autotune.model.families import MODELS
 from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
-from grouped_conv.bench.static_gate import GATES
+from grouped_conv.bench.gates.families import GATES
 from grouped_conv.kernels import (
     ConvProblem,
     Epilogue,

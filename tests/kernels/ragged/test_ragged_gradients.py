@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 
 from grouped_conv.autotune.model.ragged import input_grad as ragged_input_grad_model
 from grouped_conv.autotune.model.ragged import weight_grad as ragged_weight_grad_model
-from grouped_conv.bench.gates import ragged_gradients as ragged_grad_gate
+from grouped_conv.bench.gates.families import findings
 from grouped_conv.bench.gates.findings import EVERY_RUN
 from grouped_conv.call_values.ragged_weights import views
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
@@ -294,8 +294,9 @@ def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(direction: str, na
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("arch", EVERY_RUN)
-def test_compiles_well(arch: str) -> None:
-    found = list(ragged_grad_gate.findings([arch]))
+@pytest.mark.parametrize("family", ["ragged_input_grad", "ragged_weight_grad"])
+def test_compiles_well(family: str, arch: str) -> None:
+    found = list(findings(family, [arch]))
     assert {finding.layer: finding.faults for finding in found if finding.faults} == {}
 
 
