@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from grouped_conv.kernels.families import KernelConfig, family_of, require_valid
 from grouped_conv.kernels.launching.calls import Call, Temporary
-from grouped_conv.kernels.launching.operands import Operand, channels_innermost, format_strides
+from grouped_conv.kernels.launching.operands import Operand, channels_innermost, format_strides, named_operands
 from grouped_conv.kernels.passes.channel_sums import plan_channel_sums, sum_splits
 from grouped_conv.kernels.passes.packing import Packing
 from grouped_conv.kernels.values.epilogue import Epilogue
@@ -85,26 +85,28 @@ def plan_gradient(
     Raises:
         ValueError: when the configuration or the memory layout cannot be run, with the reason.
     """
-    family = require_valid(problem, config)
-    given = {
-        name: operand.named(name)
-        for name, operand in (canonical_gradient_operands(problem) | dict(operands or {})).items()
-    }
+    require_valid(problem, config)
+    given = named_operands(canonical_gradient_operands(problem), operands)
     for name in ("grad_output", "known"):
         _require_channels_innermost(name, given[name], problem.output_shape)
-    packing = Packing(problem.dtype, given)
     if problem.direction == "weight_grad":
         _require_channels_innermost("input", given["input"], problem.input_shape)
-    elif problem.layout.is_uniform:
+    return assembled(problem, config, Packing(problem.dtype, given), grad_scale)
+
+
+def assembled(problem: ConvProblem, config: KernelConfig, packing: Packing, grad_scale: bool = False) -> Call:
+    """The call of a configuration that can run the problem, after the pack passes that `packing` has already."""
+    family, given = family_of(config), packing.operands
+    if problem.layout.is_uniform and problem.direction != "weight_grad":
         packing.pack_weight(problem.weight_shape, family.weight_order(problem, config), problem.k_per_group)
     before, filled = family.first_pass(problem, config, given)
-    first = family.plan(problem, config, given)
+    kernel = family.plan(problem, config, given)
     second = family.second_pass(problem, config, given, grad_scale)
-    temporaries = packing.temporaries
+    temporaries = [*packing.temporaries]
     if second:
         temporaries.append(Temporary(WORKSPACE, family.workspace(problem, config), "float32"))
     temporaries += [Temporary(name, (size,), "int64") for name, size in filled.items()]
-    launches = (*packing.launches, *before, first, *second)
+    launches = (*packing.launches, *before, kernel, *second)
     return Call(problem, config, launches, tuple(temporaries), family.tables(problem, config))
 
 
@@ -142,7 +144,7 @@ def plan_bias_gradient(
     """
     output = Operand(format_strides(problem.output_shape, True))
     canonical = canonical_gradient_operands(problem) | {"grad_bias": Operand((1, 1, 1, 1)), "grad_residual": output}
-    given = {name: operand.named(name) for name, operand in (canonical | dict(operands or {})).items()}
+    given = named_operands(canonical, operands)
     for name in ("grad_output", "known"):
         _require_channels_innermost(name, given[name], problem.output_shape)
     launch = plan_channel_sums(problem, given, grad_bias, grad_residual, sm_count)

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.classes import class_size, most_taps
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.config import GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -24,7 +24,7 @@ LOOP_ORDERS = ("flat", "channels_inner")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputGradConfig(KernelConfig):
+class InputGradConfig(GemmConfig):
     """Block sizes of the input gradient's kernel.
 
     Attributes:
@@ -43,26 +43,20 @@ class InputGradConfig(KernelConfig):
     family: ClassVar[str] = "input_grad"
     direction: ClassVar[str] = "input_grad"
 
-    block_m: int = 128
-    block_n: int = 64
-    block_k: int = 64
     loop_order: str = "flat"
     pack: int = 1
     swap: bool = False
     isolate: bool = True
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        GemmConfig.__post_init__(self)
         if self.loop_order not in LOOP_ORDERS or self.pack < 1:
             raise ValueError(
                 f"loop_order {self.loop_order!r} must be one of {LOOP_ORDERS} and pack={self.pack} at least 1"
             )
 
     def __str__(self) -> str:
-        words = [f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages} {self.loop_order}"]
+        words = [GemmConfig.__str__(self), self.loop_order]
         words += [f"pack{self.pack}"] if self.pack > 1 else []
         words += ["swap"] if self.swap else []
         return " ".join(words + ([] if self.isolate else ["leaky"]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from grouped_conv.kernels.values import refusals
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.config import GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -21,7 +21,7 @@ TABLE_KERNEL = (15, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightGradConfig(KernelConfig):
+class WeightGradConfig(GemmConfig):
     """Block sizes of the weight gradient's kernel.
 
     Attributes:
@@ -45,15 +45,12 @@ class WeightGradConfig(KernelConfig):
     pixel_table: bool = False
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        GemmConfig.__post_init__(self)
         if self.splits < 1:
             raise ValueError(f"splits must be at least 1, but got {self.splits}")
 
     def __str__(self) -> str:
-        words = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.num_warps}", f"s{self.num_stages}"]
+        words = [GemmConfig.__str__(self)]
         words += [f"split{self.splits}"] if self.splits > 1 else []
         return " ".join(words + (["table"] if self.pixel_table else []))
 

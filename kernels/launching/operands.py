@@ -69,6 +69,11 @@ def is_krsc(weight: Operand, shape: Shape4) -> bool:
     return all(weight.strides[axis] == wanted[axis] or shape[axis] == 1 for axis in range(4))
 
 
+def named_operands(canonical: Mapping[str, Operand], given: Mapping[str, Operand] | None) -> dict[str, Operand]:
+    """The given operands, and canonical ones where none is given, each in the buffer of its name."""
+    return {name: operand.named(name) for name, operand in {**canonical, **(given or {})}.items()}
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Some of a launch's arguments."""

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from grouped_conv.kernels.values import refusals
-from grouped_conv.kernels.values.config import CACHE_POLICIES, KernelConfig
+from grouped_conv.kernels.values.config import CACHE_POLICIES, GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.layout import GroupLayout
 from grouped_conv.kernels.values.problem import ConvProblem
@@ -29,7 +29,7 @@ MAX_ALIGN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RaggedConfig(KernelConfig):
+class RaggedConfig(GemmConfig):
     """Block sizes and knobs of the ragged kernel.
 
     Attributes:
@@ -41,23 +41,15 @@ class RaggedConfig(KernelConfig):
 
     family: ClassVar[str] = "ragged"
 
-    block_m: int = 128
-    block_n: int = 64
-    block_k: int = 64
     cache_a: str = ""
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        for name in ("block_m", "block_n", "block_k"):
-            value = getattr(self, name)
-            if value < 16 or value & (value - 1):
-                raise ValueError(f"{name} must be a power of two of at least 16, but got {value}")
+        GemmConfig.__post_init__(self)
         if self.cache_a not in CACHE_POLICIES:
             raise ValueError(f"cache_a {self.cache_a!r} must be one of {CACHE_POLICIES}")
 
     def __str__(self) -> str:
-        words = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.num_warps}", f"s{self.num_stages}"]
-        return " ".join(words + ([self.cache_a] if self.cache_a else []))
+        return " ".join([GemmConfig.__str__(self), *([self.cache_a] if self.cache_a else [])])
 
 
 @dataclass(frozen=True, slots=True)

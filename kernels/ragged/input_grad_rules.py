@@ -18,7 +18,7 @@ import numpy as np
 from grouped_conv.kernels.ragged.forward_rules import MAX_ALIGN, Traits, reciprocal, traits, weight_offsets
 from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.classes import class_size, most_taps
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.config import GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.layout import GroupLayout
 from grouped_conv.kernels.values.problem import ConvProblem
@@ -30,7 +30,7 @@ makes, and the reciprocal of that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RaggedInputGradConfig(KernelConfig):
+class RaggedInputGradConfig(GemmConfig):
     """Block sizes of the ragged input gradient's kernel.
 
     Attributes:
@@ -41,19 +41,6 @@ class RaggedInputGradConfig(KernelConfig):
 
     family: ClassVar[str] = "ragged_input_grad"
     direction: ClassVar[str] = "input_grad"
-
-    block_m: int = 128
-    block_n: int = 64
-    block_k: int = 64
-
-    def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
-
-    def __str__(self) -> str:
-        return f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values import refusals
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.config import KernelConfig, check_blocks
 from grouped_conv.kernels.values.device import DeviceSpec
 
 METHODS = ("direct", "dot")
@@ -51,9 +51,7 @@ class SeparableConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        check_blocks(self.block_m, self.block_n, self.block_k)
         if self.width not in WIDTHS or self.method not in METHODS:
             raise ValueError(
                 f"width {self.width!r} must be one of {WIDTHS} and method {self.method!r} one of {METHODS}"
