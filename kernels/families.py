@@ -97,8 +97,8 @@ class Family:
         weight_order: (problem, config) to how the kernel reads the weight: `krsc`, `taps` (one channel per group:
             [multiplier, R, S, C] in fp32), or `any`. Weight gradients do not read one; unequal groups have their
             weights in one flat storage.
-        tables: (problem, config) to the integer arrays that the kernel reads besides the operands, by buffer name; they
-            depend on the layout, the kernel size and the configuration alone.
+        tables: (problem, config) to the integer arrays that the kernel also reads, by buffer name; they depend on the
+            layout, the kernel size and the configuration alone.
         first_pass: (problem, config, operands) to the launches before the kernel, and the int64 elements of each buffer
             that they fill for it.
         second_pass: (problem, config, operands, whether the scale's gradient is wanted) to the launches that turn the

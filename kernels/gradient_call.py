@@ -3,13 +3,13 @@
 | gradient | launches                                                                                       |
 |----------|------------------------------------------------------------------------------------------------|
 | input    | pack weight (a KCRS weight only), the family's kernel                                           |
-| weight   | `pixel_table` where asked for, the family's kernel, which leaves a sum per split, `gradient_reduce` |
+| weight   | `pixel_table` (if configured), the family's kernel, which leaves a sum per split, `gradient_reduce` |
 | input, groups that share channels | the family's kernel, which leaves a part per group, and `ragged_gather` |
 | weight, unequal groups | the family's kernel and `ragged_weight_reduce`, for one flat buffer               |
 | bias     | `channel_sums`, which may write the residual's gradient as well, and `gradient_reduce`          |
 
-The residual's gradient is the output's behind the activation. Written before the others it is their `grad_output`, and
-they are those of `written_problem`.
+The residual's gradient is the output's gradient multiplied by the activation's derivative. If it is written first, the
+other kernels read it as `grad_output` and solve `written_problem`.
 
 The gradient of the scale comes out of `gradient_reduce` too: of `scale * conv(x, w)` it is `sum(w * d)` over each
 output channel, where `d` is the weight's gradient before it is multiplied by the scale. So no launch computes the
@@ -42,7 +42,7 @@ def gradient_problem(problem: ConvProblem, direction: str) -> ConvProblem:
 
 
 def written_problem(problem: ConvProblem) -> ConvProblem:
-    """The same gradient, read from what `plan_bias_gradient` stores: behind the activation, in the filters' order."""
+    """The same gradient, read from what `plan_bias_gradient` stores: without the activation, in the filters' order."""
     return replace(problem, epilogue=Epilogue(scale=problem.epilogue.scale))
 
 
@@ -78,7 +78,7 @@ def plan_gradient(
     Args:
         problem: from `gradient_problem`.
         operands: `grad_output`, `known` (what the activation's derivative needs), `input`, `weight`, `scale`,
-            `grad_input`, `grad_weight`, `grad_scale` as they lie in memory, those that are read with channels
+            `grad_input`, `grad_weight`, `grad_scale` as they are in memory, those that are read with channels
             innermost; missing ones are dense and 16-byte aligned.
         grad_scale: also write `grad_scale`; with a scale and the direction `weight_grad` only.
 
@@ -134,9 +134,9 @@ def plan_bias_gradient(
     grad_residual: bool = False,
     sm_count: int = 108,
 ) -> Call:
-    """The launches that sum the gradient behind the activation per channel, and may store it as it is.
+    """The launches that sum `grad_output` times the activation's derivative per channel, and may store that product.
 
-    Stored, it is the residual's gradient, and what the others may read in place of the output's: `written_problem`.
+    The stored product is the residual's gradient, and what the other kernels may read instead: see `written_problem`.
 
     Args:
         operands: as of `plan_gradient`, with `grad_bias` and `grad_residual`.

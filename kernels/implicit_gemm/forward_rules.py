@@ -123,9 +123,9 @@ def why_not_on(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceS
 def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
     """Bytes of shared memory of the pipelined loop's operand tiles; 0 without a pipeline, where compilers differ.
 
-    Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
-    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile that is not copied ahead has one
-    buffer, and two of those may take turns in it. Never more than compiled code has (tests).
+    Asynchronous copies keep `num_stages - 1` tiles in flight, and registers hold the tile being multiplied; wgmma
+    reads its operands from shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile that is not
+    copied ahead has one buffer, and two of those may take turns in it. Never more than compiled code has (tests).
     """
     if config.num_stages == 1:
         return 0

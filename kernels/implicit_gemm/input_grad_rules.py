@@ -16,7 +16,7 @@ from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
 MAX_BUSY_ACCUMULATORS = 63
-"""fp32 sums per thread beside a derivative or more than `MANY_TAPS` taps, above which ptxas spilled 24 to 40 bytes."""
+"""fp32 sums per thread above which ptxas spilled when a derivative or more than `MANY_TAPS` taps need registers too."""
 MANY_TAPS = 9
 MAX_PACKED_CHANNELS = 16
 """Channels per group, in and out, up to which groups are packed."""
@@ -135,7 +135,7 @@ def _register_reason(problem: ConvProblem, config: InputGradConfig, device: Devi
     sums = config.block_m * config.block_n // (device.warp_size * config.num_warps)
     busy = device.backend == "cuda" and device.arch != 100 and (active or problem.taps > MANY_TAPS)
     if busy and sums > MAX_BUSY_ACCUMULATORS:
-        return f"{sums} accumulators per thread spill beside {problem.taps} taps or an activation"
+        return f"{sums} accumulators per thread spill with {problem.taps} taps or an activation"
     return None
 
 

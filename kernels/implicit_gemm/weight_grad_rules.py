@@ -17,7 +17,7 @@ WORKSPACE_BYTES = 256 * 2**20
 ENTRY_BYTES = 8
 """Of the table of pixels: an offset and a word of taps."""
 TABLE_KERNEL = (15, 16)
-"""Rows and columns of the largest kernel whose taps have bits in a table's word, one bit left that stands for none."""
+"""Rows and columns of the largest kernel whose taps have bits in a table's word; one more bit means no tap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class WeightGradConfig(GemmConfig):
         block_n: weights of one output channel per tile, in (kernel row, kernel column, channel) order.
         block_k: output pixels that one step of the reduction takes.
         splits: parts into which the output pixels are divided; a second kernel adds their sums in a fixed order.
-        pixel_table: read where pixels' windows lie from a table instead of computing it at every step. A 128x128x64
+        pixel_table: read the positions of pixels' windows from a table, do not compute them at every step. A 128x128x64
             step of 8 warps then has 211 to 214 instructions instead of 252 to 256 on sm_80, 118 to 125 instead of 173
             to 180 on sm_90. Costs a launch that writes 8 bytes per output pixel, and reading them once per tile.
             Calls whose offsets need 64 bits ignore it.
@@ -79,7 +79,7 @@ def workspace_bytes(problem: ConvProblem, splits: int) -> int:
 
 
 def table_entries(problem: ConvProblem, config: WeightGradConfig) -> int:
-    """Entries of the table of pixels: whole steps, and one more, which the last step of the loop reads in vain."""
+    """Entries of the table of pixels: whole steps, and one more, which the last step of the loop reads and ignores."""
     return (math.ceil(pixels(problem) / config.block_k) + 1) * config.block_k if config.pixel_table else 0
 
 

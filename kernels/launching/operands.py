@@ -1,4 +1,4 @@
-"""How a call's tensors lie in memory, and the kernel arguments that follow from it."""
+"""How a call's tensors are stored in memory, and the kernel arguments that follow from it."""
 
 from __future__ import annotations
 

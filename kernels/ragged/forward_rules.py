@@ -75,11 +75,17 @@ def traits(layout: GroupLayout) -> Traits:
     """The alignment of `layout`, and whether its groups read consecutive channels."""
     lists = [np.array(layout.inputs_of(group)) for group in range(layout.groups)]
     gather = any((np.diff(channels) != 1).any() for channels in lists)
+    align = run_alignment(lists)
+    widths = (len(channels) for channels in lists)
+    return Traits(gather, align, math.gcd(MAX_ALIGN, *widths), math.gcd(MAX_ALIGN, *layout.outputs))
+
+
+def run_alignment(lists: list[np.ndarray]) -> int:
+    """The `in_align` of these lists of channels, as `Traits` has it."""
     align = MAX_ALIGN
     while align > 1 and not all(_in_runs(channels, align) for channels in lists):
         align //= 2
-    widths = (len(channels) for channels in lists)
-    return Traits(gather, align, math.gcd(MAX_ALIGN, *widths), math.gcd(MAX_ALIGN, *layout.outputs))
+    return align
 
 
 def _in_runs(channels: np.ndarray, length: int) -> bool:
@@ -122,7 +128,7 @@ def channel_index(layout: GroupLayout) -> np.ndarray:
 
 
 def tables(problem: ConvProblem, config: RaggedConfig) -> dict[str, np.ndarray]:
-    """The arrays that the kernel reads besides its operands, by buffer name."""
+    """The arrays that the kernel reads in addition to its operands, by buffer name."""
     arrays = {"tile_table": tile_table(problem, config)}
     if traits(problem.layout).gather:
         arrays["channel_index"] = channel_index(problem.layout)
@@ -137,7 +143,7 @@ def reciprocal(width: int) -> int:
 def weight_offsets(layout: GroupLayout, taps: int) -> list[int]:
     """Where each group's weights `[k, R, S, c]` begin in the flat storage, in elements.
 
-    Groups of equal size lie in one bucket, one after another; buckets follow in the order in which their sizes first
+    Groups of equal size form one bucket, one after another; buckets follow in the order in which their sizes first
     appear, each beginning at a multiple of 8 elements (16 bytes of a 16-bit dtype).
     """
     offsets = [0] * layout.groups

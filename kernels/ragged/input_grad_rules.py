@@ -15,7 +15,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from grouped_conv.kernels.ragged.forward_rules import MAX_ALIGN, Traits, reciprocal, traits, weight_offsets
+from grouped_conv.kernels.ragged.forward_rules import (
+    MAX_ALIGN,
+    Traits,
+    reciprocal,
+    run_alignment,
+    traits,
+    weight_offsets,
+)
 from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.classes import class_size, most_taps
 from grouped_conv.kernels.values.config import GemmConfig
@@ -71,7 +78,7 @@ def parts_width(layout: GroupLayout) -> int:
 
 
 def readers(layout: GroupLayout, taps: int) -> list[Reader]:
-    """The groups and, unless a second launch sees to them, the channels that no group reads."""
+    """The groups and, unless a second launch writes them, the channels that no group reads."""
     begins = [0, *np.cumsum(layout.outputs).tolist()]
     found = [
         Reader(layout.inputs_of(group), outputs, begins[group], weight)
@@ -81,7 +88,7 @@ def readers(layout: GroupLayout, taps: int) -> list[Reader]:
         return found
     if traits(layout).gather:
         return [*found, Reader(layout.unread, 0)]
-    ends = [b for a, b in pairwise(layout.unread) if b != a + 1]  # where a run of unread channels begins anew
+    ends = [b for a, b in pairwise(layout.unread) if b != a + 1]  # where a new run of unread channels begins
     cuts = [0, *(layout.unread.index(channel) for channel in ends), len(layout.unread)]
     return [*found, *(Reader(layout.unread[begin:end], 0) for begin, end in pairwise(cuts))]
 
@@ -90,21 +97,12 @@ def readers(layout: GroupLayout, taps: int) -> list[Reader]:
 def grad_traits(layout: GroupLayout) -> Traits:
     """The layout's traits as stores see them: `gather` where they are scattered, unread channels aligned as well."""
     known = traits(layout)
-    if shares_channels(layout):  # parts lie side by side
+    if shares_channels(layout):  # parts are stored side by side
         return Traits(False, known.width_align, known.width_align, known.out_align)
     channels = [reader.inputs for reader in readers(layout, 1)]
-    align = known.in_align
-    while align > 1 and not all(_in_runs(inputs, align) for inputs in channels):
-        align //= 2
+    align = run_alignment([np.array(inputs) for inputs in channels])
     width = math.gcd(MAX_ALIGN, *map(len, channels))
     return Traits(known.gather, align, width, known.out_align)
-
-
-def _in_runs(channels: tuple[int, ...], length: int) -> bool:
-    if len(channels) % length:
-        return False
-    runs = np.array(channels).reshape(-1, length)
-    return bool((runs[:, 0] % length == 0).all() and (np.diff(runs, axis=1) == 1).all())
 
 
 def tile_table(problem: ConvProblem, config: RaggedInputGradConfig) -> np.ndarray:
@@ -143,7 +141,7 @@ def positions(layout: GroupLayout) -> np.ndarray:
 
 
 def tables(problem: ConvProblem, config: RaggedInputGradConfig) -> dict[str, np.ndarray]:
-    """The arrays that the launches read besides the operands, by buffer name."""
+    """The arrays that the launches read in addition to the operands, by buffer name."""
     layout = problem.layout
     arrays = {"tile_table": tile_table(problem, config)}
     if shares_channels(layout):

@@ -1,4 +1,4 @@
-"""The reasons why a configuration cannot run that several families share, and the limits behind them.
+"""The reasons why a configuration cannot run that several families share, and their limits.
 
 Each function returns one line, or None when there is nothing to refuse; rules join them with `or`.
 """
@@ -63,7 +63,7 @@ def indices(sizes: Mapping[str, int], most: int) -> str | None:
 
 
 def accumulators(sums: int, device: DeviceSpec) -> str | None:
-    """More fp32 sums per thread than registers can hold beside the rest."""
+    """More fp32 sums per thread than registers can hold."""
     most = MAX_ACCUMULATORS * (device.warp_size // 32)
     return f"{sums} accumulators per thread spill (at most {most})" if sums > most else None
 
