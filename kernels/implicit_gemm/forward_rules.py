@@ -114,10 +114,7 @@ def one_warp(problem: ConvProblem) -> ImplicitGemmConfig:
 
 def why_not_on(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    buffers = pipeline_buffers(problem, config, device)
-    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
-        problem.precision, device
-    )
+    return refusals.pipelined(problem, config, pipeline_buffers(problem, config, device), device)
 
 
 def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:

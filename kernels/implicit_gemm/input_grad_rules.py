@@ -122,8 +122,7 @@ def why_not_on(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec
     return (
         refusals.wgmma_tf32(problem, config.block_n if config.swap else config.block_m, config, device)
         or _register_reason(problem, config, device)
-        or refusals.pipelined(config.block_m * config.block_n, buffers, config, device)
-        or refusals.tf32(problem.precision, device)
+        or refusals.pipelined(problem, config, buffers, device)
     )
 
 

@@ -129,10 +129,8 @@ def why_not_on(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpe
     """Why a valid `config` cannot run on `device`; `None` when it can."""
     rows = config.block_m * (1 if problem.epilogue.activation == "none" else 2) + config.block_n  # with what is known
     buffers = max(config.num_stages - 1, 1) * rows * config.block_k * problem.item_size
-    return (
-        refusals.wgmma_tf32(problem, config.block_m, config, device)
-        or refusals.pipelined(config.block_m * config.block_n, buffers, config, device)
-        or refusals.tf32(problem.precision, device)
+    return refusals.wgmma_tf32(problem, config.block_m, config, device) or refusals.pipelined(
+        problem, config, buffers, device
     )
 
 

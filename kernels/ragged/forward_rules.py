@@ -188,10 +188,7 @@ def _depth_reason(problem: ConvProblem, config: RaggedConfig) -> str | None:
 
 def why_not_on(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    buffers = pipeline_buffers(problem, config, device)
-    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
-        problem.precision, device
-    )
+    return refusals.pipelined(problem, config, pipeline_buffers(problem, config, device), device)
 
 
 def one_warp(problem: ConvProblem) -> RaggedConfig:

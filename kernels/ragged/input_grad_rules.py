@@ -190,10 +190,7 @@ def _depth_reason(problem: ConvProblem, config: RaggedInputGradConfig) -> str | 
 def why_not_on(problem: ConvProblem, config: RaggedInputGradConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
     tile = (config.block_m + config.block_n) * config.block_k * problem.item_size
-    buffers = max(config.num_stages - 1, 1) * tile
-    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
-        problem.precision, device
-    )
+    return refusals.pipelined(problem, config, max(config.num_stages - 1, 1) * tile, device)
 
 
 def one_warp(problem: ConvProblem) -> RaggedInputGradConfig:
