@@ -25,10 +25,6 @@ version = release = grouped_conv.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["autosectionlabel.*"]
-
-myst_enable_extensions = ["colon_fence", "deflist"]
-myst_heading_anchors = 3
 
 default_role = "literal"  # docstrings write `code` with one backtick, as Markdown does
 autodoc_member_order = "bysource"

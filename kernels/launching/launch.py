@@ -52,6 +52,13 @@ def power_of_two_divisor(value: int, most: int = 16) -> int:
     return min(most, value & -value) if value else most
 
 
+def as_constant(value: Any) -> Any:
+    """`value` for Triton: the fields of a bundle become constants of their own, which 3.6 does not do by itself."""
+    if isinstance(value, tuple):
+        return type(value)(*(triton.language.constexpr(as_constant(field)) for field in value))
+    return value
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel launch, complete but for the tensors.
@@ -92,7 +99,7 @@ class Launch:
         return ASTSource(
             fn=self.kernel,
             signature=self.signature(),
-            constexprs={(index[parameter],): value for parameter, value in self.constants.items()},
+            constexprs={(index[parameter],): as_constant(value) for parameter, value in self.constants.items()},
             attrs={
                 (index[parameter],): [["tt.divisibility", divisor]] for parameter, divisor in promised if divisor > 1
             },
