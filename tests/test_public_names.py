@@ -14,7 +14,7 @@ def test_type_checkers_find_every_name_where_it_is() -> None:
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     assert len(imports) == len(block.body)
     found = [(alias.asname or alias.name, node.module) for node in imports for alias in node.names]
-    subpackages = {name: "grouped_conv" for name in grouped_conv._SUBPACKAGES}
+    subpackages = dict.fromkeys(grouped_conv._SUBPACKAGES, "grouped_conv")
     assert dict(found) == grouped_conv._HOMES | subpackages
     assert len(found) == len(dict(found))
 
