@@ -36,7 +36,7 @@ from grouped_conv.kernels.implicit_gemm.weight_grad_rules import (
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments, is_wide
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import FLOAT32_VECTOR, Operand, is_dense
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.values.problem import ConvProblem
 
 
@@ -85,23 +85,12 @@ def weight_grad(
     stride_xw,
     C_PER_GROUP: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
     INPUT_SHUFFLE: tl.constexpr,
     IN_CHANNELS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -112,6 +101,18 @@ def weight_grad(
     TABLE_DIVISOR: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
+    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
+    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
+    OUT_CHANNELS: tl.constexpr = DERIVATIVE.OUT_CHANNELS
     DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
     TILES_M: tl.constexpr = (K_PER_GROUP + BLOCK_M - 1) // BLOCK_M
     TILES_N: tl.constexpr = (DEPTH + BLOCK_N - 1) // BLOCK_N
@@ -165,7 +166,7 @@ def weight_grad(
         if EVEN_M:
             g_mask = None if K_PER_GROUP % BLOCK_M == 0 else row_ok[:, None]
         # [BLOCK_M, BLOCK_K] through transposed pointers: transposing a loaded tile costs the asynchronous copy
-        a = load_gradient(g_channels[:, None] + g_rows[None, :], known_ptrs, g_mask, None, ACTIVATION, NEGATIVE_SLOPE)
+        a = load_gradient(g_channels[:, None] + g_rows[None, :], known_ptrs, g_mask, None, DERIVATIVE)
         if table_ptr is not None:
             entry = ahead
             ahead = tl.load(table_ptr + (first + BLOCK_K + offs_k))
@@ -219,7 +220,7 @@ def plan_weight_grad(problem: ConvProblem, config: WeightGradConfig, operands: M
     constants = {
         "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

@@ -12,13 +12,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Epilogue, Reach, Strides, Taps
 from grouped_conv.kernels.device_code.epilogue import finish, row_offsets
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits, tap_mask
 from grouped_conv.kernels.device_code.reduction import multiply_add
-from grouped_conv.kernels.implicit_gemm.forward import tap_mode
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.launching.operands import Operand, epilogue_arguments, is_dense, store_vector, stride_integers
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.operands import Operand, epilogue_arguments, is_dense, stride_integers
+from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
 from grouped_conv.kernels.ragged.forward_rules import ROW, RaggedConfig, last_tap, tiles, traits, trips
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -53,14 +53,7 @@ def ragged(
     stride_rc,
     stride_rh,
     stride_rw,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -73,13 +66,19 @@ def ragged(
     WIDE_M: tl.constexpr,
     TAP_MODE: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    VECTOR: tl.constexpr,
+    FINISH: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     DENSE_Y: tl.constexpr,
     DENSE_R: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
     pid = tl.program_id(0)  # pixel tiles vary fastest: consecutive programs share weights
     begin, width, reciprocal, first_out, count, w_begin = load_row(
         table_ptr + (pid // tiles_m) * _ROW, IN_ALIGN, WIDTH_ALIGN, OUT_ALIGN
@@ -96,7 +95,8 @@ def ragged(
     else:
         index = index_ptr + begin
     ih0 = tl.where(row_ok, ih0, OUTSIDE)
-    bits = tap_bits(ih0, iw0, IN_H, IN_W, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    TAPS: tl.constexpr = Taps(KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    reach = Reach(tap_bits(ih0, iw0, IN_H, IN_W, TAPS), ih0, iw0, IN_H, IN_W)
 
     n = tl.arange(0, BLOCK_N)
     col_ok = n < count
@@ -106,18 +106,17 @@ def ragged(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     acc = ragged_reduction(
-        acc, x_rows, w_cols, index, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, width, reciprocal, depth,
-        KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, IN_ALIGN, WIDTH_ALIGN, MASK_K, CLAMP, TAP_MODE, CACHE_A, PRECISION,
+        acc, x_rows, w_cols, index, reach, stride_xh, stride_xw, width, reciprocal, depth,
+        KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, IN_ALIGN, WIDTH_ALIGN, MASK_K, CLAMP, TAPS, CACHE_A, PRECISION,
         NUM_STAGES,
     )  # fmt: skip
-    y_rows = row_offsets(m, image, out_h, out_w, stride_yn, stride_yh, stride_yw, DENSE_Y)
+    y_rows = row_offsets(m, image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw), DENSE_Y)
     r_rows = None
     if residual_ptr is not None:
-        r_rows = row_offsets(m, image, out_h, out_w, stride_rn, stride_rh, stride_rw, DENSE_R)
+        r_rows = row_offsets(m, image, out_h, out_w, Strides(stride_rn, 1, stride_rh, stride_rw), DENSE_R)
     finish(
-        acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, first_out + n, row_ok, col_ok,
-        stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
-        NEGATIVE_SLOPE, VECTOR, y_rows=y_rows, r_rows=r_rows,
+        acc, Epilogue(scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc), y_rows, r_rows, row_ok,
+        first_out + n, col_ok, FINISH,
     )  # fmt: skip
 
 
@@ -146,11 +145,7 @@ def ragged_reduction(
     x_rows,
     w_cols,
     index,
-    bits,
-    ih0,
-    iw0,
-    IN_H,
-    IN_W,
+    reach,
     stride_xh,
     stride_xw,
     width,
@@ -164,7 +159,7 @@ def ragged_reduction(
     WIDTH_ALIGN: tl.constexpr,
     MASK_K: tl.constexpr,
     CLAMP: tl.constexpr,
-    TAP_MODE: tl.constexpr,
+    TAPS: tl.constexpr,
     CACHE_A: tl.constexpr,
     PRECISION: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -182,13 +177,10 @@ def ragged_reduction(
             channel = tl.load(index + channel)  # k modulo the group's width: inside its list even past the last tap
             channel = tl.max_contiguous(tl.multiple_of(channel, IN_ALIGN), IN_ALIGN)
         offset = kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw) + channel
-        if CLAMP and TAP_MODE != "direct":
+        if CLAMP and TAPS.MODE != "direct":
             tap = tap & 31
             kernel_h = kernel_h & 15
-        mask = tap_mask(
-            bits, ih0, iw0, IN_H, IN_W, tap[None, :], kernel_h[None, :], kernel_w[None, :], DILATION_H, DILATION_W,
-            TAP_MODE,
-        )  # fmt: skip
+        mask = tap_mask(reach, tap[None, :], kernel_h[None, :], kernel_w[None, :], TAPS)
         if MASK_K:
             mask = mask & k_ok[None, :]
         # [BLOCK_M, BLOCK_K]
@@ -234,10 +226,9 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
     )
     constants = {
         **({} if gather else {"index_ptr": None}),
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         **_loop_constants(problem, config),
         **finishing.constants,
-        "VECTOR": store_vector(problem, output),
         "DENSE_Y": is_dense(problem, output),
         "DENSE_R": problem.epilogue.residual and is_dense(problem, operands["residual"]),
         **{name: value for pair in strides for name, value in pair.constants.items()},
@@ -274,13 +265,3 @@ def _has_a_bit(tap: int, mode: str, kernel_w: int) -> bool:
     if mode == "word":
         return tap <= 31
     return mode == "row_column" and tap // kernel_w <= 15
-
-
-def window_extent(problem: ConvProblem, x: Operand) -> int:
-    """Elements between the first and the last value one output pixel reads; what the loop's offsets must hold."""
-    reach = [d * (k - 1) for d, k in zip(problem.dilation, problem.kernel_size, strict=True)]
-    return (
-        (reach[0] + problem.dilation[0]) * x.strides[2]
-        + (reach[1] + problem.dilation[1]) * x.strides[3]
-        + problem.in_channels
-    )

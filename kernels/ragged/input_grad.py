@@ -12,16 +12,16 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Reach, Strides, Taps
+from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits, tap_mask
 from grouped_conv.kernels.device_code.reduction import multiply_add
-from grouped_conv.kernels.implicit_gemm.input_grad import class_taps
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, class_step, most_taps
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand, channels_last_strides, stride_integers
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.ragged.forward import tap_of
 from grouped_conv.kernels.ragged.forward_rules import traits
 from grouped_conv.kernels.ragged.gather import plan_ragged_gather
@@ -34,6 +34,7 @@ from grouped_conv.kernels.ragged.input_grad_rules import (
     tiles,
     trips,
 )
+from grouped_conv.kernels.values.classes import class_size, class_step, most_taps
 from grouped_conv.kernels.values.problem import ITEM_SIZE, ConvProblem
 
 _ROW = tl.constexpr(ROW)
@@ -66,14 +67,7 @@ def ragged_input_grad(
     stride_xc,
     stride_xh,
     stride_xw,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     STEP_H: tl.constexpr,
     STEP_W: tl.constexpr,
     MOST_H: tl.constexpr,
@@ -88,14 +82,21 @@ def ragged_input_grad(
     WIDE_M: tl.constexpr,
     TAP_MODE: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
     VECTOR: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
+    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
+    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
     tl.static_assert(SHUFFLE == 1 and SHUFFLE_KNOWN == 1)
     CLASSES: tl.constexpr = STRIDE_H * STRIDE_W
     pid = tl.program_id(0)  # classes and pixel tiles vary fastest: consecutive programs share weights and lines
@@ -117,12 +118,15 @@ def ragged_input_grad(
     row_ok = (m < M) & (in_h < IN_H) & (in_w < IN_W)
     oh0 = row_h.to(tl.int32) + shift_h
     ow0 = row_w.to(tl.int32) + shift_w
-    g_rows = dy_ptr + (pixel_offsets(image, oh0, ow0, stride_gn, stride_gh, stride_gw) + first_out)  # [BLOCK_M]
+    g_rows = dy_ptr + (
+        pixel_offsets(image, oh0, ow0, Strides(stride_gn, 1, stride_gh, stride_gw)) + first_out
+    )  # [BLOCK_M]
     k_rows = g_rows
     if ACTIVATION != "none":
-        k_rows = known_ptr + (pixel_offsets(image, oh0, ow0, stride_kn, stride_kh, stride_kw) + first_out)
+        k_rows = known_ptr + (pixel_offsets(image, oh0, ow0, Strides(stride_kn, 1, stride_kh, stride_kw)) + first_out)
     oh0 = tl.where(row_ok, oh0, OUTSIDE)
-    bits = tap_bits(oh0, ow0, OUT_H, OUT_W, MOST_H, MOST_W, -BACK_H, -BACK_W, TAP_MODE)
+    TAPS: tl.constexpr = Taps(MOST_H, MOST_W, -BACK_H, -BACK_W, TAP_MODE)
+    reach = Reach(tap_bits(oh0, ow0, OUT_H, OUT_W, TAPS), oh0, ow0, OUT_H, OUT_W)
 
     column = tl.arange(0, BLOCK_N)
     col_ok = column < columns
@@ -133,13 +137,13 @@ def ragged_input_grad(
     last = columns - WEIGHT_ALIGN + column % WEIGHT_ALIGN
     w_cols = w_ptr + (w_begin + tl.max_contiguous(tl.multiple_of(tl.minimum(column, last), WEIGHT_ALIGN), WEIGHT_ALIGN))
     acc = ragged_gradient_sums(
-        g_rows, k_rows, scales, w_cols, bits, oh0, ow0, OUT_H, OUT_W, stride_gh, stride_gw, stride_kh,
+        g_rows, k_rows, scales, w_cols, reach, stride_gh, stride_gw, stride_kh,
         stride_kw, width, outputs, reciprocal, first_h, first_w, count_h, count_w, KERNEL_H, KERNEL_W, STEP_H, STEP_W,
-        BACK_H, BACK_W, MOST_W, BLOCK_M, BLOCK_N, BLOCK_K, OUT_ALIGN, TAP_MODE, PRECISION, ACTIVATION, NEGATIVE_SLOPE,
+        BACK_H, BACK_W, MOST_W, BLOCK_M, BLOCK_N, BLOCK_K, OUT_ALIGN, TAPS, PRECISION, DERIVATIVE,
         NUM_STAGES,
     )  # fmt: skip
 
-    x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
+    x_rows = pixel_offsets(image, in_h, in_w, Strides(stride_xn, 1, stride_xh, stride_xw))
     if index_ptr is None:
         store_tile(dx_ptr, acc, x_rows, begin + column, stride_xc, row_ok, col_ok, VECTOR)
     elif VECTOR == 1:
@@ -189,11 +193,7 @@ def ragged_gradient_sums(
     k_rows,
     scales,
     w_cols,
-    bits,
-    oh0,
-    ow0,
-    OUT_H,
-    OUT_W,
+    reach,
     stride_gh,
     stride_gw,
     stride_kh,
@@ -216,10 +216,9 @@ def ragged_gradient_sums(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     OUT_ALIGN: tl.constexpr,
-    TAP_MODE: tl.constexpr,
+    TAPS: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
     """The tile's sums, [BLOCK_M, BLOCK_N], over the class's taps and the group's output channels."""
@@ -235,18 +234,15 @@ def ragged_gradient_sums(
         tap_w = tap % tl.maximum(count_w, 1)
         g_offset = k - (tap_h.to(tl.int64) * (BACK_H * stride_gh) + tap_w.to(tl.int64) * (BACK_W * stride_gw))
         known_ptrs = None
-        if ACTIVATION != "none":
+        if DERIVATIVE.ACTIVATION != "none":
             k_offset = k - (tap_h.to(tl.int64) * (BACK_H * stride_kh) + tap_w.to(tl.int64) * (BACK_W * stride_kw))
             known_ptrs = k_rows[:, None] + k_offset[None, :]
         scale = None
         if scales is not None:
             scale = tl.load(scales + k, mask=k_ok, other=0.0).to(tl.float32)[None, :]
-        mask = tap_mask(
-            bits, oh0, ow0, OUT_H, OUT_W, ((tap_h * MOST_W + tap_w) & 31)[None, :], tap_h[None, :], tap_w[None, :],
-            -BACK_H, -BACK_W, TAP_MODE,
-        )  # fmt: skip
+        mask = tap_mask(reach, ((tap_h * MOST_W + tap_w) & 31)[None, :], tap_h[None, :], tap_w[None, :], TAPS)
         a = load_gradient(
-            g_rows[:, None] + g_offset[None, :], known_ptrs, mask & k_ok[None, :], scale, ACTIVATION, NEGATIVE_SLOPE
+            g_rows[:, None] + g_offset[None, :], known_ptrs, mask & k_ok[None, :], scale, DERIVATIVE
         )  # [BLOCK_M, BLOCK_K]
         place = (first_h + STEP_H * tap_h) * KERNEL_W + (first_w + STEP_W * tap_w)
         w_rows = (k * (KERNEL_H * KERNEL_W) + place) * width  # [BLOCK_K]
@@ -287,7 +283,7 @@ def plan_ragged_input_grad(
         *strides.integers,
     )
     constants = {
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         **{f"STEP_{axis}": size for axis, size in zip("HW", steps, strict=True)},
         **{f"MOST_{axis}": size for axis, size in zip("HW", most, strict=True)},
         "BLOCK_M": config.block_m,

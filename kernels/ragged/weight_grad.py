@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Strides
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import OUTSIDE, inside, next_pixels
@@ -20,7 +21,7 @@ from grouped_conv.kernels.implicit_gemm.weight_grad_rules import pixels, pixels_
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import FLOAT32_VECTOR, Operand
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.ragged.forward import tap_of
 from grouped_conv.kernels.ragged.forward_rules import traits, weight_elements
 from grouped_conv.kernels.ragged.weight_grad_rules import ROW, RaggedWeightGradConfig, tiles
@@ -55,14 +56,7 @@ def ragged_weight_grad(
     stride_xn,
     stride_xh,
     stride_xw,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -70,14 +64,21 @@ def ragged_weight_grad(
     WIDTH_ALIGN: tl.constexpr,
     OUT_ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
     VECTOR: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
+    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
+    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
     tl.static_assert(SHUFFLE == 1 and SHUFFLE_KNOWN == 1)
     split = tl.program_id(0) // rows  # consecutive programs share pixels
     entry, width, reciprocal, first_out, count, first_weight, weights, target = load_weight_row(
@@ -113,22 +114,21 @@ def ragged_weight_grad(
     for first in tl.range(begin, end, BLOCK_K, num_stages=NUM_STAGES):
         left = tl.minimum(end - first, BLOCK_K).to(tl.int32)
         ok = offs_k < left
-        g_rows = pixel_offsets(image, out_h, out_w, stride_gn, stride_gh, stride_gw)
+        g_rows = pixel_offsets(image, out_h, out_w, Strides(stride_gn, 1, stride_gh, stride_gw))
         known_ptrs = None
         if ACTIVATION != "none":
-            k_rows = pixel_offsets(image, out_h, out_w, stride_kn, stride_kh, stride_kw)
+            k_rows = pixel_offsets(image, out_h, out_w, Strides(stride_kn, 1, stride_kh, stride_kw))
             known_ptrs = known_ptr + (k_rows[None, :] + channel[:, None])
         a = load_gradient(
             g_channels[:, None] + g_rows[None, :],
             known_ptrs,
             offs_k[None, :] < tl.where(row_ok, left, 0)[:, None],
             None,
-            ACTIVATION,
-            NEGATIVE_SLOPE,
+            DERIVATIVE,
         )  # [BLOCK_M, BLOCK_K], through transposed pointers: transposing a loaded tile costs the async copy
         in_h = out_h * STRIDE_H
         in_w = out_w * STRIDE_W
-        x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
+        x_rows = pixel_offsets(image, in_h, in_w, Strides(stride_xn, 1, stride_xh, stride_xw))
         in_h = tl.where(ok, in_h, OUTSIDE)
         mask = inside(in_h[:, None] + down[None, :], IN_H) & inside(in_w[:, None] + right[None, :], IN_W)
         b = tl.load(x_cols[None, :] + x_rows[:, None], mask=mask, other=0.0)  # [BLOCK_K, BLOCK_N]
@@ -176,7 +176,7 @@ def plan_ragged_weight_grad(
         ),
     )
     constants = {
-        **window_constants(problem),
+        "WINDOW": window_constant(problem),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

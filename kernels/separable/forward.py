@@ -14,10 +14,10 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.device_code.epilogue import activate, affine, finish
+from grouped_conv.kernels.device_code.bundles import Epilogue, Strides, Taps
+from grouped_conv.kernels.device_code.epilogue import activate, affine, finish, pixel_offsets
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits
 from grouped_conv.kernels.device_code.reduction import multiply_add
-from grouped_conv.kernels.implicit_gemm.forward import tap_mode, window_extent
 from grouped_conv.kernels.launching.calls import Temporary
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import (
@@ -28,10 +28,9 @@ from grouped_conv.kernels.launching.operands import (
     format_strides,
     is_krsc,
     output_strides,
-    store_vector,
     stride_integers,
 )
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
 from grouped_conv.kernels.passes.packing import Packing
 from grouped_conv.kernels.separable.forward_rules import SeparableConfig, is_unrolled, slices_of, tiles, why_invalid
 from grouped_conv.kernels.separable.problem import SeparableProblem
@@ -71,14 +70,7 @@ def separable(
     C_PER_GROUP: tl.constexpr,
     K_PER_GROUP: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DIRECT: tl.constexpr,
@@ -93,11 +85,17 @@ def separable(
     PRECISION: tl.constexpr,
     ACTIVATION1: tl.constexpr,
     NEGATIVE_SLOPE1: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    VECTOR: tl.constexpr,
+    FINISH: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
+    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
+    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    PAD_H: tl.constexpr = WINDOW.PAD_H
+    PAD_W: tl.constexpr = WINDOW.PAD_W
+    DILATION_H: tl.constexpr = WINDOW.DILATION_H
+    DILATION_W: tl.constexpr = WINDOW.DILATION_W
     TILES_N: tl.constexpr = (OUT_CHANNELS + BLOCK_N - 1) // BLOCK_N
     pid = tl.program_id(0)
     m, image, out_h, out_w = decode_pixels(pid // TILES_N, OUT_H, OUT_W, BLOCK_M, WIDE_M)
@@ -107,7 +105,8 @@ def separable(
     x_offsets = image.to(tl.int64) * stride_xn + ih0.to(tl.int64) * stride_xh + iw0.to(tl.int64) * stride_xw
     x_rows = x_ptr + x_offsets  # [BLOCK_M]; read only where a tap is inside
     ih0 = tl.where(row_ok, ih0, OUTSIDE)
-    bits = tap_bits(ih0, iw0, IN_H, IN_W, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    TAPS: tl.constexpr = Taps(KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    bits = tap_bits(ih0, iw0, IN_H, IN_W, TAPS)
     window = (x_rows, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw)
 
     channel = pid % TILES_N * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -126,10 +125,14 @@ def separable(
                 K_PER_GROUP, OUT_CHANNELS, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, BLOCK_N, DIRECT, PACK,
                 PARTS, TILE, DEPTH, STEPS, False, TAP_MODE, PRECISION, ACTIVATION1, NEGATIVE_SLOPE1, 1, True,
             )  # fmt: skip
+    acc = affine(acc, scale_ptr, bias_ptr, channel, channel_ok)
+    y_rows = pixel_offsets(image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw))
+    r_rows = None
+    if residual_ptr is not None:
+        r_rows = pixel_offsets(image, out_h, out_w, Strides(stride_rn, 1, stride_rh, stride_rw))
     finish(
-        acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, channel_ok,
-        stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
-        NEGATIVE_SLOPE, VECTOR,
+        acc, Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc), y_rows, r_rows, row_ok,
+        channel, channel_ok, FINISH,
     )  # fmt: skip
 
 
@@ -288,7 +291,6 @@ def plan_separable(problem: SeparableProblem, config: SeparableConfig, operands:
         "NUM_STAGES": config.num_stages,
         **finishing.constants,
         **between[1],
-        "VECTOR": store_vector(problem.first, output),
         **{name: value for pair in strides for name, value in pair.constants.items()},
     }
     programs = tiles(problem, config)[2]
@@ -310,7 +312,7 @@ def _shape_constants(problem: SeparableProblem) -> dict[str, Any]:
         "C_PER_GROUP": first.c_per_group,
         "K_PER_GROUP": first.k_per_group,
         "OUT_CHANNELS": problem.out_channels,
-        **window_constants(first),
+        "WINDOW": window_constant(first),
         "TAP_MODE": tap_mode(first),
         "PRECISION": first.precision,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Reach, Taps
 from grouped_conv.kernels.device_code.index import tap_mask
 from grouped_conv.kernels.device_code.reduction import multiply_add
 
@@ -34,7 +35,8 @@ def window_tap(window, tap, KERNEL_W: tl.constexpr, DILATION_H: tl.constexpr, DI
     x_rows, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw = window
     kernel_h = tap // KERNEL_W
     kernel_w = tap % KERNEL_W
-    ok = tap_mask(bits, ih0, iw0, IN_H, IN_W, tap, kernel_h, kernel_w, DILATION_H, DILATION_W, TAP_MODE)
+    TAPS: tl.constexpr = Taps(0, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    ok = tap_mask(Reach(bits, ih0, iw0, IN_H, IN_W), tap, kernel_h, kernel_w, TAPS)
     return x_rows + (kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw)), ok
 
 
