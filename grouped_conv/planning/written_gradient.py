@@ -1,7 +1,7 @@
-"""Whether a call's kernels load the output's gradient through the activation, or read it as one pass has written it.
+"""Whether a call's kernels apply the activation's derivative while they load, or read a gradient that one pass wrote.
 
-The pass is the one that sums the bias's gradient or stores the residual's; none is added for this. What it writes is
-the residual's gradient, wanted or not. A configuration that was measured runs as it was measured.
+The pass that writes it sums the bias's gradient or stores the residual's, so no pass is added. What it writes is the
+residual's gradient, wanted or not. A measured configuration runs as it was measured.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def choose(
 
     Args:
         loading: kernels that load the gradient through the activation.
-        decide: (problem, direction, workspace bytes) to the record of a kernel behind the written gradient.
+        decide: (problem, direction, workspace bytes) to the record of a kernel that reads the written gradient.
         device: whose predictions decide; None where nothing is known of it.
-        residual_strides: of the residual's gradient, where it is wanted.
+        residual_strides: strides of the residual's gradient, if it is wanted.
         max_workspace: bytes that the written gradient and the partial sums may take together.
     """
     from grouped_conv.autotune.model import written_gradient
@@ -59,7 +59,7 @@ def choose(
 def _why_not(
     loading: Records, device: DeviceSpec | None, residual_strides: tuple[int, ...] | None, size: int, limit: int
 ) -> str:
-    """Why the gradient cannot be written, whatever that would cost or save; empty when it can."""
+    """Why the gradient cannot be written, regardless of time; empty when it can."""
     if device is None:
         return "no device of this architecture is known"
     if any(record.source == "measured" for record in loading.values()):
