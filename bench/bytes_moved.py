@@ -1,9 +1,13 @@
-"""Bytes that the kernels move, counted from the real addresses of interpreted launches, beside what they must move.
+"""Bytes that the kernels move, counted from the addresses of interpreted launches, and the bytes that they must move.
 
-`python -m grouped_conv.bench.bytes_moved` prints, for each kernel family and problem: bytes requested by all lanes;
-distinct bytes of each program, summed (what leaves L1 if a program's own re-reads hit there); the same in whole 32-byte
-sectors; what the stored outputs of each program need (the tile walk's compulsory bytes); how much of that is input that
-programs read besides others (halos); and what the whole call must move once. The counts are exact and use no GPU.
+`python -m grouped_conv.bench.bytes_moved` prints for each kernel family and problem, without a GPU and exactly:
+
+- bytes requested by all lanes;
+- distinct bytes of each program, summed: what leaves L1 if a program's repeated reads hit there;
+- the same in whole 32-byte sectors;
+- bytes that the stored outputs of each program need, summed: the compulsory bytes of the tile walk;
+- the part of them that is input read by several programs (halos);
+- bytes that the whole call must move once.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.planning.interpreting import interpret
 
 LIMIT = 1.15
-"""Times the compulsory bytes of its tile walk that a memory-bound kernel may move."""
+"""A memory-bound kernel may move this many times the compulsory bytes of its tile walk."""
 MEMORY_BOUND = ("packed_groups", "depthwise", LrnPoolConfig.family)
 FAMILIES = (*MODELS, SeparableConfig.family, LrnPoolConfig.family)
 DEVICE = "h100"
@@ -88,14 +92,14 @@ class Moved:
     """What one launch moved, in bytes.
 
     Attributes:
-        family, case, config, launch: which kernel on which problem.
-        programs: of its grid.
-        requested: by all lanes that are not masked.
+        family, case, config, launch: the kernel and its problem.
+        programs: the size of its grid.
+        requested: bytes accessed by all lanes that are not masked.
         moved: distinct bytes of each program, summed.
         sectors: the same in whole 32-byte sectors.
-        needed: what the outputs of each program depend on, summed, and the outputs: the tile walk's compulsory bytes.
-        halo: the part of `needed` that is input needed by more than one program, beyond its first reading.
-        compulsory: what all outputs together depend on, and the outputs.
+        needed: bytes of the outputs of each program and of what they depend on, summed over programs.
+        halo: the part of `needed` that is input read again by further programs.
+        compulsory: bytes of all outputs and of what they depend on, each once.
     """
 
     family: str
@@ -112,7 +116,7 @@ class Moved:
 
     @property
     def ratio(self) -> float:
-        """Moved to needed: at most `LIMIT` for a memory-bound family."""
+        """`moved / needed`: at most `LIMIT` for a memory-bound family."""
         return self.moved / self.needed
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def judge(traffic: LaunchTraffic, needs: Needs | None, family: str = "", case: s
     """Compare a launch's traffic with what its stores need.
 
     Args:
-        needs: what outputs depend on; without it, as for a pass that copies, every byte is needed once.
+        needs: what outputs depend on; `None` for a pass that copies, which needs every byte once.
     """
     if needs is None:
         needed, halo, compulsory = traffic.distinct(), 0, traffic.distinct()
@@ -150,7 +154,7 @@ def judge(traffic: LaunchTraffic, needs: Needs | None, family: str = "", case: s
 
 
 def count_call(problem: Problem, config: KernelConfig, case: str = "") -> list[Moved]:
-    """Every launch of one public call of `problem` with `config`, interpreted; values are zeros.
+    """Every launch of one public call of `problem` with `config`, interpreted on zeros.
 
     Raises:
         ValueError: when the configuration cannot run the problem.

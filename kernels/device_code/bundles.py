@@ -98,3 +98,21 @@ class Epilogue(NamedTuple):
     y: tl.tensor
     stride_yc: tl.tensor
     stride_rc: tl.tensor
+
+
+class Gradient(NamedTuple):
+    """The output's gradient, what its activation's derivative is known from, and the scale; absent ones are None.
+
+    Attributes:
+        g_rows, k_rows: offsets or pointers of the first tap of each row of a tile, [BLOCK_M], in both.
+    """
+
+    dy: tl.tensor
+    known: tl.tensor
+    scale: tl.tensor
+    g_rows: tl.tensor
+    k_rows: tl.tensor
+    stride_gh: tl.tensor
+    stride_gw: tl.tensor
+    stride_kh: tl.tensor
+    stride_kw: tl.tensor

@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.config import CACHE_POLICIES, KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
-MAX_ACCUMULATORS = 128
-"""fp32 sums per thread above which ptxas spilled on every architecture tried but sm_100 (compiled, not timed)."""
-MAX_PROGRAMS = 2**31 - 1
 MIN_SPLIT_TRIPS = 2
 """Blocks of the reduction that each part of a split must have; below that the second pass costs more than it saves."""
 LOOP_ORDERS = ("flat", "channels_inner", "taps_inner")
@@ -93,26 +91,30 @@ def workspace(problem: ConvProblem, config: ImplicitGemmConfig) -> tuple[int, ..
 
 def why_invalid(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "forward":
-        return f"implicit_gemm computes the forward direction, not {problem.direction}"
-    if not problem.layout.is_uniform:
-        return "implicit_gemm needs equal, consecutive groups"
+    return (
+        refusals.uniform(problem, config)
+        or _loop_reason(problem, config)
+        or refusals.grid(tiles(problem, config)[2])
+        or _split_reason(problem, config)
+    )
+
+
+def _loop_reason(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
     if config.loop_order != "flat" and problem.input_shuffle > 1:
-        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled input has not"
+        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled input does not have"
     if config.loop_order != "flat" and problem.c_per_group % config.block_k:
         return (
             f"loop_order {config.loop_order} needs C_PER_GROUP={problem.c_per_group} "
             f"divisible by block_k={config.block_k}"
         )
-    _, _, programs = tiles(problem, config)
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
-    blocks = math.ceil(problem.gemm[3] / config.block_k)
-    if config.split_k > 1 and blocks < MIN_SPLIT_TRIPS * config.split_k:
-        return (
-            f"split_k={config.split_k} leaves less than {MIN_SPLIT_TRIPS} of {blocks} blocks of the reduction to a part"
-        )
     return None
+
+
+def _split_reason(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
+    blocks = math.ceil(problem.gemm[3] / config.block_k)
+    if config.split_k == 1 or blocks >= MIN_SPLIT_TRIPS * config.split_k:
+        return None
+    return f"split_k={config.split_k} leaves less than {MIN_SPLIT_TRIPS} of {blocks} blocks of the reduction to a part"
 
 
 def one_warp(problem: ConvProblem) -> ImplicitGemmConfig:
@@ -122,16 +124,10 @@ def one_warp(problem: ConvProblem) -> ImplicitGemmConfig:
 
 def why_not_on(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    threads = device.warp_size * config.num_warps
-    sums = config.block_m * config.block_n // threads
-    if sums > MAX_ACCUMULATORS * (device.warp_size // 32) and device.arch != 100:
-        return f"{sums} accumulators per thread spill (at most {MAX_ACCUMULATORS * (device.warp_size // 32)})"
-    needed = pipeline_buffers(problem, config, device)
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+    buffers = pipeline_buffers(problem, config, device)
+    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
+        problem.precision, device
+    )
 
 
 def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from grouped_conv.kernels.launching.launch import INT32_MAX
-from grouped_conv.kernels.launching.operands import Operand
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
-from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.config import KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.refusals import INT32_MAX
+
+if TYPE_CHECKING:
+    from grouped_conv.kernels.launching.operands import Operand
 
 MAX_WINDOW = 17
 """Channels of the widest window: beyond it the lanes of one pixel fill the registers."""
@@ -36,8 +38,7 @@ class LrnPoolConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        if self.block < 1 or self.block & (self.block - 1):
-            raise ValueError(f"block must be a power of two, but got {self.block}")
+        power_of_two(block=self.block)
         if self.strip < 1 or self.rows < 1:
             raise ValueError(f"strip and rows must be at least 1, but got {self.strip} and {self.rows}")
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.config import CACHE_POLICIES, KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.layout import GroupLayout
@@ -25,9 +26,6 @@ channels it reads, the reciprocal of that, the tile's first output channel, its 
 begin."""
 MAX_ALIGN = 8
 """Channels in 16 bytes of a 16-bit dtype: the widest load."""
-MAX_ACCUMULATORS = 128
-"""fp32 sums per thread, as for the implicit GEMM: ptxas spilled above that on every architecture tried but sm_100."""
-MAX_PROGRAMS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,35 +174,26 @@ def _round_up(elements: int) -> int:
 
 
 def why_invalid(problem: ConvProblem, config: RaggedConfig) -> str | None:
-    """`None` when `config` can run `problem` on some device; otherwise one line that says why not."""
-    if problem.direction != "forward":
-        return f"ragged computes the forward direction, not {problem.direction}"
-    if problem.layout.is_uniform:
-        return "ragged is for unequal, overlapping or listed groups; these are equal and consecutive"
-    if problem.input_shuffle > 1 or problem.epilogue.shuffle > 1:
-        return "ragged shuffles no channels; a layout's index lists can say the same of the input"
+    """Why `config` cannot run `problem` on any device; `None` when it can."""
+    return (
+        refusals.ragged(problem, config) or _depth_reason(problem, config) or refusals.grid(tiles(problem, config)[2])
+    )
+
+
+def _depth_reason(problem: ConvProblem, config: RaggedConfig) -> str | None:
     for group in range(problem.groups):
         width = len(problem.layout.inputs_of(group))
-        if _deepest(problem, config, width) * width >= 2**31:
+        if _deepest(problem, config, width) * width > refusals.INT32_MAX:
             return f"group {group}: {problem.taps} taps of {width} channels are too deep for 32-bit indices"
-    _, _, programs = tiles(problem, config)
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
     return None
 
 
 def why_not_on(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> str | None:
-    """`None` when `device` can take `config` for `problem`; otherwise one line that says why not."""
-    scale = device.warp_size // 32
-    sums = config.block_m * config.block_n // (device.warp_size * config.num_warps)
-    if sums > MAX_ACCUMULATORS * scale and device.arch != 100:
-        return f"{sums} accumulators per thread spill (at most {MAX_ACCUMULATORS * scale})"
-    needed = pipeline_buffers(problem, config, device)
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+    """Why a valid `config` cannot run on `device`; `None` when it can."""
+    buffers = pipeline_buffers(problem, config, device)
+    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
+        problem.precision, device
+    )
 
 
 def one_warp(problem: ConvProblem) -> RaggedConfig:

@@ -18,7 +18,6 @@ from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits, tap_mask
 from grouped_conv.kernels.device_code.reduction import multiply_add
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, class_step, most_taps
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand, channels_last_strides, stride_integers
@@ -35,6 +34,7 @@ from grouped_conv.kernels.ragged.input_grad_rules import (
     tiles,
     trips,
 )
+from grouped_conv.kernels.values.classes import class_size, class_step, most_taps
 from grouped_conv.kernels.values.problem import ITEM_SIZE, ConvProblem
 
 _ROW = tl.constexpr(ROW)

@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, most_taps
 from grouped_conv.kernels.ragged.forward_rules import MAX_ALIGN, Traits, reciprocal, traits, weight_offsets
+from grouped_conv.kernels.values import refusals
+from grouped_conv.kernels.values.classes import class_size, most_taps
 from grouped_conv.kernels.values.config import KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.layout import GroupLayout
@@ -26,9 +27,6 @@ ROW = 7
 """Numbers of a table row: where the tile's channels begin (channel, entry of the index list, or place among the parts),
 how many it has, where its weights begin, how many channels the group reads, its first output channel, how many it
 makes, and the reciprocal of that."""
-MAX_ACCUMULATORS = 128
-"""fp32 sums per thread above which ptxas spilled in the forward kernel, which has the same tiles."""
-MAX_PROGRAMS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,37 +187,28 @@ def trips(problem: ConvProblem, config: RaggedInputGradConfig) -> int:
 
 def why_invalid(problem: ConvProblem, config: RaggedInputGradConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "input_grad":
-        return f"ragged_input_grad computes the input's gradient, not the direction {problem.direction}"
-    layout = problem.layout
-    if layout.is_uniform:
-        return "ragged_input_grad is for unequal, overlapping or listed groups; these are equal and consecutive"
-    if problem.input_shuffle > 1 or problem.epilogue.shuffle > 1:
-        return "ragged_input_grad shuffles no channels; a layout's index lists can say the same of the input"
-    for group, outputs in enumerate(layout.outputs):
-        width = len(layout.inputs_of(group))
-        deepest = math.prod(most_taps(problem)) * outputs + config.num_stages * config.block_k
-        if deepest * outputs >= 2**31 or (outputs + config.num_stages * config.block_k) * problem.taps * width >= 2**31:
+    return (
+        refusals.ragged(problem, config) or _depth_reason(problem, config) or refusals.grid(tiles(problem, config)[2])
+    )
+
+
+def _depth_reason(problem: ConvProblem, config: RaggedInputGradConfig) -> str | None:
+    ahead = config.num_stages * config.block_k
+    for group, outputs in enumerate(problem.layout.outputs):
+        deepest = (math.prod(most_taps(problem)) * outputs + ahead) * outputs
+        farthest = (outputs + ahead) * problem.taps * len(problem.layout.inputs_of(group))
+        if max(deepest, farthest) > refusals.INT32_MAX:
             return f"group {group}: {outputs} outputs of {problem.taps} taps are too deep for 32-bit indices"
-    _, _, programs = tiles(problem, config)
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
     return None
 
 
 def why_not_on(problem: ConvProblem, config: RaggedInputGradConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    threads = device.warp_size * config.num_warps
-    most = MAX_ACCUMULATORS * (device.warp_size // 32)
-    sums = config.block_m * config.block_n // threads
-    if sums > most and device.arch != 100:
-        return f"{sums} accumulators per thread spill (at most {most})"
-    needed = max(config.num_stages - 1, 1) * (config.block_m + config.block_n) * config.block_k * problem.item_size
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+    tile = (config.block_m + config.block_n) * config.block_k * problem.item_size
+    buffers = max(config.num_stages - 1, 1) * tile
+    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
+        problem.precision, device
+    )
 
 
 def one_warp(problem: ConvProblem) -> RaggedInputGradConfig:

@@ -8,12 +8,12 @@ from functools import lru_cache
 from typing import ClassVar
 
 from grouped_conv.kernels.separable.problem import SeparableProblem
+from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.config import KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec
 
 METHODS = ("direct", "dot")
 WIDTHS = (16, 32, 64)
-MAX_PROGRAMS = 2**31 - 1
 MAX_SUMS = 64
 """fp32 sums per thread of the 1x1 convolution above which ptxas spilled (sm_80 and sm_90, compiled, not timed)."""
 MAX_SUMS_SM_120 = 32
@@ -139,10 +139,9 @@ def tiles(problem: SeparableProblem, config: SeparableConfig) -> tuple[int, int,
 def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | None:
     """`None` when the fused kernel can compute `problem` with `config` on some device; otherwise why not."""
     first = problem.first
-    if first.direction != "forward":
-        return f"separable computes the forward direction, not {first.direction}"
-    if not first.layout.is_uniform:
-        return "separable needs equal, consecutive groups"
+    wrong = refusals.uniform(first, config)
+    if wrong is not None:
+        return wrong
     if first.input_shuffle > 1 or first.epilogue.shuffle > 1 or problem.epilogue.shuffle > 1:
         return "separable shuffles no channels"
     if config.method == "direct" and (first.c_per_group, first.k_per_group) != (1, 1):
@@ -150,10 +149,7 @@ def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | Non
             "method 'direct' needs one channel per group in and out, "
             f"but got C_PER_GROUP={first.c_per_group}, K_PER_GROUP={first.k_per_group}"
         )
-    programs = tiles(problem, config)[2]
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
-    return None
+    return refusals.grid(tiles(problem, config)[2])
 
 
 def why_not_on(problem: SeparableProblem, config: SeparableConfig, device: DeviceSpec) -> str | None:
@@ -164,12 +160,9 @@ def why_not_on(problem: SeparableProblem, config: SeparableConfig, device: Devic
         return f"{sums} sums per thread do not fit the registers beside a slice"
     if device.arch == 120 and sums > MAX_SUMS_SM_120 and config.width >= 32 and slices_of(problem, config).pack > 1:
         return f"{sums} sums per thread spill on sm_120 beside slices of {config.width}"
-    needed = shared_memory(problem, config)
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of tiles, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.first.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+    return refusals.shared_memory(shared_memory(problem, config), "tiles", device) or refusals.tf32(
+        problem.precision, device
+    )
 
 
 def shared_memory(problem: SeparableProblem, config: SeparableConfig) -> int:

@@ -13,11 +13,11 @@ from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import (
     MAX_PACKED_CHANNELS,
     InputGradConfig,
-    class_size,
     packed,
     tiles,
     trips,
 )
+from grouped_conv.kernels.values.classes import class_size
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -134,6 +134,6 @@ def predict(
 
 def _mean_share(problem: ConvProblem) -> float:
     """Taps of the mean class as a share of the largest class's."""
-    from grouped_conv.kernels.implicit_gemm.input_grad_rules import most_taps
+    from grouped_conv.kernels.values.classes import most_taps
 
     return problem.taps / math.prod(problem.stride) / math.prod(most_taps(problem))

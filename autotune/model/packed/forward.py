@@ -19,8 +19,6 @@ from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
 from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.packed.forward_rules import (
-    MAX_PRODUCTS,
-    MAX_WIDTH,
     PackedGroupsConfig,
     block_k,
     block_n,
@@ -30,6 +28,7 @@ from grouped_conv.kernels.packed.forward_rules import (
     programs,
     shared_memory,
 )
+from grouped_conv.kernels.packed.rules import MAX_PRODUCTS, MAX_WIDTH
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

@@ -17,9 +17,7 @@ from grouped_conv.autotune.model.shared.gemm_gradient import known_bytes
 from grouped_conv.autotune.model.shared.machine import machine_of
 from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, most_taps
 from grouped_conv.kernels.packed.input_grad_rules import (
-    MAX_WIDTH,
     PackedInputGradConfig,
     back,
     block_k,
@@ -31,6 +29,8 @@ from grouped_conv.kernels.packed.input_grad_rules import (
     why_invalid,
     why_not_on,
 )
+from grouped_conv.kernels.packed.rules import MAX_WIDTH
+from grouped_conv.kernels.values.classes import class_size, most_taps
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

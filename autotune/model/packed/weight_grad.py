@@ -18,8 +18,8 @@ from grouped_conv.autotune.model.shared.machine import dram_us
 from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WORKSPACE_BYTES, workspace_bytes
+from grouped_conv.kernels.packed.rules import MAX_WIDTH
 from grouped_conv.kernels.packed.weight_grad_rules import (
-    MAX_WIDTH,
     PackedWeightGradConfig,
     accumulators,
     block_m,

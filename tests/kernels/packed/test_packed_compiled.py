@@ -112,10 +112,12 @@ def in_loop(stats: Any, line: Any) -> bool:
     import inspect
 
     from grouped_conv.kernels.device_code import epilogue as jit_epilogue
+    from grouped_conv.kernels.device_code import gradient as jit_gradient
     from grouped_conv.kernels.device_code import reduction as jit_reduction
     from grouped_conv.kernels.packed import sums as jit_packed
 
     for module, functions in (
+        (jit_gradient, ("load_gradient", "load_or_zero")),
         (jit_packed, ("load_row", "add_row")),
         (jit_epilogue, ("store_tile",)),
         (jit_reduction, ("multiply_add",)),

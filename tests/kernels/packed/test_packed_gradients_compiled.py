@@ -109,7 +109,7 @@ def figures(stats: Any) -> tuple[float, float]:
 def in_loop(stats: Any, line: Any) -> bool:
     """Is this source line a step of the loop: a load of a gradient or a row, a product, a store of the input's?"""
     for module, functions in (
-        (jit_gradient, ("load_gradient",)),
+        (jit_gradient, ("load_gradient", "load_or_zero")),
         (jit_packed, ("load_row", "add_row")),
         (jit_epilogue, ("store_tile",)),
         (jit_reduction, ("multiply_add",)),
