@@ -15,10 +15,8 @@ from typing import Any
 
 import click
 
-from grouped_conv.autotune.model.cost import predict
-from grouped_conv.autotune.model.families import MODELS
+from grouped_conv.autotune.model.families import MODELS, models_for, predict
 from grouped_conv.autotune.model.lrn_pool import forward as lrn_pool_model
-from grouped_conv.autotune.model.separable import forward as separable_model
 from grouped_conv.bench.traffic.compulsory import Needs, total
 from grouped_conv.bench.traffic.sample_calls import Problem, sample_call
 from grouped_conv.context.tracing import trace
@@ -170,12 +168,12 @@ def best(family: str, problem: Problem, device: DeviceSpec) -> KernelConfig | No
     """The family's default for a problem by the cost model, or None where it has none."""
     if isinstance(problem, LrnPoolProblem):
         return lrn_pool_model.choose(problem, device) if family == LrnPoolConfig.family else None
-    if isinstance(problem, SeparableProblem):
-        fused = separable_model.candidates(problem, device) if family == SeparableConfig.family else ()
-        return min(fused, key=lambda c: separable_model.predict(problem, c, device).weighed_us, default=None)
-    if family not in MODELS:
+    if family not in models_for(problem):
         return None
-    valid = [c for c in MODELS[family].defaults(problem, device) if why_invalid(problem, c, device) is None]
+    model = MODELS[family]
+    if isinstance(problem, SeparableProblem):
+        return next(iter(model.ranked(problem, device)), None)
+    valid = [c for c in model.defaults(problem, device) if why_invalid(problem, c, device) is None]
     return min(valid, key=lambda config: predict(problem, config, device).weighed_us, default=None)
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from grouped_conv.autotune.compiling.offline import CompiledLaunch, gpu_target
 from grouped_conv.autotune.machine_code.instructions import loops
 from grouped_conv.autotune.machine_code.resources import disassembled
-from grouped_conv.autotune.model.depthwise import input_grad as depthwise_input_grad_model
-from grouped_conv.autotune.model.depthwise import weight_grad as depthwise_weight_grad_model
+from grouped_conv.autotune.model.families import MODELS
 from grouped_conv.bench.gates.depthwise import issued
 from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
 from grouped_conv.kernels.depthwise import input_grad_rules as depthwise_input_grad_rules
@@ -108,8 +107,8 @@ def default_findings(arch: str) -> Iterator[Finding]:
             epilogue=Epilogue(activation),
         )
         chosen: tuple[Config, ...] = (
-            depthwise_input_grad_model.ranked(gradient_problem(problem, "input_grad"), device)[0],
-            depthwise_weight_grad_model.ranked(gradient_problem(problem, "weight_grad"), device)[0],
+            MODELS["depthwise_input_grad"].ranked(gradient_problem(problem, "input_grad"), device)[0],
+            MODELS["depthwise_weight_grad"].ranked(gradient_problem(problem, "weight_grad"), device)[0],
         )
         for config in chosen:
             yield _finding(arch, layer, config, compiled_for(problem, config, device), device, None, None, False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
+from grouped_conv.autotune.model.families import MODELS
 from grouped_conv.bench.gates.findings import VECTOR_BYTES
 from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.values.device import DeviceSpec
@@ -18,7 +18,7 @@ EPILOGUES = (PLAIN, RELU, Epilogue("silu"), Epilogue(scale=True))
 
 def family_default(family: str, problem: ConvProblem, device: DeviceSpec) -> Any:
     """The family's own default: other families may be predicted to be faster where groups are narrow."""
-    model = GRADIENT_MODELS[family]
+    model = MODELS[family]
     valid = [config for config in model.defaults(problem, device) if why_invalid(problem, config, device) is None]
     return min(valid, key=lambda config: model.predict(problem, config, device).weighed_us)
 

@@ -13,7 +13,7 @@ from typing import Any
 from grouped_conv.autotune.compiling.offline import compile_offline
 from grouped_conv.autotune.machine_code.instructions import Instruction, Mix, loops
 from grouped_conv.autotune.machine_code.resources import disassembled
-from grouped_conv.autotune.model.packed import forward as packed_groups_model
+from grouped_conv.autotune.model.families import MODELS, predict
 from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
 from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
@@ -58,8 +58,8 @@ def layers(batch: int = 128) -> Iterator[tuple[str, ConvProblem]]:
 
 def default(problem: ConvProblem, device: DeviceSpec) -> PackedGroupsConfig:
     """The family's own choice, whichever family the heuristic prefers."""
-    valid = [c for c in packed_groups_model.defaults(problem, device) if why_invalid(problem, c, device) is None]
-    return min(valid, key=lambda config: packed_groups_model.predict(problem, config, device).weighed_us)
+    valid = [c for c in MODELS["packed_groups"].defaults(problem, device) if why_invalid(problem, c, device) is None]
+    return min(valid, key=lambda config: predict(problem, config, device).weighed_us)
 
 
 def findings(archs: Sequence[str]) -> Iterator[Finding]:

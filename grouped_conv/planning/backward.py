@@ -30,7 +30,6 @@ from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.planning import decisions, executors, plan_cache, written_gradient
 from grouped_conv.planning.decisions import Conditions
 from grouped_conv.planning.executors import Executor
-from grouped_conv.planning.live_device import live_device
 from grouped_conv.planning.plan import Steps, native_settings, operand_of
 from grouped_conv.planning.plan_cache import placement
 
@@ -226,10 +225,9 @@ def make_plan(
         assert isinstance(behind, ConvProblem)
         running = {direction: record for direction, record in chosen.items() if plan.runs(direction)}
         if running and (by_kernel[2] or by_kernel[4]):
-            spec = live_device(device) if device >= 0 else executor.spec
             residual = plan.empty(operands, (False, False, False, False, by_kernel[4]))[4]
             strides = None if residual is None else residual.stride()
-            running, plan.writes = written_gradient.choose(running, decide, spec, strides, limit)
+            running, plan.writes = written_gradient.choose(running, decide, strides, limit)
             chosen |= running
             records |= running
         for direction, launches in _add_kernels(plan, behind, operands, chosen, executor).items():

@@ -184,7 +184,7 @@ def decide(problem: SeparableProblem, backend: str, executor: Executor | None, d
 
 def _planned(problem: SeparableProblem, device: DeviceSpec, barred: str) -> Decision:
     """The planner's answer; two calls where something bars the fused kernel, with the answer beside the reason."""
-    from grouped_conv.autotune.model.separable.forward import plan_fusion
+    from grouped_conv.autotune.model.fusion import plan_fusion
 
     try:
         fusion = plan_fusion(problem, device)
