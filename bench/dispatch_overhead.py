@@ -19,22 +19,22 @@ import torch
 import triton
 
 from grouped_conv.bench.noop_driver import NoopLauncher, noop_driver
-from grouped_conv.call_values.request import Operands
+from grouped_conv.call_values.geometry import Geometry
+from grouped_conv.call_values.request import Operands, Request
 from grouped_conv.functional.conv2d import grouped_conv2d
 from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.launching.launch import Launch
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.ops import conv2d as ops
-from grouped_conv.planning import forward as dispatch
+from grouped_conv.planning.forward import UNIFORM
 from grouped_conv.planning.interpreting import through_driver
 from grouped_conv.planning.plan import KernelPlan, plan_operands
 
 LEAST_RATIO = 3.0
 """How much cheaper than `kernel[grid](...)` a launch through a plan has to be."""
 
-WINDOW = ((1, 1), (2, 2, 2, 2), (1, 1))
-ATTRIBUTES = (*WINDOW, "default", "auto")
+REQUEST = Request(Geometry((1, 1), (2, 2, 2, 2), (1, 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def measure(device: DeviceSpec, calls: int = 1000, repeats: int = 7) -> Overhead
     operands = Operands(input, weight, torch.randn(256).half())
 
     def look_up() -> KernelPlan:
-        plan = dispatch.find_plan(operands, ATTRIBUTES, ops.plain_request)
+        plan = UNIFORM.find(operands, REQUEST)
         assert isinstance(plan, KernelPlan)
         return plan
 
@@ -74,16 +74,17 @@ def measure(device: DeviceSpec, calls: int = 1000, repeats: int = 7) -> Overhead
         NoopLauncher.log = None
         plan = look_up()
         buffers = plan.allocate(operands)
-        problem, config = plan.record.problem, plan.record.config
+        (record,) = plan.records
+        problem, config = record.problem, record.config
         assert isinstance(problem, ConvProblem)
         assert isinstance(config, ImplicitGemmConfig)
         launches = plan_operands(problem, config, operands).launches
-        jit = _jit_call(launches, dict(zip(plan.names, buffers, strict=True)))
+        jit = _jit_call(launches, dict(zip(plan.steps.names, buffers, strict=True)))
         timed: list[Callable[[], Any]] = [
             jit,
-            lambda: look_up().launch(buffers),
-            lambda: plan.launch(buffers),
-            lambda: ops.conv2d(*operands[:3], *ATTRIBUTES),
+            lambda: look_up().steps.launch(buffers),
+            lambda: plan.steps.launch(buffers),
+            lambda: ops.PLAIN.overload(*operands[:3], *REQUEST.geometry, "default", "auto"),
             lambda: grouped_conv2d(*operands[:3], padding=2, groups=2),
         ]
         jit_us, plan_us, launch_us, operator_us, call_us = (_fastest(call, calls, repeats) for call in timed)

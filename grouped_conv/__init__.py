@@ -1,7 +1,7 @@
 """Fused grouped convolutions: kernels, an autotuner for them, and the torch modules that use both.
 
-What a user imports is named here and loaded on first use, so that `import grouped_conv` costs nothing and a compile
-worker that needs `grouped_conv.kernels` alone does not load torch's operators.
+Public names are listed here and loaded on first use. So `import grouped_conv` costs nothing, and a compile worker that
+needs only `grouped_conv.kernels` does not load torch's operators.
 """
 
 from importlib import import_module as _import_module
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from grouped_conv import _source_tree
 
+# Type checkers need static imports and names: a test compares these and `__all__` with `_HOMES`.
 if TYPE_CHECKING:
     from grouped_conv import autotune, bench, kernels, models
     from grouped_conv.context.overrides import using_config
@@ -16,16 +17,18 @@ if TYPE_CHECKING:
     from grouped_conv.context.tracing import trace
     from grouped_conv.context.workspace import max_workspace, set_max_workspace
     from grouped_conv.converting.conversion import conversion_report, convert, fold_batchnorm, unconvert
-    from grouped_conv.functional.conv1d import GroupedConv1d, grouped_conv1d
+    from grouped_conv.functional.conv1d import grouped_conv1d
     from grouped_conv.functional.conv2d import grouped_conv2d
-    from grouped_conv.functional.lrn_pool import LrnMaxPool2d, lrn_max_pool2d
+    from grouped_conv.functional.lrn_pool import lrn_max_pool2d
     from grouped_conv.functional.ragged import ragged_conv2d
     from grouped_conv.functional.separable import separable_conv2d
     from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
-    from grouped_conv.nn.conv import ChannelShuffle, GroupedConv2d
+    from grouped_conv.nn.conv import ChannelShuffle, GroupedConv1d, GroupedConv2d
+    from grouped_conv.nn.lrn_pool import LrnMaxPool2d
     from grouped_conv.nn.ragged import RaggedConv2d
     from grouped_conv.nn.separable import RootModule, SeparableConv2d
     from grouped_conv.planning.interpreting import interpret
+    from grouped_conv.preparing.explaining import explain
     from grouped_conv.preparing.tuning import tune
     from grouped_conv.preparing.warming import warmup
 
@@ -74,44 +77,32 @@ __all__ = [
     "warmup",
 ]
 
-# Where each public name is defined. The modules are not called like the functions they hold (`interpreting` has
-# `interpret`), or loading the module would hide the function.
+# The public names of each module. No module is named like a function it holds (`interpreting` has `interpret`):
+# loading the module would hide the function.
 _HOMES = {
-    "ChannelShuffle": "grouped_conv.nn.conv",
-    "ConvProblem": "grouped_conv.kernels",
-    "DeviceSpec": "grouped_conv.kernels",
-    "Epilogue": "grouped_conv.kernels",
-    "GroupLayout": "grouped_conv.kernels",
-    "GroupedConv1d": "grouped_conv.functional.conv1d",
-    "GroupedConv2d": "grouped_conv.nn.conv",
-    "KernelConfig": "grouped_conv.kernels",
-    "RaggedConv2d": "grouped_conv.nn.ragged",
-    "RootModule": "grouped_conv.nn.separable",
-    "SeparableConv2d": "grouped_conv.nn.separable",
-    "LrnMaxPool2d": "grouped_conv.functional.lrn_pool",
-    "conversion_report": "grouped_conv.converting.conversion",
-    "convert": "grouped_conv.converting.conversion",
-    "explain": "grouped_conv.preparing.explaining",
-    "fold_batchnorm": "grouped_conv.converting.conversion",
-    "get_policy": "grouped_conv.context.policies",
-    "grouped_conv1d": "grouped_conv.functional.conv1d",
-    "grouped_conv2d": "grouped_conv.functional.conv2d",
-    "interpret": "grouped_conv.planning.interpreting",
-    "is_strict": "grouped_conv.context.policies",
-    "lrn_max_pool2d": "grouped_conv.functional.lrn_pool",
-    "max_workspace": "grouped_conv.context.workspace",
-    "policy": "grouped_conv.context.policies",
-    "ragged_conv2d": "grouped_conv.functional.ragged",
-    "separable_conv2d": "grouped_conv.functional.separable",
-    "set_max_workspace": "grouped_conv.context.workspace",
-    "set_policy": "grouped_conv.context.policies",
-    "set_strict": "grouped_conv.context.policies",
-    "strict": "grouped_conv.context.policies",
-    "trace": "grouped_conv.context.tracing",
-    "tune": "grouped_conv.preparing.tuning",
-    "unconvert": "grouped_conv.converting.conversion",
-    "using_config": "grouped_conv.context.overrides",
-    "warmup": "grouped_conv.preparing.warming",
+    name: f"{__name__}.{module}"
+    for module, names in {
+        "context.overrides": "using_config",
+        "context.policies": "get_policy is_strict policy set_policy set_strict strict",
+        "context.tracing": "trace",
+        "context.workspace": "max_workspace set_max_workspace",
+        "converting.conversion": "conversion_report convert fold_batchnorm unconvert",
+        "functional.conv1d": "grouped_conv1d",
+        "functional.conv2d": "grouped_conv2d",
+        "functional.lrn_pool": "lrn_max_pool2d",
+        "functional.ragged": "ragged_conv2d",
+        "functional.separable": "separable_conv2d",
+        "kernels": "ConvProblem DeviceSpec Epilogue GroupLayout KernelConfig",
+        "nn.conv": "ChannelShuffle GroupedConv1d GroupedConv2d",
+        "nn.lrn_pool": "LrnMaxPool2d",
+        "nn.ragged": "RaggedConv2d",
+        "nn.separable": "RootModule SeparableConv2d",
+        "planning.interpreting": "interpret",
+        "preparing.explaining": "explain",
+        "preparing.tuning": "tune",
+        "preparing.warming": "warmup",
+    }.items()
+    for name in names.split()
 }
 _SUBPACKAGES = frozenset({"autotune", "bench", "kernels", "models"})
 

@@ -24,7 +24,7 @@ from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.kernels.packed import forward_rules as packed
 from grouped_conv.kernels.packed import input_grad_rules as packed_input_grad
 from grouped_conv.kernels.packed import weight_grad_rules as packed_weight_grad
-from grouped_conv.kernels.passes.configs import PackConfig, ReduceConfig
+from grouped_conv.kernels.passes import configs as _configs  # noqa: F401  loaded so that their tags are known
 from grouped_conv.kernels.ragged import forward_rules as ragged
 from grouped_conv.kernels.ragged import input_grad_rules as ragged_input_grad
 from grouped_conv.kernels.ragged import weight_grad_rules as ragged_weight_grad
@@ -44,9 +44,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "KernelConfig",
-    "PackConfig",
     "Problem",
-    "ReduceConfig",
     "families_for",
     "family_of",
     "require_valid",

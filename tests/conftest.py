@@ -31,6 +31,31 @@ for lane in ("ptxemu", "cpu_native"):
         sys.path.append(str(TOOLS / lane))
 
 
+SAMPLE = 4
+"""Cases of one test function in the quick sample, evenly spread over its table."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Naming a file or a test runs all of it: the sample is for runs that name none."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS and not hasattr(config, "workerinput")
+    if named and config.option.markexpr == "not full and not sweep":
+        config.option.markexpr = "not sweep"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `full` the cases that the quick sample leaves out; every test function keeps its share of `SAMPLE`."""
+    functions: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("full", "sweep")):
+            functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in functions.values():
+        kept = {index * len(cases) // SAMPLE for index in range(SAMPLE)} if len(cases) > SAMPLE else range(len(cases))
+        for index, item in enumerate(cases):
+            if index not in kept:
+                item.add_marker(pytest.mark.full)
+
+
 def _native_home() -> Path:
     return Path(os.environ.get("CPU_NATIVE_HOME") or Path.home() / ".cache" / "cpu_native")
 

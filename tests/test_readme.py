@@ -1,15 +1,23 @@
-"""README's commands are the ones that the checks run."""
+"""README's two commands do what they say, and the checks run the second one as it stands there."""
 
-from pathlib import Path
+from checkout import ROOT
 
-ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CHECKS = (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_checks_run_readmes_test_command() -> None:
-    readme, checks = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    lines = [line for line in readme.splitlines() if line.startswith("python3 -m venv")]
-    assert len(lines) == 2
-    main_job, tests = (line.split(" && ") for line in lines)
+def test_readme_has_the_two_commands() -> None:
+    main_job, tests = (line.split(" && ") for line in README.splitlines() if line.startswith("python3 -m venv"))
     assert main_job[-2:] == ["grouped-conv tune alexnet", "grouped-conv run alexnet"]
-    assert tests[-1] in checks
+    assert tests[-1] == "python -m pytest -q -n 2"
+    assert "-e '.[test]'" in tests[-2]
     assert (ROOT / "docs" / "groups.svg").exists()
+
+
+def test_the_checks_take_the_test_command_from_readme() -> None:
+    """`.ci/readme-tests` runs the one line of README that ends in pytest, whatever else it says."""
+    script = (ROOT / ".ci" / "readme-tests").read_text()
+    assert ".ci/readme-tests" in CHECKS
+    assert "README.md" in script
+    assert "pytest" in script
+    assert "-m pytest -q -n 2" not in script, "the command must come from README"

@@ -1,13 +1,14 @@
-"""Autograd, forward-mode AD and vmap of a convolution: three callers of one set of formulas.
+"""Autograd, forward-mode AD and vmap of a convolution, all from one set of formulas.
 
-The operators' registered formulas serve compilation and export, `_EagerConvolution` serves eager code (it costs half as
-much on the host), and `_TransformedConvolution` serves torch.func and forward-mode AD, which neither of the others can.
-Under torch.func inside torch.compile, torch's own operations run.
+The registered formulas serve compilation and export, `rules.EagerCall` serves eager code, and `_TransformedConvolution`
+serves torch.func and forward-mode AD, which neither of the others can. Under torch.func inside torch.compile, torch's
+own operations run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,73 +16,63 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from grouped_conv.autograd import rules
 from grouped_conv.autograd.batching import fold_batch
-from grouped_conv.by_torch import forward_context
 from grouped_conv.by_torch.gradients import (
     Saved,
-    gradient_behind,
     needs_preactivation,
     per_channel,
     shuffle_channels,
+    through_activation,
     torch_call,
     vector_jacobian,
 )
-from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.call_values.request import BackwardOperands, BackwardRequest, Gradients, Operands, Request, Wanted
 from grouped_conv.ops import conv2d as ops
-from grouped_conv.ops import conv2d_backward as backward_ops
+from grouped_conv.ops.operator import library, wants_gradient
+from grouped_conv.planning.plan_cache import Results
 
-Result = Tensor | tuple[Tensor, Tensor]
-"""The output, with the activation's argument if the request says to save it."""
-
-Run = Callable[[Operands, Request], Result]
+Run = Callable[[Operands, Request], Results]
 
 
 def convolve(operands: Operands, request: Request) -> Tensor:
     """Run the call with derivatives of every kind that the surroundings ask for."""
-    result = convolve_saving(operands, request)
-    return result if isinstance(result, Tensor) else result[0]
+    output = convolve_saving(operands, request)[0]
+    assert output is not None
+    return output
 
 
-def convolve_saving(operands: Operands, request: Request) -> Result:
-    """`convolve`, with the activation's argument where the request says to save it or a derivative needs it."""
-    wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+def convolve_saving(operands: Operands, request: Request) -> Results:
+    """The output, and the activation's argument where the request says to save it or a derivative needs it."""
+    recorded = wants_gradient(operands)
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():  # registered formulas fail there, silently for forward mode
-            return torch_call(operands, request)[0]
-        return ops.call(operands, _for_backward(request, wants_gradient))
+            return torch_call(operands, request)[0], None
+        return ops.dispatch(operands, for_backward(request) if recorded else request)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _TransformedConvolution.apply(*operands, _for_backward(request, True))
-    if wants_gradient:
-        return _EagerConvolution.apply(*operands, _for_backward(request, True))
-    with torch._C._AutoDispatchBelowAutograd():
-        return ops.call(operands, request)
+        result = _TransformedConvolution.apply(*operands, _Opaque(for_backward(request)))
+        return (result, None) if isinstance(result, Tensor) else result
+    if recorded:
+        return RULE.apply(operands, for_backward(request))
+    return ops.run(operands, request)
 
 
-def _for_backward(request: Request, wants_gradient: bool) -> Request:
-    """The request, saving the preactivation if a derivative will be taken that needs it."""
-    if not wants_gradient or not needs_preactivation(request.activation, request.negative_slope):
-        return request
-    return request.saving_preactivation()
+def for_backward(request: Request) -> Request:
+    """The request, saving the preactivation if the derivative needs it."""
+    needs = needs_preactivation(request.activation, request.negative_slope)
+    return request.saving_preactivation() if needs else request
 
 
 def _save(
-    ctx: Any,
-    operands: Operands,
-    request: Request,
-    output: Tensor,
-    preactivation: Tensor | None,
-    *,
-    always: bool = False,
-    fused: bool = True,
+    ctx: Any, operands: Operands, request: Request, results: Results, needs: Sequence[bool], *, always: bool = False
 ) -> None:
     """Keep what the gradients need, `always` the input too: for tangents and second derivatives of torch.func."""
-    ctx.request, ctx.is_fused = request, fused
-    ctx.set_materialize_grads(False)
-    forward_context.remember(ctx, operands.input)
+    output, preactivation = (*results, None)[:2]
+    assert output is not None
+    ctx.request = request
     ctx.bias = operands.bias  # keeps autocast's cast of it alive for the next use, as saving keeps the weight's
-    needs = _needs(ctx)
-    keeps_input = always or needs[1] or needs[3]
-    saved = Saved.of(operands, request, output, preactivation, keeps_input)
+    wanted = _wanted(needs)
+    saved = Saved.of(operands, request, output, preactivation, always or wanted.weight or wanted.scale)
     ctx.input_shape, ctx.input_channels_last = saved.input_shape, saved.input_channels_last
     ctx.save_for_backward(*saved[:4])
 
@@ -91,30 +82,34 @@ def _saved(ctx: Any) -> Saved:
     return Saved(input, weight, scale, known, ctx.input_shape, ctx.input_channels_last)
 
 
-def _needs(ctx: Any) -> tuple[bool, ...]:
+def _wanted(needs: Sequence[bool]) -> Wanted:
     """Which of the five operands need a gradient; the plain operator has neither scale nor residual."""
-    needs = tuple(ctx.needs_input_grad)
-    return needs[:5] if ctx.is_fused else (*needs[:3], False, False)
+    return Wanted(*(*needs, False, False)[:5])
 
 
-def _gradients(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None = None) -> list[Tensor | None]:
-    compute = partial(gradients, _saved(ctx), ctx.request, grad, grad_preactivation, _needs(ctx))
-    return forward_context.run(ctx, compute)
+def _gradients(ctx: Any, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> Gradients:
+    grad, grad_preactivation = (*grads, None)[:2]
+    return gradients(_saved(ctx), ctx.request, grad, grad_preactivation, _wanted(needs))
 
 
 def gradients(
-    saved: Saved, request: Request, grad: Tensor | None, grad_preactivation: Tensor | None, needs: Sequence[bool]
-) -> list[Tensor | None]:
+    saved: Saved, request: Request, grad: Tensor | None, grad_preactivation: Tensor | None, wanted: Wanted
+) -> Gradients:
     """Gradients of the five operands: by the operator that may run our kernels, unless they are differentiated again.
 
     Args:
         grad, grad_preactivation: of the output and of the activation's argument, where it was returned.
-        needs: which of input, weight, bias, scale and residual need a gradient.
     """
     again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-    if again or grad is None or grad_preactivation is not None or not any(needs):
-        return vector_jacobian(saved, request, grad, grad_preactivation, needs)
-    return backward_ops.call(grad, saved, request, needs)
+    if again or grad is None or grad_preactivation is not None or not any(wanted):
+        return vector_jacobian(saved, request, grad, grad_preactivation, wanted)
+    request = request._replace(save_preactivation=False)
+    asked = BackwardRequest(request, saved.input_shape, saved.input_channels_last, wanted)
+    return ops.gradients(BackwardOperands(grad, *saved[:4]), asked)
+
+
+RULE = rules.Rule(ops.run, Operands, _save, _gradients)
+TRANSFORMED = RULE._replace(save=partial(_save, always=True))
 
 
 def _jacobian_vector(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
@@ -139,41 +134,34 @@ def _jacobian_vector(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Ten
     if along_residual is not None:
         parts.append(along_residual)
     inner = sum(parts[1:], parts[0])
-    along_output = gradient_behind(request, inner, saved.known)
+    along_output = through_activation(request, inner, saved.known)
     return shuffle_channels(along_output, request.output_shuffle), inner
 
 
-class _EagerConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        operands, request = Operands(*arguments[:5]), arguments[5]
-        with torch._C._AutoDispatchBelowAutograd():
-            result = ops.call(operands, request)
-        output, preactivation = (result, None) if isinstance(result, Tensor) else result
-        _save(ctx, operands, request, output, preactivation)
-        return result
+@dataclass(frozen=True, slots=True)
+class _Opaque:
+    """A request that torch.func does not take apart as it takes tuples apart."""
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return (*_gradients(ctx, *grads), None)
+    request: Request
 
 
 class _TransformedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return ops.call(Operands(*arguments[:5]), arguments[5])
+        output, preactivation = ops.dispatch(Operands(*arguments[:5]), arguments[5].request)
+        return output if preactivation is None else (output, preactivation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        operands = Operands(*inputs[:5])
-        value, preactivation = (output, None) if isinstance(output, Tensor) else output
-        _save(ctx, operands, inputs[5], value, preactivation, always=True)
+        operands, request = Operands(*inputs[:5]), inputs[5].request
+        results = (output, None) if isinstance(output, Tensor) else output
+        rules.save(ctx, TRANSFORMED, operands, request, results, ctx.needs_input_grad[:5])
         ctx.save_for_forward(*ctx.to_save)
-        ctx.output_shape = value.shape
+        ctx.output_shape = results[0].shape
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return (*_gradients(ctx, *grads), None)
+        return (*rules.gradients(ctx, TRANSFORMED, grads, ctx.needs_input_grad[:5]), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -182,7 +170,8 @@ class _TransformedConvolution(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        output, dim, preactivation = _vmap(convolve_saving, info, in_dims[:5], Operands(*arguments[:5]), arguments[5])
+        operands, request = Operands(*arguments[:5]), arguments[5].request
+        output, dim, preactivation = _vmap(convolve_saving, info, in_dims[:5], operands, request)
         return (output, dim) if preactivation is None else ((output, preactivation), (dim, dim))
 
 
@@ -192,8 +181,8 @@ def _vmap(run: Run, info: Any, dims: Any, operands: Operands, request: Request) 
     if request.input_shuffle > 1:  # batches may be folded into channels, so each is shuffled on its own
         input = shuffle_channels(input, request.input_shuffle, 1 if dim is None or dim > 1 else 2)
     folded, unfold = fold_batch(info.batch_size, dims, operands._replace(input=input))
-    result = run(folded, request.without_shuffles())
-    output, preactivation = (result, None) if isinstance(result, Tensor) else result
+    output, preactivation = run(folded, request.without_shuffles())
+    assert output is not None
     value, dim = unfold(output)
     value = shuffle_channels(value, request.output_shuffle, 2)
     if preactivation is None or not request.save_preactivation:
@@ -201,40 +190,19 @@ def _vmap(run: Run, info: Any, dims: Any, operands: Operands, request: Request) 
     return value, dim, unfold(preactivation)[0]
 
 
-def _plain_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    input, weight, bias, *attributes = inputs
-    _save(ctx, Operands(input, weight, bias), ops.plain_request(*attributes), output, None, fused=False)
+def _batch_plain(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    operands, request = ops.PLAIN.read(arguments)
+    return _vmap(ops.dispatch, info, (*in_dims[:3], None, None), operands, request)[:2]
 
 
-def _plain_backward(ctx: Any, grad: Tensor | None) -> Any:
-    return (*_gradients(ctx, grad)[:3], *[None] * 5)
-
-
-def _plain_vmap(info: Any, in_dims: Any, input: Any, weight: Any, bias: Any, *attributes: Any) -> Any:
-    dims = (*in_dims[:3], None, None)
-    return _vmap(ops.call, info, dims, Operands(input, weight, bias), ops.plain_request(*attributes))[:2]
-
-
-def _fused_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    request = ops.fused_request(*inputs[5:])
-    _save(ctx, Operands(*inputs[:5]), request, output[0], output[1] if request.save_preactivation else None)
-
-
-def _fused_backward(ctx: Any, grad: Tensor | None, grad_preactivation: Tensor | None) -> Any:
-    return (*_gradients(ctx, grad, grad_preactivation), *[None] * 10)
-
-
-def _fused_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-    request = ops.fused_request(*arguments[5:])
-    output, dim, preactivation = _vmap(ops.call, info, in_dims[:5], Operands(*arguments[:5]), request)
+def _batch_fused(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    operands, request = ops.FUSED.read(arguments)
+    output, dim, preactivation = _vmap(ops.dispatch, info, in_dims[:5], operands, request)
     if preactivation is None:
         return (output, output.new_empty(0)), (dim, None)
     return (output, preactivation), (dim, dim)
 
 
-for _name, _setup, _backward, _batch in (
-    ("conv2d", _plain_setup, _plain_backward, _plain_vmap),
-    ("conv2d_fused", _fused_setup, _fused_backward, _fused_vmap),
-):
-    torch.library.register_autograd(f"grouped_conv::{_name}", _backward, setup_context=_setup, lib=ops.library)
-    torch.library.register_vmap(f"grouped_conv::{_name}", _batch, lib=ops.library)
+for _operator, _batch in ((ops.PLAIN, _batch_plain), (ops.FUSED, _batch_fused)):
+    rules.register(_operator, RULE)
+    torch.library.register_vmap(_operator.name, _batch, lib=library)

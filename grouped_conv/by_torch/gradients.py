@@ -1,12 +1,12 @@
-"""The derivatives in torch's operations, written once; `backward.py` has them by our kernels.
+"""A convolution, its epilogue and its derivatives in torch's operations; `planning.backward` has them by our kernels.
 
-The convolution's own gradients are ATen's `convolution_backward`, which is itself differentiable, so that second
+The convolution's own gradients come from ATen's `convolution_backward`, which is itself differentiable. So second
 derivatives need nothing more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grouped_conv.call_values.geometry import Geometry
 from grouped_conv.call_values.memory_formats import is_channels_last
-from grouped_conv.call_values.request import Operands, Request
+from grouped_conv.call_values.request import Gradients, Operands, Request, Wanted
 from grouped_conv.kernels.values.epilogue import FROM_OUTPUT
 
 aten = torch.ops.aten
@@ -189,7 +189,7 @@ def unshuffle_channels(value: Tensor, groups: int) -> Tensor:
 
 
 def compose(value: Tensor, operands: AfterConvolution, request: Request) -> tuple[Tensor, Tensor]:
-    """The epilogue behind a convolution `value` in torch's operations: the output, and the activation's argument.
+    """The epilogue of a convolution `value` in torch's operations: the output, and the activation's argument.
 
     `value` already has the bias, unless there is a scale.
     """
@@ -207,12 +207,11 @@ def torch_call(operands: Operands, request: Request) -> tuple[Tensor, Tensor]:
     return compose(torch_convolution(operands._replace(input=input), request.geometry), operands, request)
 
 
-def convolution_gradients(
-    grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias of `aten_convolution`; `None` for those not `wanted`."""
-    if not any(wanted):
-        return None, None, None
+def convolution_gradients(grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, wanted: Wanted) -> Gradients:
+    """Gradients of input, weight and bias of `aten_convolution`, as far as they are wanted."""
+    asked = [wanted.input, wanted.weight, wanted.bias]
+    if not any(asked):
+        return Gradients()
     groups = input.shape[1] // weight.shape[1]
     left, right, top, bottom = geometry.extra_padding
     uneven = any(geometry.extra_padding)
@@ -228,43 +227,48 @@ def convolution_gradients(
         False,
         (0, 0),
         groups,
-        list(wanted),
+        asked,
     )
-    if wanted[0] and uneven:
+    if wanted.input and uneven:
         grad_input = grad_input[:, :, top : padded.shape[2] - bottom, left : padded.shape[3] - right]
-    return grad_input, grad_weight, grad_bias
+    return Gradients(grad_input, grad_weight, grad_bias)
 
 
 def vector_jacobian(
-    saved: Saved, request: Request, grad: Tensor | None, grad_preactivation: Tensor | None, needs: Sequence[bool]
-) -> list[Tensor | None]:
+    saved: Saved, request: Request, grad: Tensor | None, grad_preactivation: Tensor | None, needs: Wanted
+) -> Gradients:
     """Gradients of the five operands in torch's operations, from those of the output and of the saved preactivation."""
     weight, scale = saved.weight, saved.scale
-    if grad is not None:
-        grad = unshuffle_channels(grad, request.output_shuffle)
-        grad = gradient_behind(request, grad, saved.known)
-    if grad_preactivation is not None and request.save_preactivation:
-        grad = grad_preactivation if grad is None else grad + grad_preactivation
+    grad = gradient_of_sum(saved, request, grad, grad_preactivation)
     if grad is None:
-        return [None] * 5
+        return Gradients()
     inner = grad if scale is None else grad * per_channel(scale)
-    with_bias = needs[2] and scale is None
     input = shuffle_channels(saved.some_input(), request.input_shuffle)
-    grad_input, grad_weight, grad_bias = convolution_gradients(
-        inner, input, weight, request.geometry, (needs[0], needs[1], with_bias)
+    found = convolution_gradients(
+        inner, input, weight, request.geometry, needs._replace(bias=needs.bias and scale is None)
     )
-    grad_scale = None
+    grad_input = None if found.input is None else unshuffle_channels(found.input, request.input_shuffle)
+    grad_bias, grad_scale = found.bias, None
     if scale is not None:
-        grad_bias = sum_per_channel(grad) if needs[2] else None
-        if needs[3]:
+        grad_bias = sum_per_channel(grad) if needs.bias else None
+        if needs.scale:
             unscaled = aten_convolution(input, weight, None, request.geometry)
             grad_scale = sum_per_channel(grad * unscaled)
-    if grad_input is not None:
-        grad_input = unshuffle_channels(grad_input, request.input_shuffle)
-    return [grad_input, grad_weight, grad_bias, grad_scale, grad if needs[4] else None]
+    return Gradients(grad_input, found.weight, grad_bias, grad_scale, grad if needs.residual else None)
 
 
-def gradient_behind(request: Request, grad: Tensor, known: Tensor | None) -> Tensor:
+def gradient_of_sum(
+    saved: Saved, request: Request, grad: Tensor | None, grad_preactivation: Tensor | None
+) -> Tensor | None:
+    """The gradient of the activation's argument, from those of the output and of the saved preactivation."""
+    if grad is not None:
+        grad = through_activation(request, unshuffle_channels(grad, request.output_shuffle), saved.known)
+    if grad_preactivation is not None and request.save_preactivation:
+        grad = grad_preactivation if grad is None else grad + grad_preactivation
+    return grad
+
+
+def through_activation(request: Request, grad: Tensor, known: Tensor | None) -> Tensor:
     """`grad` through the activation; a saved output is shuffled, the gradient and a saved argument are not."""
     if known is None:
         return grad

@@ -1,8 +1,8 @@
-"""LRN + max-pooling in torch's own operations: the CPU's path, the gradient's, and the truth of the kernel's."""
+"""LRN and max-pooling in torch's own operations: for CPUs, for gradients, and as the reference for our kernel."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,10 @@ from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.kernels.values.problem import Pair
 
 
-@dataclass(frozen=True, slots=True)
-class LrnPoolRequest:
+class LrnPoolRequest(NamedTuple):
     """What one call asks for, as `grouped_conv.kernels.lrn_pool.problem.LrnPoolProblem` describes it.
+
+    The fields are in the order of the operator's schema.
 
     Attributes:
         backend: `aten`, `kernel`, or `auto` for the policy's choice.
@@ -39,7 +40,7 @@ def checked(request: LrnPoolRequest) -> LrnPoolRequest:
     Raises:
         ValueError: naming the values and what is accepted.
     """
-    values = asdict(request)
+    values = request._asdict()
     del values["backend"]
     window = (max(1, request.kernel_size[0]), max(1, request.kernel_size[1]))
     LrnPoolProblem(batch=1, channels=max(1, request.groups), in_size=window, **values)

@@ -1,6 +1,6 @@
-"""Convolution of unequal groups in ATen's operations: one `conv2d` per size bucket, and its derivatives.
+"""Convolution of unequal groups in ATen's operations: one `conv2d` per size of groups, and its derivatives.
 
-Groups of one size are one ordinary grouped convolution of gathered channels; their outputs are put into group order.
+Groups of one size are one ordinary grouped convolution of gathered channels. The outputs are then put into group order.
 Everything here can be differentiated, transformed and traced.
 """
 
@@ -19,13 +19,13 @@ from grouped_conv.by_torch.gradients import (
     Saved,
     aten_convolution,
     convolution_gradients,
-    gradient_behind,
+    gradient_of_sum,
     per_channel,
     sum_per_channel,
 )
 from grouped_conv.call_values import device_tables
 from grouped_conv.call_values.geometry import Geometry
-from grouped_conv.call_values.request import Request
+from grouped_conv.call_values.request import Gradients, Request, Wanted
 from grouped_conv.kernels.values.layout import GroupLayout
 
 Channels = tuple[int, ...]
@@ -107,24 +107,20 @@ def ragged_gradients(
     weights: Sequence[Tensor],
     layout: GroupLayout,
     geometry: Geometry,
-    wanted: tuple[bool, Sequence[bool]],
+    wanted: Wanted,
+    wanted_weights: Sequence[bool],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of the input and of each weight; `None` for those not `wanted`.
 
     What several groups contribute to one input channel is added in group order, so that the sum is reproducible.
     """
     parts, grad_weights = [], []
-    for route, weight, weight_wanted in zip(routes(layout), weights, wanted[1], strict=True):
-        part, grad_weight, _ = convolution_gradients(
-            gather(grad, route.outputs),
-            gather(input, route.inputs),
-            weight,
-            geometry,
-            (wanted[0], weight_wanted, False),
-        )
-        parts.append(part)
-        grad_weights.append(grad_weight)
-    if not wanted[0]:
+    for route, weight, weight_wanted in zip(routes(layout), weights, wanted_weights, strict=True):
+        asked = wanted._replace(weight=weight_wanted, bias=False)
+        found = convolution_gradients(gather(grad, route.outputs), gather(input, route.inputs), weight, geometry, asked)
+        parts.append(found.input)
+        grad_weights.append(found.weight)
+    if not wanted.input:
         return None, grad_weights
     known = [part for part in parts if part is not None]
     return _scattered(known[0] if len(known) == 1 else torch.cat(known, 1), layout), grad_weights
@@ -136,30 +132,26 @@ def ragged_vector_jacobian(
     layout: GroupLayout,
     request: Request,
     grad: Tensor | None,
-    needs: Sequence[bool],
+    needs: Wanted,
     needs_weights: Sequence[bool],
     grad_preactivation: Tensor | None = None,
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Gradients of input, bias, scale and residual, as far as needed, and of each weight, in torch's operations.
+) -> tuple[Gradients, list[Tensor | None]]:
+    """Gradients of the operands but for the weights, as far as needed, and of each weight, in torch's operations.
 
     Args:
-        saved: its weight is unused.
-        needs: for input, bias, scale and residual.
+        saved: its weight is unused, as is that of `needs`.
     """
-    if grad is not None:
-        grad = gradient_behind(request, grad, saved.known)
-    if grad_preactivation is not None and request.save_preactivation:
-        grad = grad_preactivation if grad is None else grad + grad_preactivation
+    grad = gradient_of_sum(saved, request, grad, grad_preactivation)
     if grad is None:
-        return [None] * 4, [None] * len(weights)
+        return Gradients(), [None] * len(weights)
     input, scale, geometry = saved.some_input(), saved.scale, request.geometry
     inner = grad if scale is None else grad * per_channel(scale)
-    grad_input, grad_weights = ragged_gradients(inner, input, weights, layout, geometry, (needs[0], needs_weights))
-    grad_bias = sum_per_channel(grad) if needs[1] else None
+    grad_input, grad_weights = ragged_gradients(inner, input, weights, layout, geometry, needs, needs_weights)
+    grad_bias = sum_per_channel(grad) if needs.bias else None
     grad_scale = None
-    if scale is not None and needs[2]:
+    if scale is not None and needs.scale:
         grad_scale = sum_per_channel(grad * ragged_convolution(input, weights, None, layout, geometry))
-    return [grad_input, grad_bias, grad_scale, grad if needs[3] else None], grad_weights
+    return Gradients(grad_input, None, grad_bias, grad_scale, grad if needs.residual else None), grad_weights
 
 
 def _scattered(gathered: Tensor, layout: GroupLayout) -> Tensor:

@@ -1,15 +1,13 @@
-"""How a convolution's window moves: the value that operators, formulas and plans use, and users' spellings of it."""
+"""Stride, padding and dilation of a convolution: one value for the package, and how users may write it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from grouped_conv.kernels.values.problem import Pair, Sides, pair, sides
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(NamedTuple):
     """Stride and dilation as `(height, width)`, padding as `(top, bottom, left, right)`."""
 
     stride: Pair
@@ -36,17 +34,10 @@ def parse_geometry(
     dilation: int | tuple[int, ...],
     kernel_size: Pair,
 ) -> Geometry:
-    """The geometry in users' words: integers, pairs, padding also per side, `"same"` or `"valid"`.
+    """The geometry from what users write: integers, pairs, and for padding also four sides, `"same"` or `"valid"`.
 
     Raises:
         ValueError: when an argument is none of these.
     """
     strides, dilations = pair(stride, "stride"), pair(dilation, "dilation")
     return Geometry(strides, sides(padding, kernel_size, strides, dilations), dilations)
-
-
-def as_tuple(value: Sequence[int] | int | str) -> int | str | tuple[int, ...]:
-    """Lists, nested ones too, as tuples, so that a call's arguments can be looked up."""
-    if isinstance(value, int | str):
-        return value
-    return tuple(as_tuple(item) for item in value)  # type: ignore[misc]

@@ -28,10 +28,12 @@ def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
-def output_format(input: Tensor, weight: Tensor) -> torch.memory_format:
-    """Memory format of the output of a 2-D convolution."""
-    either = is_channels_last(input.shape, input.stride()) or is_channels_last(weight.shape, weight.stride())
-    return torch.channels_last if either else torch.contiguous_format
+def output_format(*tensors: Tensor) -> torch.memory_format:
+    """Memory format of the output of a 2-D convolution of these: its input and its weight or weights."""
+    for tensor in tensors:
+        if is_channels_last(tensor.shape, tensor.stride()):
+            return torch.channels_last
+    return torch.contiguous_format
 
 
 def output_shape(input: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""The tensors of a convolution of unequal groups, and what they must be: for the fake and the real implementation."""
+"""The tensors of a convolution with unequal groups and their checks, for the fake and the real implementation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from grouped_conv.call_values import memory_formats as layouts
 from grouped_conv.call_values.checks import check_dimensions, check_fits, check_geometry, check_residual, check_type
-from grouped_conv.call_values.memory_formats import is_channels_last
 from grouped_conv.call_values.ragged_weights import weight_shapes
 from grouped_conv.call_values.request import Request
 from grouped_conv.kernels.values.layout import GroupLayout
@@ -30,13 +29,6 @@ class RaggedOperands(NamedTuple):
     bias: Tensor | None = None
     scale: Tensor | None = None
     residual: Tensor | None = None
-
-
-def output_format(operands: RaggedOperands) -> torch.memory_format:
-    """ATen's rule: a channels_last input or weight gives a channels_last output."""
-    tensors = (operands.input, *operands.weights)
-    either = any(is_channels_last(tensor.shape, tensor.stride()) for tensor in tensors)
-    return torch.channels_last if either else torch.contiguous_format
 
 
 def check_operands(operands: RaggedOperands, layout: GroupLayout, request: Request) -> tuple[int, int, int, int]:

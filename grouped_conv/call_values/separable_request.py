@@ -1,8 +1,7 @@
-"""One call of a grouped convolution with a 1x1 convolution behind it: its tensors and what else it asks for."""
+"""A grouped convolution followed by a 1x1 convolution as one call: its tensors and what else it asks for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -44,14 +43,13 @@ class SeparableOperands(NamedTuple):
         return Operands(hidden, self.pointwise_weight, self.pointwise_bias, self.pointwise_scale, self.residual)
 
 
-@dataclass(frozen=True, slots=True)
-class SeparableRequest:
-    """What one call asks for.
+class SeparableRequest(NamedTuple):
+    """What one call asks for. The fields are in the order of the operator's schema.
 
     Attributes:
         geometry: of the grouped convolution.
         activation, negative_slope: between the two convolutions.
-        pointwise_activation, pointwise_negative_slope: behind the 1x1 convolution.
+        pointwise_activation, pointwise_negative_slope: after the 1x1 convolution.
         precision, backend: as of `Request`, for both.
     """
 
@@ -66,17 +64,10 @@ class SeparableRequest:
     @property
     def first(self) -> Request:
         """The grouped convolution as a request of its own."""
-        return Request(
-            self.geometry, self.activation, self.negative_slope, precision=self.precision, backend=self.backend
-        )
+        return Request(self.geometry, self.activation, self.negative_slope, False, self.precision, self.backend)
 
     @property
     def second(self) -> Request:
         """The 1x1 convolution as a request of its own."""
-        return Request(
-            POINTWISE,
-            self.pointwise_activation,
-            self.pointwise_negative_slope,
-            precision=self.precision,
-            backend=self.backend,
-        )
+        epilogue = self.pointwise_activation, self.pointwise_negative_slope
+        return Request(POINTWISE, *epilogue, False, self.precision, self.backend)

@@ -8,12 +8,12 @@ from contextvars import ContextVar
 
 from grouped_conv.kernels.values.config import KernelConfig
 
-_given: ContextVar[KernelConfig | None] = ContextVar("grouped_conv_config", default=None)
+given: ContextVar[KernelConfig | None] = ContextVar("grouped_conv_config", default=None)
 
 
 def given_config(direction: str = "") -> KernelConfig | None:
     """The configuration that the innermost `using_config` asks for, if it computes `direction` (any by default)."""
-    config = _given.get()
+    config = given.get()
     return config if config is None or direction in ("", config.direction) else None
 
 
@@ -27,8 +27,8 @@ def using_config(config: KernelConfig | None) -> Iterator[None]:
     if config is None:
         yield
         return
-    token = _given.set(config)
+    token = given.set(config)
     try:
         yield
     finally:
-        _given.reset(token)
+        given.reset(token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def trace() -> Iterator[list[CallRecord]]:
         _open.reset(token)
 
 
-def record(call: CallRecord) -> None:
-    """Hand `call` to every open `trace()`."""
-    for calls in _open.get():
-        calls.append(call)
+def record(calls: Iterable[CallRecord]) -> None:
+    """Hand these calls to every open `trace()`."""
+    for opened in _open.get():
+        opened.extend(calls)

@@ -14,8 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from grouped_conv.converting.folding import fold_batchnorm
-from grouped_conv.functional.conv1d import GroupedConv1d
-from grouped_conv.nn.conv import FusedLayer, GroupedConv2d, forget_packed_weight, keep_channels_last
+from grouped_conv.nn.conv import FusedLayer, GroupedConv1d, GroupedConv2d, keep_channels_last
+from grouped_conv.nn.frozen_weights import forget_packed_weight
 
 __all__ = ["ConversionNote", "conversion_report", "convert", "fold_batchnorm", "unconvert"]
 

@@ -12,8 +12,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from grouped_conv.by_torch.ragged import routes
-from grouped_conv.functional.conv1d import GroupedConv1d
-from grouped_conv.nn.conv import FusedLayer, GroupedConv2d, forget_packed_weight
+from grouped_conv.nn.conv import FusedLayer, GroupedConv1d, GroupedConv2d
+from grouped_conv.nn.frozen_weights import forget_packed_weight
 from grouped_conv.nn.ragged import RaggedConv2d
 
 Convolution = nn.Conv2d | nn.Conv1d | RaggedConv2d

@@ -5,24 +5,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+
+AUTOCAST_DEVICES = ("cpu", "cuda")
 
 # float32 leaf -> (its version, dtype of the cast, the cast). The cast lives as long as autograd or a caller holds it:
 # ATen keeps its casts to the end of the autocast block, which Python code cannot observe.
 _casts = WeakTensorKeyDictionary()
 
 
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype that operands on this kind of device are cast to here; None outside autocast."""
-    if device_type in ("cuda", "cpu") and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return None
+def cast(tensor: Any, device_type: str) -> Any:
+    """`tensor` in autocast's dtype, if autocast may touch it: floating point but not float64, on this kind of device.
 
-
-def cast(tensor: Tensor, dtype: torch.dtype, device_type: str) -> Tensor:
-    """`tensor` in `dtype` if autocast may touch it: floating point but not float64, on a device of this kind."""
+    None stays None.
+    """
+    if tensor is None:
+        return None
+    dtype = torch.get_autocast_dtype(device_type)
     if tensor.dtype == dtype or not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor
     if tensor.device.type != device_type:

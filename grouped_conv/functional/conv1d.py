@@ -1,16 +1,13 @@
-"""1-D convolutions: `grouped_conv1d` and `GroupedConv1d`. One is a 2-D convolution of height 1, and runs as such."""
+"""`grouped_conv1d`: a 1-D convolution, which runs as a 2-D convolution of height 1."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from grouped_conv.functional.conv2d import grouped_conv2d
-from grouped_conv.nn.conv import FusedLayer
 
 IntOrOne = int | Sequence[int]
 
@@ -89,66 +86,3 @@ def _padding(padding: int | str | Sequence[int]) -> str | tuple[int, int, int, i
     if len(sides) not in (1, 2):
         raise ValueError(f"padding must be an integer, (left, right), 'same' or 'valid', but got {padding!r}")
     return (0, 0, sides[0], sides[-1])
-
-
-class GroupedConv1d(FusedLayer, nn.Conv1d):
-    """A convolution layer with `torch.nn.Conv1d`'s parameters, state_dict, initialisation and padding modes.
-
-    The weight keeps its shape `(K, C / groups, S)`; its memory is `[K, S, C / groups]`, as the kernels read it.
-
-    Args:
-        activation: name of an activation fused behind the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
-        input_shuffle, output_shuffle: groups of a channel shuffle before and after, as in `grouped_conv1d`.
-
-    Raises:
-        ValueError: as `torch.nn.Conv1d`, for an unknown activation, and for shuffles that do not divide the channels.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: str | int | tuple[int] = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-        input_shuffle: int = 1,
-        output_shuffle: int = 1,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-        )
-        self._configure(activation, input_shuffle, output_shuffle)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`(N, C, L)` or `(C, L)` to `(N, K, OUT_L)` or `(K, OUT_L)`."""
-        input, padding = self._padded(input)
-        return grouped_conv1d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            activation=self.activation,
-            input_shuffle=self.input_shuffle,
-            output_shuffle=self.output_shuffle,
-        )

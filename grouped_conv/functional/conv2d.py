@@ -1,4 +1,4 @@
-"""`grouped_conv2d`: `torch.nn.functional.conv2d` with an epilogue, by our kernels where they are the better choice."""
+"""`grouped_conv2d`: `torch.nn.functional.conv2d` with an epilogue, run by our kernels where they are faster."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from grouped_conv.autograd.differentiation import convolve
 from grouped_conv.by_torch.gradients import torch_call
-from grouped_conv.call_values.geometry import as_tuple, parse_geometry
+from grouped_conv.call_values.geometry import parse_geometry
 from grouped_conv.call_values.request import Operands, Request
 from grouped_conv.context import tracing
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.functional.autocasting import autocast_dtype, cast
+from grouped_conv.functional.autocasting import AUTOCAST_DEVICES, cast
 from grouped_conv.kernels.values.epilogue import ACTIVATIONS
 from grouped_conv.kernels.values.problem import PRECISIONS
 
 BACKENDS = ("aten", "kernel")
-_DEVICES = ("cpu", "cuda", "meta")
+DEVICES = ("cpu", "cuda", "meta")
 
 IntOrPair = int | Sequence[int]
 
@@ -47,9 +47,9 @@ def grouped_conv2d(
 ) -> Tensor:
     """`activation(scale * conv2d(input, weight) + bias + residual)`.
 
-    It stands under autograd, autocast, torch.compile, torch.export and torch.func as `torch.nn.functional.conv2d` does,
-    and its output has the same memory format. Gradients run by our kernels under the same policies, second derivatives
-    by torch's operations.
+    It works with autograd, autocast, torch.compile, torch.export and torch.func as `torch.nn.functional.conv2d` does,
+    and its output has the same memory format. Our kernels compute gradients under the same policies; torch's operations
+    compute second derivatives.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
@@ -63,39 +63,37 @@ def grouped_conv2d(
         scale: number, 0-d tensor or `(K,)`, multiplied with the convolution; differentiable.
         precision: products of float32 operands, `"ieee"` or `"tf32"`; by default `"tf32"` exactly where
             `torch.backends.cudnn.conv.fp32_precision` says so.
-        backend: `"aten"` or `"kernel"` to insist on one; by default the policy decides (`grouped_conv.policy`).
+        backend: `"aten"` or `"kernel"` forces one of them; by default the policy decides (`grouped_conv.policy`).
         negative_slope: of `leaky_relu`.
-        input_shuffle: groups of `torch.nn.functional.channel_shuffle` that the input goes through first; divides C.
+        input_shuffle: groups of a `torch.nn.functional.channel_shuffle` applied to the input first; divides C.
             `C / groups` makes each group read channels that are `groups` apart.
-        output_shuffle: groups of a channel shuffle that the output goes through last, as in ShuffleNet (arXiv
-            1707.01083); divides K. Bias, scale and residual are in the order before it.
+        output_shuffle: groups of a channel shuffle applied to the output last, as in ShuffleNet (arXiv 1707.01083);
+            divides K. Bias, scale and residual are in the order before it.
 
     Raises:
-        RuntimeError: in ATen's words for operands that make no convolution; when `backend="kernel"` or policy `kernels`
-            insists on a kernel that cannot run.
+        RuntimeError: with ATen's message for operands that make no convolution; when `backend="kernel"` or policy
+            `kernels` requires a kernel that cannot run.
         ValueError: for an unknown activation, precision or backend, naming what is accepted.
     """
-    check_names(activation, precision, backend)
+    choices = (activation, negative_slope, False, precision, backend, input_shuffle, output_shuffle)
     if not _is_convolution(input, weight, groups):
+        check_names(activation, precision, backend)
         _refuse(input, weight, bias, stride, padding, dilation, groups)
-    choices = (
-        activation or "none",
-        negative_slope,
-        precision or "default",
-        backend or "auto",
-        input_shuffle,
-        output_shuffle,
-    )
     try:
-        request = _request(as_tuple(stride), as_tuple(padding), as_tuple(dilation), weight.shape[2:], *choices)
+        request = make_request(stride, padding, dilation, weight.shape[2:], *choices)
     except (TypeError, ValueError) as error:
+        check_names(activation, precision, backend)
         _refuse(input, weight, bias, stride, padding, dilation, groups, error)
     unbatched = input.dim() == 3
     if unbatched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     operands = prepared(input, weight, bias, scale, residual)
     reason = why_not_ours(operands.input, operands.weight)
-    output = _by_torch(operands, request, reason) if reason else convolve(operands, request)
+    if reason:
+        record_torchs(request.backend, reason)
+        output = torch_call(operands, request)[0]
+    else:
+        output = convolve(operands, request)
     return output.squeeze(0) if unbatched else output
 
 
@@ -143,40 +141,53 @@ def _refuse(
     )
 
 
-@lru_cache(maxsize=4096)
-def _cached_request(*attributes: Any) -> Request:
-    return _make_request(*attributes)
+def as_tuple(value: Sequence[int] | int | str) -> int | str | tuple[int, ...]:
+    """Lists, nested ones too, as tuples, so that a call's arguments can be looked up."""
+    if isinstance(value, int | str):
+        return value
+    items = tuple(value)
+    return items if _INTEGERS.issuperset(map(type, items)) else tuple(as_tuple(item) for item in items)  # type: ignore[misc]
 
 
-def _make_request(
+_INTEGERS = frozenset({int})
+
+
+def _new_request(
     stride: Any,
     padding: Any,
     dilation: Any,
     kernel_size: Any,
-    activation: str,
+    activation: str | None,
     negative_slope: float,
-    precision: str,
-    backend: str,
-    input_shuffle: int,
-    output_shuffle: int,
+    save_preactivation: bool,
+    precision: str | None,
+    backend: str | None,
+    *shuffles: int,
 ) -> Request:
+    check_names(activation, precision, backend)
     geometry = parse_geometry(stride, padding, dilation, (kernel_size[0], kernel_size[1]))
-    return Request(
-        geometry,
-        activation,
-        negative_slope,
-        precision=precision,
-        backend=backend,
-        input_shuffle=input_shuffle,
-        output_shuffle=output_shuffle,
-    )
+    epilogue = activation or "none", negative_slope, save_preactivation
+    return Request(geometry, *epilogue, precision or "default", backend or "auto", *shuffles)
 
 
-def _request(*attributes: Any) -> Request:
+_known_request = lru_cache(maxsize=4096)(_new_request)
+
+
+def make_request(stride: Any, padding: Any, dilation: Any, kernel_size: Any, *choices: Any) -> Request:
+    """What users ask for, as one value; remembered.
+
+    Args:
+        kernel_size: `(height, width)`.
+        choices: the other fields of `Request` in their order, None for what is not said.
+
+    Raises:
+        ValueError: naming what is accepted.
+    """
+    window = as_tuple(stride), as_tuple(padding), as_tuple(dilation)
     if not torch.compiler.is_compiling():
         with suppress(TypeError):  # symbolic sizes, and what is no argument at all, cannot be looked up
-            return _cached_request(*attributes)
-    return _make_request(*attributes)
+            return _known_request(*window, kernel_size, *choices)
+    return _new_request(*window, kernel_size, *choices)
 
 
 def prepared(
@@ -184,20 +195,18 @@ def prepared(
 ) -> Operands:
     """The operands as autocast wants them, the scale as a vector."""
     device_type = input.device.type
-    dtype = autocast_dtype(device_type)
-    if dtype is not None:
-        input, weight = cast(input, dtype, device_type), cast(weight, dtype, device_type)
-        bias = None if bias is None else cast(bias, dtype, device_type)
-        residual = None if residual is None else cast(residual, dtype, device_type)
-    return Operands(input, weight, bias, None if scale is None else _scale_vector(scale, input, weight), residual)
+    if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
+        input, weight, bias, residual = (cast(tensor, device_type) for tensor in (input, weight, bias, residual))
+    vector = None if scale is None else scale_vector(scale, input, weight.shape[0])
+    return Operands(input, weight, bias, vector, residual)
 
 
-def _scale_vector(scale: Tensor | float, input: Tensor, weight: Tensor) -> Tensor:
-    """`scale` as a `(K,)` vector of the input's dtype."""
+def scale_vector(scale: Tensor | float, input: Tensor, channels: int) -> Tensor:
+    """`scale` as a vector of this many channels and the input's dtype."""
     if not isinstance(scale, Tensor):
-        return torch.full((weight.shape[0],), scale, dtype=input.dtype, device=input.device)
+        return torch.full((channels,), scale, dtype=input.dtype, device=input.device)
     if scale.dim() == 0:
-        scale = scale.to(input.device).expand(weight.shape[0])
+        scale = scale.to(input.device).expand(channels)
     return scale.to(input.dtype).contiguous()
 
 
@@ -205,7 +214,7 @@ def why_not_ours(input: Tensor, weight: Tensor) -> str:
     """Why the operators do not take these operands at all; empty when they do."""
     if input.dtype.is_complex or weight.dtype.is_complex:
         return "complex numbers are convolved by torch"
-    if input.device.type not in _DEVICES:
+    if input.device.type not in DEVICES:
         return f"device {input.device.type} has no kernels"
     if input.layout != torch.strided or weight.layout != torch.strided:
         return f"operands of layout {input.layout} are convolved by torch"
@@ -214,10 +223,13 @@ def why_not_ours(input: Tensor, weight: Tensor) -> str:
     return ""
 
 
-def _by_torch(operands: Operands, request: Request, reason: str) -> Tensor:
-    """The call in torch's own operations, for operands outside the operators' reach."""
-    if request.backend == "kernel":
+def record_torchs(backend: str, reason: str) -> None:
+    """Let traces show that torch's own operations compute a call outside the operators' reach.
+
+    Raises:
+        RuntimeError: where a kernel is insisted on.
+    """
+    if backend == "kernel":
         raise RuntimeError(f"backend='kernel' was asked for, but {reason}")
     if not torch.compiler.is_compiling():
-        tracing.record(CallRecord(None, "aten", reason))
-    return torch_call(operands, request)[0]
+        tracing.record([CallRecord(None, "aten", reason)])

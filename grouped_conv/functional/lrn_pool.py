@@ -1,25 +1,19 @@
-"""`lrn_max_pool2d` and `LrnMaxPool2d`: local response normalisation and max-pooling, with a ReLU, as one call."""
+"""`lrn_max_pool2d`: local response normalisation and max-pooling, with or without a ReLU, as one call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch import Tensor, nn
+from torch import Tensor
 
+from grouped_conv.autograd.lrn_pool import lrn_max_pool
 from grouped_conv.by_torch.lrn_pool import LrnPoolRequest, checked, lrn_pool_by_torch
-from grouped_conv.context import tracing
-from grouped_conv.context.tracing import CallRecord
-from grouped_conv.functional.conv2d import BACKENDS
+from grouped_conv.functional.conv2d import DEVICES, IntOrPair, as_tuple, check_names, record_torchs
 from grouped_conv.kernels.lrn_pool.problem import LRN_POOL
-from grouped_conv.kernels.values.problem import Pair, pair
-from grouped_conv.ops import lrn_pool as lrn_pool_ops
-
-IntOrPair = int | Sequence[int]
-_DEVICES = ("cpu", "cuda", "meta")
+from grouped_conv.kernels.values.problem import pair
 
 
 def lrn_max_pool2d(
@@ -57,51 +51,51 @@ def lrn_max_pool2d(
         ValueError: for arguments that describe no such layer, naming what is accepted.
         RuntimeError: when `backend="kernel"` or policy `kernels` insists on a kernel that cannot run.
     """
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; accepted: {', '.join(BACKENDS)}, or None")
+    check_names(None, None, backend)
     if input.dim() not in (3, 4):
         raise ValueError(f"expected an input (N, C, H, W) or (C, H, W), but got {tuple(input.shape)}")
-    if stride is None:
-        stride = kernel_size
-    request = _request(
-        (size, float(alpha), float(beta), float(k), groups, order, bool(ceil_mode), backend or "auto"),
-        pair(kernel_size, "kernel_size"),
-        pair(stride, "stride"),
-        pair(padding, "padding"),
-    )
+    choices = size, alpha, beta, k, groups, order, ceil_mode, backend
+    request = make_request(kernel_size, kernel_size if stride is None else stride, padding, choices)
     output = _compute(input.unsqueeze(0) if input.dim() == 3 else input, request)
     return output.squeeze(0) if input.dim() == 3 else output
 
 
-def _make_request(choices: tuple[Any, ...], kernel_size: Pair, stride: Pair, padding: Pair) -> LrnPoolRequest:
+def _new_request(kernel_size: Any, stride: Any, padding: Any, choices: tuple[Any, ...]) -> LrnPoolRequest:
     size, alpha, beta, k, groups, order, ceil_mode, backend = choices
-    return LrnPoolRequest(order, size, alpha, beta, k, groups, kernel_size, stride, padding, ceil_mode, backend)
+    window = pair(kernel_size, "kernel_size"), pair(stride, "stride"), pair(padding, "padding")
+    scalars = float(alpha), float(beta), float(k)
+    return LrnPoolRequest(order, size, *scalars, groups, *window, bool(ceil_mode), backend or "auto")
 
 
 @lru_cache(maxsize=1024)
 def _checked_request(*attributes: Any) -> LrnPoolRequest:
-    return checked(_make_request(*attributes))
+    return checked(_new_request(*attributes))
 
 
-def _request(*attributes: Any) -> LrnPoolRequest:
-    """The call as a value, checked; the operator checks it again where the compiler traces."""
-    return _make_request(*attributes) if torch.compiler.is_compiling() else _checked_request(*attributes)
+def make_request(kernel_size: Any, stride: Any, padding: Any, choices: tuple[Any, ...]) -> LrnPoolRequest:
+    """The call as a value, checked; the operator checks it again where the compiler traces.
+
+    Args:
+        choices: size, alpha, beta, k, groups, order, ceil_mode and backend.
+
+    Raises:
+        ValueError: for arguments that describe no such layer, naming what is accepted.
+    """
+    window = as_tuple(kernel_size), as_tuple(stride), as_tuple(padding)
+    return (_new_request if torch.compiler.is_compiling() else _checked_request)(*window, choices)
 
 
 def _compute(input: Tensor, request: LrnPoolRequest) -> Tensor:
     reason = _why_not_ours(input)
     if not reason:
-        return lrn_pool_ops.call(input, request)
-    if request.backend == "kernel":
-        raise RuntimeError(f"backend='kernel' was asked for, but {reason}")
-    if not torch.compiler.is_compiling():
-        tracing.record(CallRecord(None, "aten", reason))
+        return lrn_max_pool(input, request)
+    record_torchs(request.backend, reason)
     return lrn_pool_by_torch(input, request)
 
 
 def _why_not_ours(input: Tensor) -> str:
     """Why the operator does not take this input; empty when it does."""
-    if input.device.type not in _DEVICES:
+    if input.device.type not in DEVICES:
         return f"device {input.device.type} has no kernels"
     if input.layout != torch.strided:
         return f"an input of layout {input.layout} is computed by torch"
@@ -110,91 +104,3 @@ def _why_not_ours(input: Tensor) -> str:
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         return "forward-mode derivatives run on torch's operations"
     return ""
-
-
-class LrnMaxPool2d(nn.Module):
-    """`lrn_max_pool2d` as a layer, without parameters; arguments as there.
-
-    Raises:
-        ValueError: for arguments that describe no such layer.
-    """
-
-    def __init__(
-        self,
-        size: int = 5,
-        alpha: float = 1e-4,
-        beta: float = 0.75,
-        k: float = 1.0,
-        kernel_size: IntOrPair = 3,
-        stride: IntOrPair | None = 2,
-        padding: IntOrPair = 0,
-        ceil_mode: bool = False,
-        *,
-        groups: int = 1,
-        order: str = LRN_POOL,
-    ) -> None:
-        super().__init__()
-        self.size, self.alpha, self.beta, self.k, self.groups, self.order = size, alpha, beta, k, groups, order
-        self.kernel_size = pair(kernel_size, "kernel_size")
-        self.stride = self.kernel_size if stride is None else pair(stride, "stride")
-        self.padding, self.ceil_mode = pair(padding, "padding"), ceil_mode
-        choices = (size, float(alpha), float(beta), float(k), groups, order, bool(ceil_mode), "auto")
-        _checked_request(choices, self.kernel_size, self.stride, self.padding)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`(N, C, H, W)` or `(C, H, W)` to the same with pooled maps."""
-        return lrn_max_pool2d(
-            input,
-            self.size,
-            self.alpha,
-            self.beta,
-            self.k,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
-            groups=self.groups,
-            order=self.order,
-        )
-
-    def extra_repr(self) -> str:
-        """The arguments."""
-        names = ("order", "size", "alpha", "beta", "k", "groups", "kernel_size", "stride", "padding", "ceil_mode")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
-
-
-def normalise_and_pool(norm: nn.Module, pool: nn.Module, input: Tensor) -> Tensor:
-    """`pool(norm(input))`, as one call where the two layers are plain and nobody listens between them.
-
-    Args:
-        norm: fused where it is a `grouped_conv.models.LocalResponseNorm` or `torch.nn.LocalResponseNorm`.
-        pool: fused where it is a `torch.nn.MaxPool2d` without dilation that returns no indices.
-    """
-    if not _fusible(norm, pool):
-        return pool(norm(input))
-    return lrn_max_pool2d(
-        input,
-        norm.size,  # type: ignore[arg-type]
-        norm.alpha,  # type: ignore[arg-type]
-        norm.beta,  # type: ignore[arg-type]
-        norm.k,  # type: ignore[arg-type]
-        pool.kernel_size,  # type: ignore[arg-type]
-        pool.stride,  # type: ignore[arg-type]
-        pool.padding,  # type: ignore[arg-type]
-        pool.ceil_mode,  # type: ignore[arg-type]
-        groups=getattr(norm, "groups", 1),
-    )
-
-
-def _fusible(norm: nn.Module, pool: nn.Module) -> bool:
-    from grouped_conv.nn.lrn import LocalResponseNorm
-
-    if type(norm) not in (LocalResponseNorm, nn.LocalResponseNorm) or type(pool) is not nn.MaxPool2d:
-        return False
-    if pool.return_indices or pair(pool.dilation, "dilation") != (1, 1):
-        return False
-    return not any(_has_hooks(layer) for layer in (norm, pool))
-
-
-def _has_hooks(layer: Any) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grouped_conv.call_values.geometry import as_tuple, parse_geometry
+from grouped_conv.autograd.ragged import convolve, in_torch_operations
 from grouped_conv.call_values.layout_text import known_text, write_layout
 from grouped_conv.call_values.ragged_checks import RaggedOperands
 from grouped_conv.call_values.ragged_weights import cast_weights
-from grouped_conv.call_values.request import Request
-from grouped_conv.context import tracing
-from grouped_conv.context.tracing import CallRecord
-from grouped_conv.functional.autocasting import autocast_dtype, cast
-from grouped_conv.functional.conv2d import IntOrPair, check_names, grouped_conv2d, why_not_ours
+from grouped_conv.call_values.request import RaggedRequest, Request
+from grouped_conv.functional.autocasting import AUTOCAST_DEVICES, cast
+from grouped_conv.functional.conv2d import (
+    IntOrPair,
+    check_names,
+    grouped_conv2d,
+    make_request,
+    record_torchs,
+    scale_vector,
+    why_not_ours,
+)
 from grouped_conv.kernels.values.layout import GroupLayout
-from grouped_conv.ops.ragged import convolve, in_torch_operations
 
 
 def ragged_conv2d(
@@ -41,8 +45,8 @@ def ragged_conv2d(
     """`activation(scale * conv(input, weights) + bias + residual)` with the groups of `layout`.
 
     Group g convolves the input channels `layout.inputs_of(g)` and makes the next `layout.outputs[g]` output channels.
-    All groups are computed by one launch of our kernel, or by ATen with one convolution per size of groups. It stands
-    under autograd, autocast, torch.compile and torch.func; gradients run by our kernels under the same policies.
+    One launch of our kernel computes all groups, or ATen computes one convolution per size of groups. It works with
+    autograd, autocast, torch.compile and torch.func. Our kernels compute gradients under the same policies.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
@@ -57,7 +61,7 @@ def ragged_conv2d(
 
     Raises:
         RuntimeError: for operands that make no convolution of this layout, naming the sizes; when `backend="kernel"` or
-            policy `kernels` insists on a kernel that cannot run.
+            policy `kernels` requires a kernel that cannot run.
         ValueError: for an unknown activation, precision or backend, naming what is accepted.
     """
     check_names(activation, precision, backend)
@@ -79,9 +83,8 @@ def ragged_conv2d(
             backend=backend,
             negative_slope=negative_slope,
         )
-    choices = activation or "none", negative_slope, False, precision or "default", backend or "auto"
-    kernel_size = (weights[0].shape[2], weights[0].shape[3])
-    request = make_request(as_tuple(stride), as_tuple(padding), as_tuple(dilation), kernel_size, *choices)
+    choices = activation, negative_slope, False, precision, backend
+    request = make_request(stride, padding, dilation, weights[0].shape[2:], *choices)
     text = write_layout(layout) if torch.compiler.is_compiling() else known_text(layout)
     return run_request(RaggedOperands(input, weights, bias, None, residual), scale, layout, text, request)
 
@@ -97,7 +100,11 @@ def run_request(
         operands = operands._replace(input=input.unsqueeze(0), residual=residual)
     operands = _prepared(operands, scale, layout)
     reason = why_not_ours(operands.input, operands.weights[0])
-    output = _by_torch(operands, layout, request, reason) if reason else convolve(operands, layout_text, request)
+    if reason:
+        record_torchs(request.backend, reason)
+        output = in_torch_operations(operands, layout, request)
+    else:
+        output = convolve(operands, RaggedRequest(layout_text, request))
     return output.squeeze(0) if unbatched else output
 
 
@@ -114,47 +121,14 @@ def check_weights(weights: Sequence[Tensor], layout: GroupLayout) -> None:
             raise RuntimeError(f"weight {index} must be 4-dimensional, but got one of size {list(weight.shape)}")
 
 
-def _make_request(stride: Any, padding: Any, dilation: Any, kernel_size: Any, *choices: Any) -> Request:
-    return Request(parse_geometry(stride, padding, dilation, kernel_size), *choices)
-
-
-_cached_request = lru_cache(maxsize=4096)(_make_request)
-
-
-def make_request(*attributes: Any) -> Request:
-    """The request of (stride, padding, dilation, kernel size, activation, ...), all hashable; remembered."""
-    return _make_request(*attributes) if torch.compiler.is_compiling() else _cached_request(*attributes)
-
-
 def _prepared(operands: RaggedOperands, scale: Tensor | float | None, layout: GroupLayout) -> RaggedOperands:
     """The operands as autocast wants them, the scale as a vector."""
     input, weights, bias, _, residual = operands
     device_type = input.device.type
-    dtype = autocast_dtype(device_type)
-    if dtype is not None:
-        input = cast(input, dtype, device_type)
+    if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        input, bias, residual = (cast(tensor, device_type) for tensor in (input, bias, residual))
         if all(weight.dtype not in (dtype, torch.float64) and weight.device.type == device_type for weight in weights):
             weights = tuple(cast_weights(weights, dtype, layout))
-        bias = None if bias is None else cast(bias, dtype, device_type)
-        residual = None if residual is None else cast(residual, dtype, device_type)
-    return RaggedOperands(input, weights, bias, _scale_vector(scale, input, layout), residual)
-
-
-def _scale_vector(scale: Tensor | float | None, input: Tensor, layout: GroupLayout) -> Tensor | None:
-    """`scale` as a `(K,)` vector of the input's dtype."""
-    if scale is None:
-        return None
-    if not isinstance(scale, Tensor):
-        return torch.full((layout.out_channels,), scale, dtype=input.dtype, device=input.device)
-    if scale.dim() == 0:
-        scale = scale.to(input.device).expand(layout.out_channels)
-    return scale.to(input.dtype).contiguous()
-
-
-def _by_torch(operands: RaggedOperands, layout: GroupLayout, request: Request, reason: str) -> Tensor:
-    """The call in torch's own operations, for operands outside the operator's reach."""
-    if request.backend == "kernel":
-        raise RuntimeError(f"backend='kernel' was asked for, but {reason}")
-    if not torch.compiler.is_compiling():
-        tracing.record(CallRecord(None, "aten", reason))
-    return in_torch_operations(operands, layout, request)
+    vector = None if scale is None else scale_vector(scale, input, layout.out_channels)
+    return RaggedOperands(input, weights, bias, vector, residual)

@@ -1,4 +1,4 @@
-"""`separable_conv2d`: a grouped convolution and a 1x1 convolution behind it, in one kernel where that is better."""
+"""`separable_conv2d`: a grouped convolution followed by a 1x1 convolution, in one kernel where that is faster."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from grouped_conv.call_values.geometry import as_tuple, parse_geometry
+from grouped_conv.autograd.separable import convolve
 from grouped_conv.call_values.separable_request import SeparableOperands, SeparableRequest
-from grouped_conv.functional.conv2d import IntOrPair, check_names, grouped_conv2d, prepared, why_not_ours
-from grouped_conv.ops.separable import convolve
+from grouped_conv.functional.conv2d import (
+    IntOrPair,
+    check_names,
+    grouped_conv2d,
+    make_request,
+    prepared,
+    why_not_ours,
+)
 
 
 def separable_conv2d(
@@ -67,19 +73,16 @@ def separable_conv2d(
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     first = prepared(input, weight, bias, scale, None)
     second = prepared(first.input, pointwise_weight, pointwise_bias, pointwise_scale, residual)
-    choices = (activation or "none", negative_slope, pointwise_activation or "none", pointwise_negative_slope)
-    geometry = parse_geometry(_tuple(stride), as_tuple(padding), _tuple(dilation), (weight.shape[2], weight.shape[3]))
-    request = SeparableRequest(geometry, *choices, precision or "default", backend or "auto")
+    choices = activation, negative_slope, False, precision, backend
+    wanted = make_request(stride, padding, dilation, weight.shape[2:], *choices)
+    pointwise = pointwise_activation or "none", pointwise_negative_slope
+    request = SeparableRequest(*wanted[:3], *pointwise, wanted.precision, wanted.backend)
     operands = SeparableOperands(*first[:4], *second[1:])
     if why_not_ours(operands.input, operands.weight) or why_not_ours(operands.input, operands.pointwise_weight):
         output = _one_by_one(operands, request)
     else:
         output = convolve(operands, request)
     return output.squeeze(0) if unbatched else output
-
-
-def _tuple(value: IntOrPair) -> int | tuple[int, ...]:
-    return value if isinstance(value, int) else tuple(value)
 
 
 def _check_shapes(input: Tensor, weight: Tensor, pointwise_weight: Tensor, groups: int | None) -> None:

@@ -2,6 +2,6 @@
 
 from grouped_conv.models.alexnet import VARIANTS, AlexNet
 from grouped_conv.models.cost import LayerCost, count_macs, layer_costs
-from grouped_conv.nn.lrn import LocalResponseNorm
+from grouped_conv.nn.lrn_pool import LocalResponseNorm
 
 __all__ = ["VARIANTS", "AlexNet", "LayerCost", "LocalResponseNorm", "count_macs", "layer_costs"]

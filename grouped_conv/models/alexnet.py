@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grouped_conv.functional.lrn_pool import normalise_and_pool
 from grouped_conv.models.cost import count_macs
 from grouped_conv.nn.conv import GroupedConv2d
-from grouped_conv.nn.lrn import LocalResponseNorm
+from grouped_conv.nn.lrn_pool import LocalResponseNorm, normalise_and_pool
 
 
 @dataclass(frozen=True, slots=True)

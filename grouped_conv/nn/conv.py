@@ -1,18 +1,17 @@
-"""Layers: `GroupedConv2d` is `torch.nn.Conv2d` by `grouped_conv2d`, with an optional activation; `ChannelShuffle`."""
+"""Layers of one convolution: `GroupedConv2d` and `GroupedConv1d`, with an optional activation; `ChannelShuffle`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import TensorWeakRef
 
-from grouped_conv.call_values.memory_formats import is_channels_last
+from grouped_conv.functional.conv1d import grouped_conv1d
 from grouped_conv.functional.conv2d import grouped_conv2d
 from grouped_conv.kernels.values.epilogue import ACTIVATIONS
+from grouped_conv.nn import frozen_weights
 
 
 class FusedLayer(nn.modules.conv._ConvNd):
@@ -44,13 +43,13 @@ class FusedLayer(nn.modules.conv._ConvNd):
         return ", ".join(words)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        forget_packed_weight(self)  # `to`, `half`, `cuda` put new data into the same Parameter
+        frozen_weights.forget_packed_weight(self)  # `to`, `half`, `cuda` put new data into the same Parameter
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the packed weight, which is made again."""
         state = dict(super().__getstate__())
-        state.pop(_CACHE, None)
+        state.pop(frozen_weights.CACHE, None)
         return state
 
 
@@ -107,10 +106,73 @@ class GroupedConv2d(FusedLayer, nn.Conv2d):
         input, padding = self._padded(input)
         weight = self.weight
         if not weight.requires_grad and not torch.compiler.is_compiling():
-            weight = _packed(self, input, weight)
+            weight = frozen_weights.packed(self, input, weight)
         return grouped_conv2d(
             input,
             weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+            input_shuffle=self.input_shuffle,
+            output_shuffle=self.output_shuffle,
+        )
+
+
+class GroupedConv1d(FusedLayer, nn.Conv1d):
+    """A convolution layer with `torch.nn.Conv1d`'s parameters, state_dict, initialisation and padding modes.
+
+    The weight keeps its shape `(K, C / groups, S)`; its memory is `[K, S, C / groups]`, as the kernels read it.
+
+    Args:
+        activation: name of an activation fused behind the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
+        input_shuffle, output_shuffle: groups of a channel shuffle before and after, as in `grouped_conv1d`.
+
+    Raises:
+        ValueError: as `torch.nn.Conv1d`, for an unknown activation, and for shuffles that do not divide the channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: str | int | tuple[int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+        input_shuffle: int = 1,
+        output_shuffle: int = 1,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self._configure(activation, input_shuffle, output_shuffle)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(N, C, L)` or `(C, L)` to `(N, K, OUT_L)` or `(K, OUT_L)`."""
+        input, padding = self._padded(input)
+        return grouped_conv1d(
+            input,
+            self.weight,
             self.bias,
             self.stride,
             padding,
@@ -171,50 +233,3 @@ def keep_channels_last(parameter: Tensor) -> None:
         parameter.data = parameter.data.mT.contiguous().mT
     else:
         parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def forget_packed_weight(module: nn.Module) -> None:
-    """Drop the packed copy that a frozen module may hold."""
-    vars(module).pop(_CACHE, None)
-
-
-_CACHE = "_packed_weight"
-
-
-@dataclass(frozen=True, slots=True)
-class _PackedWeight:
-    """A channels_last copy and the state of the weight it was made from."""
-
-    source: TensorWeakRef
-    address: int
-    version: int
-    copy: Tensor
-
-    def is_of(self, weight: Tensor) -> bool:
-        if self.source() is not weight or self.version != weight._version:
-            return False
-        return self.address == weight.data_ptr() and self.copy.dtype == weight.dtype
-
-
-def _packed(module: nn.Module, input: Tensor, weight: Tensor) -> Tensor:
-    """The weight, or its packed copy for a channels_last input, whose output is channels_last either way."""
-    if torch._C._are_functorch_transforms_active():
-        return weight
-    if weight.is_contiguous(memory_format=torch.channels_last) or weight.device.type not in ("cpu", "cuda"):
-        return weight
-    if input.dim() != 4 or not is_channels_last(input.shape, input.stride()):
-        return weight
-    if weight.is_inference() or _is_traced(weight):  # inference tensors count no versions
-        return weight
-    packed: _PackedWeight | None = vars(module).get(_CACHE)
-    if packed is None or not packed.is_of(weight):
-        with torch.inference_mode(False):  # the copy may be used in training later, by layers around this one
-            copy = weight.detach().contiguous(memory_format=torch.channels_last)
-        packed = _PackedWeight(TensorWeakRef(weight), weight.data_ptr(), weight._version, copy)
-        vars(module)[_CACHE] = packed
-    return packed.copy
-
-
-def _is_traced(tensor: Tensor) -> bool:
-    """Would a copy of this tensor belong to a tracer, so that it must not outlive the call?"""
-    return bool(torch._C._len_torch_dispatch_stack()) or type(tensor.data) is not Tensor

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_conv.call_values.geometry import as_tuple, parse_geometry
+from grouped_conv.call_values.geometry import parse_geometry
 from grouped_conv.call_values.layout_text import write_layout
 from grouped_conv.call_values.ragged_checks import RaggedOperands
 from grouped_conv.call_values.ragged_weights import flat_storage, make_flat, views
-from grouped_conv.functional.ragged import make_request, ragged_conv2d, run_request
+from grouped_conv.functional.conv2d import as_tuple, make_request
+from grouped_conv.functional.ragged import ragged_conv2d, run_request
 from grouped_conv.kernels.values.layout import GroupLayout
 from grouped_conv.kernels.values.problem import pair
 from grouped_conv.nn.conv import checked_activation
@@ -126,7 +127,8 @@ class RaggedConv2d(nn.Module):
                 activation=self.activation,
             )
         operands = RaggedOperands(input, self.weights, self.bias)
-        request = make_request(self.stride, padding, self.dilation, self.kernel_size, self.activation or "none")
+        choices = self.activation, 0.01, False, None, None
+        request = make_request(self.stride, padding, self.dilation, self.kernel_size, *choices)
         return run_request(operands, None, self.layout, self._layout_text, request)
 
     def extra_repr(self) -> str:

@@ -1,171 +1,147 @@
-"""The torch operators `grouped_conv::conv2d` and `grouped_conv::conv2d_fused`: schemas, fake and real implementations.
+"""The operators `grouped_conv::conv2d`, `conv2d_fused` and `conv2d_backward`.
 
 `groups` is not in the schemas: it is `input.size(1) / weight.size(1)`, so that a shard of a call is itself a call.
-Padding is `(top, bottom, left, right)`. The operators stand below autocast, which the Python front handles.
+Padding is `(top, bottom, left, right)`. Autocast is applied before the operators, in `functional`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from grouped_conv.call_values import memory_formats as layouts
 from grouped_conv.call_values.checks import check_operands
-from grouped_conv.call_values.geometry import Geometry
-from grouped_conv.call_values.request import Operands, Request
-from grouped_conv.planning import forward as dispatch
+from grouped_conv.call_values.request import BackwardOperands, BackwardRequest, Gradients, Operands, Request, Wanted
+from grouped_conv.ops.operator import Operator, geometry_of, run_eagerly
+from grouped_conv.planning.backward import GRADIENTS, empty_results
+from grouped_conv.planning.forward import UNIFORM
+from grouped_conv.planning.plan_cache import Results
 
-_TENSORS = "Tensor input, Tensor weight, Tensor? bias"
-_WINDOW = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
-_EPILOGUE = "str activation, float negative_slope, bool save_preactivation"
-_CHOICE = "str precision, str backend"
-_SHUFFLES = "int input_shuffle=1, int output_shuffle=1"
-# Real strides must reach the implementation, because the output's memory format follows from them.
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+WINDOW = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
 
-library = torch.library.Library("grouped_conv", "DEF")
-library.define(f"conv2d({_TENSORS}, {_WINDOW}, {_CHOICE}) -> Tensor", tags=_TAGS)
-library.define(
-    f"conv2d_fused({_TENSORS}, Tensor? scale, Tensor? residual, {_WINDOW}, {_EPILOGUE}, {_CHOICE}, "
-    f"{_SHUFFLES})"
-    " -> (Tensor output, Tensor preactivation)",
-    tags=_TAGS,
+
+def plain_request(stride: Any, padding: Any, dilation: Any, precision: str, backend: str) -> Request:
+    """The attributes of a `conv2d` call as one value."""
+    return Request(geometry_of(stride, padding, dilation), precision=precision, backend=backend)
+
+
+def fused_request(stride: Any, padding: Any, dilation: Any, *rest: Any) -> Request:
+    """The attributes of a `conv2d_fused` call as one value."""
+    return Request(geometry_of(stride, padding, dilation), *rest)
+
+
+def _fake(operands: Operands, request: Request) -> tuple[Tensor, Tensor | None]:
+    output = layouts.empty_output(operands.input, operands.weight, check_operands(operands, request))
+    return output, torch.empty_like(output) if request.save_preactivation else None
+
+
+def _plain_flops(input: Any, weight: Sequence[int], *rest: Any, out_shape: Sequence[int], **named: Any) -> int:
+    """Two per multiply-accumulate, as torch counts a convolution; the epilogue is not counted."""
+    batch, _, out_h, out_w = out_shape
+    return 2 * batch * out_h * out_w * math.prod(weight)
+
+
+def _fused_flops(input: Any, weight: Sequence[int], *rest: Any, out_shape: Sequence[Any], **named: Any) -> int:
+    return _plain_flops(input, weight, out_shape=out_shape[0])
+
+
+PLAIN = Operator(
+    "conv2d",
+    f"(Tensor input, Tensor weight, Tensor? bias, {WINDOW}, str precision, str backend) -> Tensor",
+    UNIFORM,
+    operands=Operands,
+    request=plain_request,
+    attributes=lambda request: (*request.geometry, request.precision, request.backend),
+    fake=_fake,
+    flops=_plain_flops,
+)
+FUSED = Operator(
+    "conv2d_fused",
+    f"(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? residual, {WINDOW}, str activation,"
+    " float negative_slope, bool save_preactivation, str precision, str backend, int input_shuffle=1,"
+    " int output_shuffle=1) -> (Tensor output, Tensor preactivation)",
+    UNIFORM,
+    operands=Operands,
+    request=fused_request,
+    attributes=lambda request: (*request.geometry, *request[1:]),
+    fake=_fake,
+    wanted=lambda request: (True, request.save_preactivation),
+    flops=_fused_flops,
 )
 
-conv2d = torch.ops.grouped_conv.conv2d.default
-conv2d_fused = torch.ops.grouped_conv.conv2d_fused.default
+
+def dispatch(operands: Operands, request: Request) -> Results:
+    """The output, and the preactivation if the request says to save it, by the operator that fits."""
+    if operands.scale is None and operands.residual is None and request.is_plain:
+        return (*PLAIN.dispatch(operands[:3], request), None)  # type: ignore[arg-type]
+    return FUSED.dispatch(operands, request)
 
 
-def plain_request(
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], precision: str, backend: str
-) -> Request:
-    """The attributes of a `conv2d` call as one value."""
-    return Request(_geometry(stride, padding, dilation), precision=precision, backend=backend)
+run = partial(run_eagerly, UNIFORM, dispatch)
+"""The same for eager calls, below autograd."""
 
 
-def fused_request(
+EPILOGUE = "str activation, float negative_slope, str precision, str backend"
+GRADIENT_OPERANDS = "Tensor grad_output, Tensor? input, Tensor weight, Tensor? scale, Tensor? known"
+GRADIENT_RESULTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_scale, Tensor grad_residual)"
+
+
+def _backward_request(
+    input_size: Sequence[int],
+    input_channels_last: bool,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     activation: str,
     negative_slope: float,
-    save_preactivation: bool,
-    precision: str,
-    backend: str,
-    input_shuffle: int = 1,
-    output_shuffle: int = 1,
-) -> Request:
-    """The attributes of a `conv2d_fused` call as one value."""
-    geometry = _geometry(stride, padding, dilation)
-    shuffles = input_shuffle, output_shuffle
-    return Request(geometry, activation, negative_slope, save_preactivation, precision, backend, *shuffles)
+    *rest: Any,
+) -> BackwardRequest:
+    *choices, wanted = rest
+    request = Request(geometry_of(stride, padding, dilation), activation, negative_slope, False, *choices)
+    return BackwardRequest(request, tuple(input_size), input_channels_last, Wanted(*wanted))
 
 
-def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Geometry:
-    return Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
+def _backward_attributes(asked: BackwardRequest) -> tuple[Any, ...]:
+    geometry, activation, negative_slope, _, *choices = asked.request
+    last = asked.input_channels_last
+    return (asked.input_shape, last, *geometry, activation, negative_slope, *choices, list(asked.wanted))
 
 
-def call(operands: Operands, request: Request) -> Tensor | tuple[Tensor, Tensor]:
-    """Call the operator that fits: the output alone, or with the preactivation if the request says to save it."""
-    input, weight, bias, scale, residual = operands
-    window = request.geometry
-    if scale is None and residual is None and request.is_plain:
-        return conv2d(
-            input, weight, bias, window.stride, window.padding, window.dilation, request.precision, request.backend
-        )
-    output, preactivation = conv2d_fused(
-        input,
-        weight,
-        bias,
-        scale,
-        residual,
-        window.stride,
-        window.padding,
-        window.dilation,
-        request.activation,
-        request.negative_slope,
-        request.save_preactivation,
-        request.precision,
-        request.backend,
-        request.input_shuffle,
-        request.output_shuffle,
-    )
-    return (output, preactivation) if request.save_preactivation else output
+def fake_gradients(operands: BackwardOperands, asked: BackwardRequest) -> Gradients:
+    """The wanted gradients without values."""
+    return empty_results(operands, asked, asked.wanted)
 
 
-Run = Callable[..., tuple[Tensor, Tensor | None]]
-"""`dispatch.run` or its fake counterpart: operands, attributes, and what makes a `Request` of those."""
+def _backward_flops(grad_output: Sequence[int], input: Any, weight: Sequence[int], *rest: Any, **named: Any) -> int:
+    """Two per multiply-accumulate and convolution gradient that is wanted, as torch counts them."""
+    batch, _, out_h, out_w = grad_output
+    wanted = Wanted(*rest[-1])
+    return 2 * batch * out_h * out_w * math.prod(weight) * (wanted.input + wanted.weight)
 
 
-def _fake_run(
-    operands: Operands, attributes: tuple[Any, ...], as_request: Callable[..., Request]
-) -> tuple[Tensor, Tensor | None]:
-    request = as_request(*attributes)
-    output = layouts.empty_output(operands.input, operands.weight, check_operands(operands, request))
-    return output, torch.empty_like(output) if request.save_preactivation else None
+BACKWARD = Operator(
+    "conv2d_backward",
+    f"({GRADIENT_OPERANDS}, SymInt[4] input_size, bool input_channels_last, {WINDOW}, {EPILOGUE}, int input_shuffle,"
+    f" int output_shuffle, bool[5] wanted) -> {GRADIENT_RESULTS}",
+    GRADIENTS,
+    operands=BackwardOperands,
+    request=_backward_request,
+    attributes=_backward_attributes,
+    fake=fake_gradients,
+    wanted=lambda asked: asked.wanted,
+    flops=_backward_flops,
+)
 
 
-def _plain(run: Run) -> Callable[..., Tensor]:
-    def implementation(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        precision: str,
-        backend: str,
-    ) -> Tensor:
-        attributes = (tuple(stride), tuple(padding), tuple(dilation), precision, backend)
-        return run(Operands(input, weight, bias), attributes, plain_request)[0]
-
-    return implementation
-
-
-def _fused(run: Run) -> Callable[..., tuple[Tensor, Tensor]]:
-    def implementation(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        residual: Tensor | None,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        *rest: Any,
-    ) -> tuple[Tensor, Tensor]:
-        attributes = (tuple(stride), tuple(padding), tuple(dilation), *rest)
-        output, preactivation = run(Operands(input, weight, bias, scale, residual), attributes, fused_request)
-        return output, output.new_empty(0) if preactivation is None else preactivation
-
-    return implementation
-
-
-for _key in ("CPU", "CUDA"):
-    library.impl("conv2d", _plain(dispatch.run), _key)
-    library.impl("conv2d_fused", _fused(dispatch.run), _key)
-torch.library.register_fake("grouped_conv::conv2d", _plain(_fake_run), lib=library)
-torch.library.register_fake("grouped_conv::conv2d_fused", _fused(_fake_run), lib=library)
-
-
-@register_flop_formula(torch.ops.grouped_conv.conv2d)
-def _conv2d_flops(input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    return _flops(weight, out_shape)
-
-
-@register_flop_formula(torch.ops.grouped_conv.conv2d_fused)
-def _conv2d_fused_flops(
-    input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[Any], **__: Any
-) -> int:
-    return _flops(weight, out_shape[0])
-
-
-def _flops(weight: Sequence[int], output: Sequence[int]) -> int:
-    """Two per multiply-accumulate, as torch counts a convolution; the epilogue is not counted."""
-    _, c_per_group, kernel_h, kernel_w = weight
-    batch, out_channels, out_h, out_w = output
-    return 2 * batch * out_h * out_w * out_channels * c_per_group * kernel_h * kernel_w
+def gradients(operands: BackwardOperands, asked: BackwardRequest, operator: Operator[Any, Any] = BACKWARD) -> Gradients:
+    """The wanted gradients, by this operator; the residual's is the output's where nothing comes between them."""
+    request, wanted = asked.request, asked.wanted
+    passes = request.activation == "none" and request.output_shuffle == 1
+    computed = wanted._replace(residual=wanted.residual and not passes)
+    found = Gradients(*operator.run(operands, asked._replace(wanted=computed))) if any(computed) else Gradients()
+    return found._replace(residual=operands.grad_output) if wanted.residual and passes else found

@@ -1,7 +1,8 @@
-"""Where kernels run: on the GPU, in Triton's interpreter, or through whatever driver Triton has active.
+"""Where kernels run: on a GPU, in Triton's interpreter, or through whatever driver Triton has active.
 
 An executor chooses the configuration for its place and turns each `Launch` into a callable. CPU tensors have an
-executor only inside `interpret()` or `through_driver()`.
+executor only inside `interpret()` or `through_driver()`. `for_cpu_tensors` is also where tests put an executor that
+plays a GPU.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
 from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
 from grouped_conv.kernels.launching.launch import Launch, compile_launch, compile_options
-from grouped_conv.kernels.lrn_pool import forward_rules as lrn_pool_rules
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
-
-BUFFERS = ("input", "weight", "bias", "scale", "residual", "output", "preactivation")
-"""Names of the buffers of a call, in the order plans hold them; temporaries follow."""
+from grouped_conv.planning.live_device import live_device
 
 Step = Callable[[Any, Sequence[Any]], None]
 """Runs one launch, given the stream and the buffers in the plan's order."""
@@ -40,8 +40,14 @@ class Executor(Protocol):
         """What it is called in a record's reason."""
 
     @property
-    def spec(self) -> DeviceSpec:
-        """The device whose predictions configurations are chosen by."""
+    def follows_records(self) -> bool:
+        """Do the policy and the tuner's records decide here, as on a GPU? Otherwise kernels always run."""
+
+    def spec(self, device: int) -> DeviceSpec | None:
+        """The device whose predictions configurations are chosen by; None for an unknown architecture."""
+
+    def why_nothing_compiles(self) -> str:
+        """Why no kernel can be compiled at this moment; empty when one can."""
 
     def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """A configuration that runs `problem` here, without looking at any record."""
@@ -58,20 +64,24 @@ class InterpreterExecutor:
     """Runs launches in Triton's interpreter, with the configurations of `device`."""
 
     device: str
+    follows_records = False
 
     @property
     def name(self) -> str:
         """What it is called in a record's reason."""
         return f"Triton's interpreter, as for {self.device}"
 
-    @property
-    def spec(self) -> DeviceSpec:
+    def spec(self, device: int) -> DeviceSpec:
         """The device that is played."""
         return DeviceSpec.get(self.device)
 
+    def why_nothing_compiles(self) -> str:
+        """Empty: nothing is compiled."""
+        return ""
+
     def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """The heuristic's answer for the device that is played."""
-        return _heuristic(problem, self.spec)
+        return _heuristic(problem, DeviceSpec.get(self.device))
 
     def prepare(self, launch: Launch, names: Sequence[str], device: int) -> Step:
         """Nothing to prepare: the interpreter reads the launch."""
@@ -87,7 +97,9 @@ class InterpreterExecutor:
 
 
 class DriverExecutor:
-    """Launches compiled kernels through one of Triton's drivers: a GPU's, or one that takes CPU tensors."""
+    """Launches compiled kernels through one of Triton's drivers, here one that takes CPU tensors."""
+
+    follows_records = False
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -109,17 +121,24 @@ class DriverExecutor:
         """True for the lane that runs compiled kernels natively on the CPU."""
         return bool(self.driver.get_current_target().backend == "cpu_native")
 
-    @property
-    def spec(self) -> DeviceSpec:
+    def spec(self, device: int) -> DeviceSpec | None:
         """A device of the target's architecture; an H100 on the native lane."""
         target = self.driver.get_current_target()
         if self.is_native:
             return DeviceSpec.get("h100")
         return DeviceSpec.get(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch))
 
+    def why_nothing_compiles(self) -> str:
+        """Empty: nothing is captured on a CPU."""
+        return ""
+
     def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """The heuristic's answer for the target; on the native lane a tile that its lowering gets right."""
-        return native_config(problem) if self.is_native else _heuristic(problem, self.spec)
+        if self.is_native:
+            return native_config(problem)
+        spec = DriverExecutor.spec(self, -1)
+        assert spec is not None
+        return _heuristic(problem, spec)
 
     def prepare(self, launch: Launch, names: Sequence[str], device: int) -> Step:
         """Compile the launch, or find it compiled, and load it on the current device."""
@@ -131,20 +150,44 @@ class DriverExecutor:
         return self.driver.get_current_stream(device)
 
 
+class GpuExecutor(DriverExecutor):
+    """Launches compiled kernels on the GPU of the tensors, as far as the policy and the records allow."""
+
+    follows_records = True
+
+    def spec(self, device: int) -> DeviceSpec | None:
+        """The GPU itself."""
+        return live_device(device)
+
+    def is_capturing(self) -> bool:
+        """Is a CUDA graph being captured on the current stream?"""
+        return torch.cuda.is_current_stream_capturing()
+
+    def why_nothing_compiles(self) -> str:
+        """A CUDA graph is being captured, or Triton is interpreting."""
+        if self.is_capturing():
+            return (
+                "a CUDA graph is being captured and this call has no plan yet; run it once before the capture, "
+                "a whole model by `grouped_conv.warmup(model, example_input)`"
+            )
+        if isinstance(executor_of_cpu_tensors(), InterpreterExecutor):
+            return "inside grouped_conv.interpret() Triton cannot compile; run the call once outside it"
+        return ""
+
+
 class CompiledStep:
     """A compiled kernel with its grid and all arguments but the tensors: no binder, no key string, no grid function."""
 
     __slots__ = ("arguments", "function", "grid", "kernel", "metadata", "run", "slots")
 
     def __init__(self, kernel: CompiledKernel, launch: Launch, names: Sequence[str]) -> None:
-        tensors = dict.fromkeys(names)
         position = {parameter: index for index, parameter in enumerate(launch.kernel.arg_names)}
         self.kernel = kernel
         self.run = kernel.run  # loads the module
         self.function = kernel.function
         self.metadata = kernel.packed_metadata
         self.grid = launch.grid
-        self.arguments = launch.positional(tensors)
+        self.arguments = launch.positional(dict.fromkeys(names))
         self.slots = tuple((position[buffer.parameter], names.index(buffer.name)) for buffer in launch.buffers)
 
     def __call__(self, stream: Any, buffers: Sequence[Any]) -> None:
@@ -152,16 +195,11 @@ class CompiledStep:
         for position, index in self.slots:
             arguments[position] = buffers[index]
         x, y, z = self.grid
-        if _has_launch_hooks():
+        hook = triton.knobs.runtime.launch_enter_hook
+        if getattr(hook, "calls", hook):  # a profiler: Triton keeps a chain of hooks there, a user a function or None
             self.kernel[self.grid](*arguments, stream=stream)
         else:
             self.run(x, y, z, stream, self.function, self.metadata, None, None, None, *arguments)
-
-
-def _has_launch_hooks() -> bool:
-    """Does a profiler want to see launches? Triton keeps a chain of hooks there, a user may put a function or None."""
-    hook = triton.knobs.runtime.launch_enter_hook
-    return bool(getattr(hook, "calls", hook))
 
 
 # Never emptied: a CUDA graph may hold a kernel whose plan is gone.
@@ -188,8 +226,6 @@ def native_config(problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
 
     Beyond one warp and 64 columns the lane's lowering is wrong or slow.
     """
-    if isinstance(problem, LrnPoolProblem):
-        return lrn_pool_rules.one_warp(problem)
     chosen = _heuristic(problem, DeviceSpec.get("h100"))
     return family_of(chosen).one_warp(problem)
 
@@ -204,7 +240,7 @@ def _heuristic(problem: ConvProblem | LrnPoolProblem, device: DeviceSpec) -> Ker
 
 
 for_cpu_tensors: ContextVar[Executor | None] = ContextVar("grouped_conv_executor", default=None)
-_gpu: DriverExecutor | None = None
+_gpu: GpuExecutor | None = None
 _lock = threading.Lock()
 
 
@@ -213,10 +249,37 @@ def executor_of_cpu_tensors() -> Executor | None:
     return for_cpu_tensors.get()
 
 
-def gpu_executor() -> DriverExecutor:
+def gpu_executor() -> GpuExecutor:
     """The executor of CUDA tensors, one per process."""
     global _gpu
     if _gpu is None:
         with _lock:
-            _gpu = _gpu or DriverExecutor(triton.runtime.driver.active)
+            _gpu = _gpu or GpuExecutor(triton.runtime.driver.active)
     return _gpu
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one call's tensors are and what can run kernels there.
+
+    Attributes:
+        executor: None for CPU tensors with nothing to run kernels.
+        device: index of the tensors' CUDA device, -1 for the CPU.
+        barred: why nothing may be compiled now; empty when it may.
+    """
+
+    executor: Executor | None
+    device: int = -1
+    barred: str = ""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Place:
+        """The place of a tensor, here and now."""
+        device = tensor.get_device()
+        executor = gpu_executor() if device >= 0 else executor_of_cpu_tensors()
+        return cls(executor, device, "" if executor is None else executor.why_nothing_compiles())
+
+    @property
+    def spec(self) -> DeviceSpec | None:
+        """The device whose predictions count; None where nothing is known of it."""
+        return None if self.executor is None else self.executor.spec(self.device)

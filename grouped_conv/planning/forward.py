@@ -1,87 +1,84 @@
-"""The implementation behind the convolution operators: find the plan of a call, or make it once, and run it."""
+"""Plans of the forward pass, for equal and unequal groups: check the operands, decide, prepare."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+from torch import Tensor
+
 from grouped_conv.by_torch.gradients import torch_convolution
+from grouped_conv.call_values import memory_formats as layouts
+from grouped_conv.call_values import ragged_checks
 from grouped_conv.call_values.checks import check_operands
-from grouped_conv.call_values.request import Operands, Request
-from grouped_conv.context import overrides, tracing
-from grouped_conv.context.policies import get_policy
+from grouped_conv.call_values.layout_text import read_layout
+from grouped_conv.call_values.ragged_checks import RaggedOperands
+from grouped_conv.call_values.ragged_weights import lie_at, places
+from grouped_conv.call_values.request import Operands, RaggedRequest, Request
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.planning import decisions, executors, plan_cache
-from grouped_conv.planning.decisions import Conditions
-from grouped_conv.planning.plan import AtenPlan, EmptyPlan, Plan, Result, make_kernel_plan
-from grouped_conv.planning.plan_cache import placement
+from grouped_conv.kernels.values.layout import GroupLayout
+from grouped_conv.planning.decisions import (
+    CONVOLUTION,
+    Conditions,
+    adapted,
+    decide,
+    describe,
+    with_settled_precision,
+)
+from grouped_conv.planning.executors import Place
+from grouped_conv.planning.plan import AtenPlan, EmptyPlan, KernelPlan, Outputs
+from grouped_conv.planning.plan_cache import Plan, Planner
 
 
-def run(operands: Operands, attributes: tuple[Any, ...], as_request: Callable[..., Request]) -> Result:
-    """Run one call.
-
-    Args:
-        attributes: the operator's arguments that are not tensors, hashable.
-        as_request: makes the `Request` of them, when a plan has to be made.
-
-    Raises:
-        RuntimeError: in ATen's words for operands that make no convolution.
-    """
-    plan = find_plan(operands, attributes, as_request)
-    tracing.record(plan.record)
-    return plan.run(operands)
-
-
-def find_plan(operands: Operands, attributes: tuple[Any, ...], as_request: Callable[..., Request]) -> Plan:
-    """The plan of a call, made now if there is none."""
-    key = _plan_key(operands, attributes)
-    plan = plan_cache.find(key)
-    return _first(key, operands, as_request(*attributes)) if plan is None else plan
-
-
-def _plan_key(operands: Operands, attributes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Everything that may change the plan of a call."""
-    input, weight, bias, scale, residual = operands
-    return (
-        attributes,
-        placement(input),
-        placement(weight),
-        None if bias is None else placement(bias),
-        None if scale is None else placement(scale),
-        None if residual is None else placement(residual),
-        *plan_cache.surroundings(input),
-    )
-
-
-def _first(key: Any, operands: Operands, request: Request) -> Plan:
-    def make() -> tuple[Plan, bool]:
-        barred = decisions.why_nothing_compiles() if operands.input.is_cuda else ""
-        return _make(operands, request, barred), not barred
-
-    return plan_cache.find_or_make(key, make)
-
-
-def _make(operands: Operands, request: Request, barred: str) -> Plan:
-    shape = _checked(operands, request)
-    problem = decisions.describe(operands, decisions.with_settled_precision(request, operands.input.dtype))
-    known = None if isinstance(problem, str) else problem
-    if 0 in shape:
-        return EmptyPlan(shape, request, known)
-    device = operands.input.get_device()
-    executor = executors.gpu_executor() if device >= 0 else executors.executor_of_cpu_tensors()
-    conditions = Conditions(get_policy(), request.backend, executor, overrides.given_config("forward"), barred)
-    decision = decisions.decide(problem, conditions, device)
-    record = CallRecord(known, "aten", decision.reason, source=decision.source)
-    if decision.config is None or known is None or executor is None:
-        return AtenPlan(operands, shape, request, record)
-    return make_kernel_plan(decisions.adapted(known, executor), decision.config, operands, executor, device, record)
-
-
-def _checked(operands: Operands, request: Request) -> tuple[int, int, int, int]:
-    """The output's shape; what ATen would refuse too is refused in its words."""
+def _make_uniform(operands: Operands, request: Request, place: Place) -> Plan[Any]:
     try:
-        return check_operands(operands, request)
+        shape = check_operands(operands, request)
     except RuntimeError:
         if operands.weight.dim() == 4 and operands.weight.shape[1] > 0:
-            torch_convolution(operands, request.geometry)
+            torch_convolution(operands, request.geometry)  # what ATen would refuse too is refused in its words
         raise
+    outputs = Outputs(shape, layouts.output_format(operands.input, operands.weight), request.save_preactivation)
+    return _make(outputs, operands, request, place, None)
+
+
+def _make_ragged(operands: RaggedOperands, asked: RaggedRequest, place: Place) -> Plan[Any]:
+    layout, request = read_layout(asked.layout), asked.request
+    shape = ragged_checks.check_operands(operands, layout, request)
+    outputs = Outputs(shape, layouts.output_format(operands.input, *operands.weights), request.save_preactivation)
+    return _make(outputs, operands, request, place, layout)
+
+
+def _make(
+    outputs: Outputs, operands: Operands | RaggedOperands, request: Request, place: Place, layout: GroupLayout | None
+) -> Plan[Any]:
+    problem = describe(operands, with_settled_precision(request, operands.input.dtype), layout)
+    known = None if isinstance(problem, str) else problem
+    if 0 in outputs.shape:
+        return EmptyPlan(outputs, known)
+    decision = decide(problem, Conditions.of(place, request.backend), CONVOLUTION)
+    if decision.config is None or known is None or place.executor is None:
+        record = CallRecord(known, "aten", decision.reason, source=decision.source)
+        return AtenPlan(outputs, operands.input, request, layout, record)
+    return KernelPlan(outputs, operands, adapted(known, place.executor), decision, place.executor, layout)
+
+
+def _lie_flat(operands: RaggedOperands, asked: RaggedRequest) -> bool:
+    """Do the weights lie in one flat storage? False for weights that are not of this layout; they are refused later."""
+    weights = operands.weights
+    if not weights or not all(map(_is_4d, weights)):
+        return False
+    wanted = _places(asked.layout, weights[0].shape[2], weights[0].shape[3])
+    return len(wanted) == len(weights) and lie_at(weights, wanted)
+
+
+def _is_4d(tensor: Tensor) -> bool:
+    return tensor.dim() == 4
+
+
+@lru_cache(maxsize=1024)
+def _places(layout_text: str, kernel_h: int, kernel_w: int) -> tuple[tuple[int, Any], ...]:
+    return places(read_layout(layout_text), (kernel_h, kernel_w))
+
+
+UNIFORM = Planner("conv2d", _make_uniform)
+RAGGED = Planner("ragged_conv2d", _make_ragged, also=_lie_flat)

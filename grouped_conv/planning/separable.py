@@ -1,8 +1,7 @@
-"""The implementation behind `grouped_conv::separable_conv2d`: one kernel or two calls, decided once."""
+"""Plans of a grouped convolution followed by a 1x1 convolution: one kernel, or two calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,25 +12,28 @@ from grouped_conv.call_values import memory_formats as layouts
 from grouped_conv.call_values.checks import check_operands
 from grouped_conv.call_values.memory_formats import is_channels_last
 from grouped_conv.call_values.separable_request import SeparableOperands, SeparableRequest
-from grouped_conv.context import overrides, tracing
-from grouped_conv.context.policies import get_policy
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.kernels.separable.forward_rules import SeparableConfig, one_warp, slices_of, why_invalid
+from grouped_conv.kernels.separable.forward_rules import one_warp, slices_of
 from grouped_conv.kernels.separable.problem import SeparableProblem
-from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
-from grouped_conv.ops import conv2d as ops
-from grouped_conv.planning import decisions, executors, plan_cache
-from grouped_conv.planning.executors import DriverExecutor, Executor, InterpreterExecutor
-from grouped_conv.planning.live_device import live_device
-from grouped_conv.planning.plan import Steps, gathered_operands, placed_operands
-from grouped_conv.planning.plan_cache import placement
+from grouped_conv.planning import forward
+from grouped_conv.planning.decisions import (
+    NO_ELEMENTS,
+    UNKNOWN_GPU,
+    Conditions,
+    Decision,
+    Kind,
+    adapted,
+    decide,
+    describe,
+    with_settled_precision,
+)
+from grouped_conv.planning.executors import DriverExecutor, Executor, Place
+from grouped_conv.planning.plan_cache import Planner
+from grouped_conv.planning.steps import Steps, gathered_operands, placed_operands
 
-NAMES = (*SeparableOperands._fields, "output")
+BUFFERS = (*SeparableOperands._fields, "output")
 """Buffers of a call, in the order that plans hold them; temporaries follow."""
-
-Decision = tuple[SeparableConfig | None, str, str]
-"""The fused kernel's configuration or None for two calls, the reason, and the configuration's source."""
 
 
 class TwoCalls:
@@ -39,72 +41,44 @@ class TwoCalls:
 
     def __init__(self, problem: SeparableProblem | None, request: SeparableRequest, reason: str) -> None:
         self.request = request
-        self.record = CallRecord(problem, "two_calls", reason)
+        self.records = (CallRecord(problem, "two_calls", reason),)
 
-    def run(self, operands: SeparableOperands) -> Tensor:
+    def run(self, operands: SeparableOperands) -> tuple[Tensor]:
         """Run the grouped convolution, then the 1x1 convolution."""
-        with torch._C._AutoDispatchBelowAutograd():
-            hidden = ops.call(operands.first, self.request.first)
-            assert isinstance(hidden, Tensor)
-            output = ops.call(operands.second(hidden), self.request.second)
-            assert isinstance(output, Tensor)
-        return output
+        hidden = forward.UNIFORM.run(operands.first, self.request.first)[0]
+        assert hidden is not None
+        output = forward.UNIFORM.run(operands.second(hidden), self.request.second)[0]
+        assert output is not None
+        return (output,)
 
 
 class FusedPlan:
     """A call that the fused kernel computes."""
 
     def __init__(
-        self,
-        problem: SeparableProblem,
-        config: SeparableConfig,
-        operands: SeparableOperands,
-        executor: Executor,
-        reason: str,
-        source: str,
+        self, problem: SeparableProblem, decision: Decision, operands: SeparableOperands, executor: Executor
     ) -> None:
         from grouped_conv.kernels.separable.forward import plan_separable_call
 
+        config: Any = decision.config
         launches, temporaries = plan_separable_call(problem, config, placed_operands(operands))
         self.shape = problem.output_shape
         self.layout = torch.channels_last if problem.output_channels_last else torch.contiguous_format
         self.gathered = gathered_operands(operands)
-        self.steps = Steps(launches, temporaries, NAMES, executor, operands.input.get_device())
+        self.steps = Steps(launches, BUFFERS, executor, operands.input.device, temporaries)
         names = tuple(launch.name for launch in launches)
-        self.record = CallRecord(problem, config.family, reason, names, config, source)
+        self.records = (CallRecord(problem, config.family, decision.reason, names, config, decision.source),)
 
-    def run(self, operands: SeparableOperands) -> Tensor:
+    def run(self, operands: SeparableOperands) -> tuple[Tensor]:
         """Allocate the output and launch on the current stream of the tensors' device."""
         dtype, device = operands.input.dtype, operands.input.device
         output = torch.empty(self.shape, dtype=dtype, device=device, memory_format=self.layout)
         buffers: list[Any] = [*operands, output]
         for index in self.gathered:
             buffers[index] = buffers[index].contiguous()
-        self.steps.add_temporaries(buffers, device)
+        self.steps.complete(buffers, device)
         self.steps.launch(buffers)
-        return output
-
-
-def run(
-    operands: SeparableOperands, attributes: tuple[Any, ...], as_request: Callable[..., SeparableRequest]
-) -> Tensor:
-    """Run one call; a trace shows the fused kernel's record, or the reason for two calls and the records of both.
-
-    Raises:
-        RuntimeError: in ATen's words for operands that make no convolution.
-    """
-    key = (
-        "separable",
-        attributes,
-        *(None if tensor is None else placement(tensor) for tensor in operands),
-        *plan_cache.surroundings(operands.input),
-    )
-    plan = plan_cache.find(key)
-    if plan is None:
-        plan = plan_cache.find_or_make(key, lambda: _make(operands, as_request(*attributes)))
-    tracing.record(plan.record)
-    output: Tensor = plan.run(operands)
-    return output
+        return (output,)
 
 
 def check(operands: SeparableOperands, request: SeparableRequest) -> tuple[Tensor, tuple[int, int, int, int]]:
@@ -118,28 +92,23 @@ def check(operands: SeparableOperands, request: SeparableRequest) -> tuple[Tenso
     return hidden, check_operands(operands.second(hidden), request.second)
 
 
-def _make(operands: SeparableOperands, request: SeparableRequest) -> tuple[TwoCalls | FusedPlan, bool]:
-    """The plan, and whether it may be kept."""
+def _make(operands: SeparableOperands, request: SeparableRequest, place: Place) -> TwoCalls | FusedPlan:
     shape = check(operands, request)[1]
-    device = operands.input.get_device()
-    problem = describe(operands, request)
+    problem = describe_block(operands, request)
     if isinstance(problem, str):
-        return TwoCalls(None, request, problem), True
-    if 0 in shape:
-        return TwoCalls(problem, request, "the output has no elements"), True
-    barred = decisions.why_nothing_compiles() if device >= 0 else ""
-    if barred:
-        return TwoCalls(problem, request, barred), False
-    executor = executors.gpu_executor() if device >= 0 else executors.executor_of_cpu_tensors()
-    config, reason, source = decide(problem, request.backend, executor, device)
-    if config is None or executor is None:
-        return TwoCalls(problem, request, reason), True
-    return FusedPlan(_adapted(problem, executor), config, operands, executor, reason, source), True
+        return TwoCalls(None, request, problem)
+    if 0 in shape or place.barred:
+        return TwoCalls(problem, request, NO_ELEMENTS if 0 in shape else place.barred)
+    decision = decide(problem, Conditions.of(place, request.backend), SEPARABLE)
+    if decision.config is None or place.executor is None:
+        return TwoCalls(problem, request, two_calls(decision.reason))
+    problem = replace(problem, first=adapted(problem.first, place.executor))
+    return FusedPlan(problem, decision, operands, place.executor)
 
 
-def describe(operands: SeparableOperands, request: SeparableRequest) -> SeparableProblem | str:
+def describe_block(operands: SeparableOperands, request: SeparableRequest) -> SeparableProblem | str:
     """The call as a problem, or why it is none that the kernel knows."""
-    first = decisions.describe(operands.first, decisions.with_settled_precision(request.first, operands.input.dtype))
+    first = describe(operands.first, with_settled_precision(request.first, operands.input.dtype))
     if isinstance(first, str):
         return first
     weight = operands.pointwise_weight
@@ -153,65 +122,40 @@ def describe(operands: SeparableOperands, request: SeparableRequest) -> Separabl
     return SeparableProblem(first, weight.shape[0], epilogue, is_channels_last(weight.shape, weight.stride()))
 
 
-def decide(problem: SeparableProblem, backend: str, executor: Executor | None, device: int) -> Decision:
-    """One kernel or two calls, and why.
-
-    Raises:
-        ValueError: when the configuration that `using_config` gave is one of the fused kernel and cannot run.
-    """
-    if backend == "aten":
-        return None, "two calls: backend='aten' was asked for", ""
-    if executor is None:
-        return None, "two calls: the tensors are on the CPU, outside grouped_conv.interpret()", ""
-    given = overrides.given_config("forward")
-    if isinstance(given, SeparableConfig):
-        reason = why_invalid(problem, given)
-        if reason is not None:
-            raise ValueError(f"configuration {given} cannot run {problem}: {reason}")
-        return given, "a configuration was given", "given"
-    if given is not None:
-        return None, f"two calls: the configuration that was given is of {given.family}", ""
-    if device < 0 and isinstance(executor, DriverExecutor) and executor.is_native:
-        config = one_warp(problem)
-        if slices_of(problem, config).pack > 1:
-            return None, "two calls: packs of groups with their cold branch take minutes to compile for a CPU", ""
-        return config, f"run by {executor.name}", "heuristic"
-    spec = _device_spec(executor, device)
-    if spec is None:
-        return None, "two calls: no device of this GPU's architecture is known (see grouped_conv.DeviceSpec.all())", ""
-    return _planned(problem, spec, _why_unrecorded(backend, device))
-
-
-def _planned(problem: SeparableProblem, device: DeviceSpec, barred: str) -> Decision:
-    """The planner's answer; two calls where something bars the fused kernel, with the answer beside the reason."""
+def _choose(problem: SeparableProblem, conditions: Conditions, executor: Executor) -> Decision:
+    """What the planner says, where nothing forbids the fused kernel; the reason has the planner's answer either way."""
     from grouped_conv.autotune.model.fusion import plan_fusion
 
+    if conditions.given is not None:
+        return Decision(None, f"the configuration that was given is of {conditions.given.family}")
+    if isinstance(executor, DriverExecutor) and executor.is_native:
+        config = one_warp(problem)
+        if slices_of(problem, config).pack > 1:
+            return Decision(None, "packs of groups with their cold branch take minutes to compile for a CPU")
+        return Decision(config, f"run by {executor.name}", "heuristic")
+    device = conditions.place.spec
+    if device is None:
+        return Decision(None, UNKNOWN_GPU)
     try:
         fusion = plan_fusion(problem, device)
     except ValueError as error:  # a convolution that no kernel computes, for example
-        return None, f"two calls: {error}", ""
-    if barred:
-        return None, f"two calls: {barred} (the planner, for {device.key}: {fusion.reason})", ""
-    return fusion.config, f"{fusion.reason} (for {device.key})", "predicted" if fusion.is_fused else ""
+        return Decision(None, str(error))
+    if executor.follows_records and not conditions.insists:  # records are kept of single convolutions only
+        barred = f"under policy {conditions.policy!r} a kernel must have records, and the fused kernel has none"
+        return Decision(None, f"{barred} (the planner, for {device.key}: {fusion.reason})")
+    if not fusion.is_fused:
+        return Decision(None, f"{fusion.reason} (for {device.key})")
+    return Decision(fusion.config, f"{fusion.reason} (for {device.key})", "predicted")
 
 
-def _why_unrecorded(backend: str, device: int) -> str:
-    """Why the planner's answer is not followed on a GPU: records are kept of single convolutions only."""
-    policy = get_policy()
-    if device < 0 or backend == "kernel" or policy == "kernels":
-        return ""
-    return f"under policy {policy!r} a kernel must have records, and the fused kernel has none"
+def two_calls(reason: str) -> str:
+    """A reason against the fused kernel, as records show it; the planner's own says so already."""
+    return f"two calls: {reason.removeprefix('two calls: ')}"
 
 
-def _device_spec(executor: Executor, device: int) -> DeviceSpec | None:
-    if device >= 0:
-        return live_device(device)
-    if isinstance(executor, InterpreterExecutor):
-        return DeviceSpec.get(executor.device)
-    assert isinstance(executor, DriverExecutor)
-    target = executor.driver.get_current_target()
-    return DeviceSpec.get(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch))
+def _refuse(conditions: Conditions, obstacle: str) -> None:
+    """Nothing to refuse: the two calls decide for themselves."""
 
 
-def _adapted(problem: SeparableProblem, executor: Executor) -> SeparableProblem:
-    return replace(problem, first=decisions.adapted(problem.first, executor))
+SEPARABLE = Kind(False, _refuse, _choose)
+PLANNER = Planner("separable_conv2d", _make)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from grouped_conv.context.tracing import CallRecord, trace
-from grouped_conv.functional.lrn_pool import LrnMaxPool2d
 from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.nn.conv import FusedLayer
+from grouped_conv.nn.lrn_pool import LrnMaxPool2d
 from grouped_conv.nn.ragged import RaggedConv2d
 from grouped_conv.nn.separable import ChainedConv2d
 

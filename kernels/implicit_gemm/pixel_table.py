@@ -16,7 +16,7 @@ from grouped_conv.kernels.device_code.index import decode_pixels, tap_bits
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig, pixels, table_entries
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch, power_of_two_divisor
 from grouped_conv.kernels.launching.operands import Operand
-from grouped_conv.kernels.passes.configs import ReduceConfig
+from grouped_conv.kernels.passes.configs import PixelTableConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 TABLE = "pixel_table"
@@ -76,7 +76,7 @@ def pixel_table(
 
 def plan_pixel_table(problem: ConvProblem, config: WeightGradConfig, x: Operand) -> Launch:
     """The launch that writes the buffer `TABLE` for an input that lies as `x` and whose offsets fit 32 bits."""
-    tile = ReduceConfig(block_m=256, block_n=1)
+    tile = PixelTableConfig()
     entries = table_entries(problem, config)
     integers = (
         Integer.of("M", pixels(problem)),
@@ -91,10 +91,10 @@ def plan_pixel_table(problem: ConvProblem, config: WeightGradConfig, x: Operand)
         "PAD_H": problem.padding[0],
         "PAD_W": problem.padding[2],
         **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
-        "BLOCK": tile.block_m,
+        "BLOCK": tile.block,
     }
     buffers = (Buffer("table_ptr", TABLE, "int64"),)
-    return Launch(pixel_table, tile, (math.ceil(entries / tile.block_m), 1, 1), buffers, integers, constants)
+    return Launch(pixel_table, tile, (math.ceil(entries / tile.block), 1, 1), buffers, integers, constants)
 
 
 def offset_divisor(x: Operand, stride: tuple[int, int]) -> int:

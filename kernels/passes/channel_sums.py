@@ -18,7 +18,7 @@ from grouped_conv.kernels.device_code.index import decode_pixels, shuffled
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand
-from grouped_conv.kernels.passes.configs import ReduceConfig
+from grouped_conv.kernels.passes.configs import ChannelSumsConfig
 from grouped_conv.kernels.passes.gradient_reduce import plan_sum_of_splits
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -88,7 +88,7 @@ def plan_channel_sums(
     """The launch that leaves sums in `workspace`, `[splits, K]` in fp32, or writes `grad_residual`, or both."""
     channels, m = problem.out_channels, problem.batch * math.prod(problem.out_size)
     block_n = min(128, triton.next_power_of_2(channels))
-    config = ReduceConfig(block_m=max(1, 2048 // block_n), block_n=block_n)
+    config = ChannelSumsConfig(block_m=max(1, 2048 // block_n), block_n=block_n)
     tiles, tiles_n = math.ceil(m / config.block_m), math.ceil(channels / block_n)
     splits = max(1, min(tiles, math.ceil(PROGRAMS_PER_SM * sm_count / tiles_n)))
     tiles_m = math.ceil(tiles / splits)

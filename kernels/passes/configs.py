@@ -26,10 +26,8 @@ class PackConfig(KernelConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReduceConfig(KernelConfig):
-    """Tile of the pass that adds the parts of a split reduction: `block_m` pixels by `block_n` channels."""
-
-    family: ClassVar[str] = "split_reduce"
+class TileConfig(KernelConfig):
+    """What the passes over matrices share: tiles of `block_m` rows by `block_n` columns."""
 
     block_m: int = 16
     block_n: int = 64
@@ -40,3 +38,59 @@ class ReduceConfig(KernelConfig):
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n} w{self.num_warps}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceConfig(TileConfig):
+    """Tile of the pass that adds the parts of a split reduction: output pixels by output channels."""
+
+    family: ClassVar[str] = "split_reduce"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientReduceConfig(TileConfig):
+    """Tile of the pass that adds the splits of a weight gradient: output channels by weights of each."""
+
+    family: ClassVar[str] = "gradient_reduce"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSumsConfig(TileConfig):
+    """Tile of the pass that sums the output's gradient for the bias: output pixels by output channels."""
+
+    family: ClassVar[str] = "channel_sums"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaggedGatherConfig(TileConfig):
+    """Tile of the pass that adds the parts of groups that share channels: input pixels by input channels."""
+
+    family: ClassVar[str] = "ragged_gather"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockConfig(KernelConfig):
+    """What the passes over vectors share: programs that take `block` values at a time."""
+
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        KernelConfig.__post_init__(self)
+        power_of_two(block=self.block)
+
+    def __str__(self) -> str:
+        return f"{self.block} w{self.num_warps}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaggedWeightReduceConfig(BlockConfig):
+    """Weights of an output channel that a program of the second pass of the ragged weight gradient adds at a time."""
+
+    family: ClassVar[str] = "ragged_weight_reduce"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelTableConfig(BlockConfig):
+    """Entries of the table of pixels that a program fills."""
+
+    family: ClassVar[str] = "pixel_table"

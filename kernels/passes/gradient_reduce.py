@@ -14,7 +14,7 @@ import triton.language as tl
 
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand
-from grouped_conv.kernels.passes.configs import ReduceConfig
+from grouped_conv.kernels.passes.configs import GradientReduceConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
 TILE = 512
@@ -128,7 +128,7 @@ def _plan(
     kernel_h, kernel_w, channels = window
     depth = kernel_h * kernel_w * channels
     block_n = min(TILE, triton.next_power_of_2(depth))
-    config = ReduceConfig(block_m=max(1, TILE // block_n // (1 if block_n > 1 else 8)), block_n=block_n)
+    config = GradientReduceConfig(block_m=max(1, TILE // block_n // (1 if block_n > 1 else 8)), block_n=block_n)
     tiles_r, tiles_c = math.ceil(rows / config.block_m), math.ceil(depth / config.block_n)
     steps = 1 if weight is None else tiles_c  # a channel's products are summed by one program
     absent = Operand((1, 1, 1, 1))

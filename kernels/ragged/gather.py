@@ -14,7 +14,7 @@ from grouped_conv.kernels.device_code.epilogue import pixel_offsets
 from grouped_conv.kernels.device_code.index import decode_pixels
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand, stride_integers
-from grouped_conv.kernels.passes.configs import ReduceConfig
+from grouped_conv.kernels.passes.configs import RaggedGatherConfig
 from grouped_conv.kernels.ragged.forward_rules import traits
 from grouped_conv.kernels.ragged.input_grad_rules import parts_width, positions
 from grouped_conv.kernels.values.problem import ConvProblem
@@ -65,7 +65,7 @@ def plan_ragged_gather(problem: ConvProblem, target: Operand) -> Launch:
     """The launch that turns `workspace`, `[N, H, W, channels of all groups]` in fp32, into `target`."""
     channels, m = problem.in_channels, problem.batch * math.prod(problem.in_size)
     block_n = min(64, max(16, triton.next_power_of_2(channels)))
-    config = ReduceConfig(block_m=TILE // block_n, block_n=block_n)
+    config = RaggedGatherConfig(block_m=TILE // block_n, block_n=block_n)
     tiles_m, tiles_n = math.ceil(m / config.block_m), math.ceil(channels / block_n)
     strides = stride_integers("x", target)
     integers = (

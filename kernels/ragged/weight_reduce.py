@@ -13,7 +13,7 @@ import triton.language as tl
 
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand
-from grouped_conv.kernels.passes.configs import ReduceConfig
+from grouped_conv.kernels.passes.configs import RaggedWeightReduceConfig
 from grouped_conv.kernels.passes.gradient_reduce import TILE
 from grouped_conv.kernels.ragged.forward_rules import MAX_ALIGN, traits, weight_elements
 from grouped_conv.kernels.ragged.weight_grad_rules import REDUCE_ROW
@@ -76,7 +76,7 @@ def plan_ragged_weight_reduce(
     if grad_scale and not problem.epilogue.scale:
         raise ValueError(f"{problem} has no scale whose gradient could be computed")
     deepest = taps * max(bucket.inputs for bucket in layout.buckets)
-    config = ReduceConfig(block_m=1, block_n=min(TILE, max(128, triton.next_power_of_2(deepest))))
+    config = RaggedWeightReduceConfig(block=min(TILE, max(128, triton.next_power_of_2(deepest))))
     wanted = {
         "scale_ptr": ("scale", problem.epilogue.scale),
         "w_ptr": ("weight", grad_scale),
@@ -84,7 +84,7 @@ def plan_ragged_weight_reduce(
         "dscale_ptr": ("grad_scale", grad_scale),
     }
     buffers = [Buffer("workspace_ptr", "workspace", "float32"), Buffer("table_ptr", "weight_rows", "int64")]
-    constants: dict[str, object] = {"WIDTH_ALIGN": traits(layout).width_align, "BLOCK_N": config.block_n}
+    constants: dict[str, object] = {"WIDTH_ALIGN": traits(layout).width_align, "BLOCK_N": config.block}
     for parameter, (name, present) in wanted.items():
         if present:
             operand = operands[name]

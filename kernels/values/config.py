@@ -33,7 +33,8 @@ class KernelConfig:
     num_stages: int = 1
 
     def __init_subclass__(cls) -> None:
-        _classes[cls.family] = cls  # twice for each class: `slots=True` makes it anew
+        if "family" in vars(cls):  # a base of several families has no tag
+            _classes[cls.family] = cls  # twice for each class: `slots=True` makes it anew
 
     def __post_init__(self) -> None:
         power_of_two(num_warps=self.num_warps)

@@ -15,6 +15,7 @@ from grouped_conv.kernels.values.epilogue import Epilogue
 SWEPT = [pytest.param(arch, "bfloat16", marks=pytest.mark.sweep) for arch in ("sm_90", "gfx942", "sm_100")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arch", "dtype"),
     [("sm_80", "float16"), ("sm_80", "bfloat16"), ("sm_90", "float16"), ("gfx942", "float16"), *SWEPT],

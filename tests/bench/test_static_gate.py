@@ -15,6 +15,7 @@ from grouped_conv.bench.gates.implicit_gemm import EXCEPTED
 from grouped_conv.kernels import DeviceSpec, ImplicitGemmConfig
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", [*EVERY_RUN, *(pytest.param(arch, marks=pytest.mark.sweep) for arch in SWEEP)])
 def test_alexnet_compiles_well_by_default(arch):
     findings = list(implicit_gemm_gate.default_findings([arch]))

@@ -53,6 +53,7 @@ def photo(path: Path, size: tuple[int, int] = (300, 260), **options: object) -> 
     return path
 
 
+@pytest.mark.full
 def test_the_bundled_photo_layer_by_layer(run: Callable[..., Result]) -> None:
     result = run("alexnet", "--via", "interpret", "--json")
     assert result.exit_code == 0, result.stderr

@@ -9,10 +9,19 @@ import triton
 
 from grouped_conv.autotune.model.families import MODELS
 from grouped_conv.bench.static_gate import GATES
-from grouped_conv.kernels import ConvProblem, GroupLayout, LrnPoolProblem, PackConfig, SeparableProblem
+from grouped_conv.kernels import (
+    ConvProblem,
+    Epilogue,
+    GroupLayout,
+    ImplicitGemmConfig,
+    LrnPoolProblem,
+    PackConfig,
+    SeparableProblem,
+)
 from grouped_conv.kernels.call import plan
 from grouped_conv.kernels.families import CONFIGS, FAMILIES, Family, families_for, family_of, why_invalid
-from grouped_conv.kernels.gradient_call import gradient_problem
+from grouped_conv.kernels.gradient_call import gradient_problem, plan_bias_gradient
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
 from grouped_conv.kernels.launching.operands import Operand, channels_last_strides
 from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
 from grouped_conv.kernels.separable.forward import plan_separable_call
@@ -81,6 +90,27 @@ def test_a_configuration_of_another_kind_of_problem_is_refused() -> None:
     assert why_invalid(DEPTHWISE, lrn_pool) == "lrn_pool computes a LrnPoolProblem, not a ConvProblem"
     with pytest.raises(ValueError, match="configures no family"):
         family_of(PackConfig())
+
+
+@pytest.mark.smoke
+def test_each_pass_has_a_configuration_of_its_own() -> None:
+    """Its tag is the name of its kernel, but for `pack`, whose kernel says what it packs."""
+    epilogue = Epilogue("relu", scale=True)
+    shared = replace(DEPTHWISE, layout=GroupLayout.overlapping(8, 8, 2, 6), epilogue=epilogue)
+    thin = gradient_problem(replace(DEPTHWISE, epilogue=epilogue, weight_channels_last=False), "weight_grad")
+    calls = [
+        plan(replace(DEPTHWISE, input_channels_last=False), ImplicitGemmConfig(block_k=16)),
+        plan(ConvProblem.of((1, 64, 5, 5), (8, 64, 3, 3)), ImplicitGemmConfig(block_k=16, split_k=2)),
+        plan(thin, WeightGradConfig(pixel_table=True)),
+        *(plan(gradient_problem(shared, d), FAMILIES[f"ragged_{d}"].config()) for d in ("input_grad", "weight_grad")),
+        plan_bias_gradient(thin),
+    ]
+    passes = {
+        launch.name: launch.config.family for call in calls for launch in call.launches if launch.name not in FAMILIES
+    }
+    assert passes == {name: name for name in passes} | {"pack_channels_last": "pack"}
+    assert passes.keys() | FAMILIES.keys() == (CONFIGS.keys() | {"pack_channels_last"}) - {"pack"}
+    assert len({CONFIGS[tag] for tag in passes.values()}) == len(passes)
 
 
 def test_models_and_gates_have_the_same_names() -> None:

@@ -99,6 +99,7 @@ def test_what_is_refused_would_not_have_fitted(key: str, name: str, place: int) 
     _judge(key, name, config)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("key", "name"), [("a100", "tf32"), ("h100-sxm", "wide"), ("rtx5090", "wide")])
 def test_nearest_refusals_would_not_have_fitted(key: str, name: str) -> None:
     nearest = _sample(key, name)[0]

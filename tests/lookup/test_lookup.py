@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from played_gpu import PlayedGpu
 
 import grouped_conv
 from grouped_conv.autotune.lookup import advice, sources
@@ -17,7 +18,8 @@ from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.bench import lookup_cost
 from grouped_conv.context import policies
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, GroupLayout, ImplicitGemmConfig
-from grouped_conv.planning import records
+from grouped_conv.planning.decisions import consult
+from grouped_conv.planning.executors import Place
 
 H100 = DeviceSpec.get("h100-sxm")
 CONV4 = workload("alexnet")["conv4"]
@@ -296,10 +298,10 @@ def test_strict_is_scoped_and_read_from_the_environment(monkeypatch):
 
 def test_strict_mode_reaches_the_calls_of_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "tuning.sqlite3"))
-    monkeypatch.setattr(records, "live_device", lambda index: H100)
     command = "run, to measure it on cuda:1: grouped-conv tune alexnet --device cuda:1 --dtype float16 --batch 128"
     with grouped_conv.strict(), pytest.raises(UntunedError, match=command):
-        records.consult(CONV4, "measured", 1)  # by its name it would be predicted if cuda:0 is another model
-    monkeypatch.setattr(records, "live_device", lambda index: None)
+        consult(
+            CONV4, "measured", Place(PlayedGpu(H100), 1)
+        )  # by its name it would be predicted if cuda:0 is another model
     with grouped_conv.strict(), pytest.raises(UntunedError, match="cannot be tuned: no device of this GPU's arch"):
-        records.consult(CONV4, "measured", 0)
+        consult(CONV4, "measured", Place(PlayedGpu(None), 0))

@@ -20,6 +20,7 @@ DEVICES = [DeviceSpec.get(name) for name in ("a100", "h100", "mi300x", "b200", "
 SERIES = ragged_problem(GroupLayout.log_series(128, 256, 4), (28, 28), batch=32, padding=(1, 1, 1, 1))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", [*EVERY_RUN, *(pytest.param(arch, marks=pytest.mark.sweep) for arch in SWEEP)])
 def test_compiles_well(arch: str) -> None:
     """At alignment 8 the loop is within 5 % of the uniform flat one; no layout spills at its default."""

@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 from types import SimpleNamespace
 
 import pytest
+from played_gpu import PlayedGpu
 from separable_cases import RELU, RESIDUAL, SHAPES, block, shape_cases
 
 import grouped_conv
@@ -13,8 +14,10 @@ from grouped_conv.context.overrides import using_config
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig, KernelConfig
 from grouped_conv.kernels.separable.forward_rules import SeparableConfig, slices_of, tiles, why_invalid, why_not_on
 from grouped_conv.kernels.separable.problem import SeparableProblem
-from grouped_conv.planning import separable as separable_dispatch
-from grouped_conv.planning.executors import DriverExecutor, InterpreterExecutor
+from grouped_conv.planning import decisions
+from grouped_conv.planning.decisions import Conditions
+from grouped_conv.planning.executors import DriverExecutor, InterpreterExecutor, Place
+from grouped_conv.planning.separable import SEPARABLE, two_calls
 
 H100 = DeviceSpec.get("h100")
 
@@ -134,11 +137,13 @@ def test_configuration_is_a_value_and_refuses() -> None:
     )
 
 
-def decide(problem: SeparableProblem, backend: str = "auto", device: int = -1, executor: object = None) -> tuple:
-    return separable_dispatch.decide(problem, backend, executor, device)  # type: ignore[arg-type]
+def decide(problem: SeparableProblem, backend: str = "auto", executor: object = None) -> tuple:
+    decision = decisions.decide(problem, Conditions.of(Place(executor), backend), SEPARABLE)  # type: ignore[arg-type]
+    reason = decision.reason if decision.config is not None else two_calls(decision.reason)
+    return decision.config, reason, decision.source
 
 
-def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decisions() -> None:
     problem = block((8, 96, 28, 28), (96, 1, 3, 3), 24, RELU)
     interpreter = InterpreterExecutor("h100-sxm")
     assert decide(problem)[:2] == (None, "two calls: the tensors are on the CPU, outside grouped_conv.interpret()")
@@ -156,21 +161,19 @@ def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decide(problem, executor=DriverExecutor(native))[0] is not None
 
 
-def test_on_a_gpu_only_policy_kernels_follows_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_only_policy_kernels_follows_the_planner() -> None:
     problem = block((8, 96, 28, 28), (96, 1, 3, 3), 24, RELU)
-    monkeypatch.setattr(separable_dispatch, "live_device", lambda index: H100)
-    gpu = DriverExecutor(SimpleNamespace(get_current_target=lambda: SimpleNamespace(backend="cuda", arch=90)))
+    gpu = PlayedGpu(H100)
     for policy in ("measured", "predicted"):
         with grouped_conv.policy(policy):
-            config, reason, _ = decide(problem, device=0, executor=gpu)
+            config, reason, _ = decide(problem, executor=gpu)
             assert config is None
             assert reason.startswith(f"two calls: under policy '{policy}' a kernel must have records")
             assert "the planner, for h100-sxm: fused: predicted" in reason
-            assert decide(problem, "kernel", 0, gpu)[0] is not None
+            assert decide(problem, "kernel", gpu)[0] is not None
     with grouped_conv.policy("kernels"):
-        assert decide(problem, device=0, executor=gpu)[0] is not None
-    monkeypatch.setattr(separable_dispatch, "live_device", lambda index: None)
-    assert "no device of this GPU's architecture" in decide(problem, device=0, executor=gpu)[1]
+        assert decide(problem, executor=gpu)[0] is not None
+    assert "no device of this GPU's architecture" in decide(problem, executor=PlayedGpu(None))[1]
 
 
 def test_planning_is_pure_and_quick() -> None:

@@ -3,18 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from played_gpu import conditions_on
 from torch import Tensor, nn
 
 import grouped_conv
 from grouped_conv import LrnMaxPool2d, lrn_max_pool2d
 from grouped_conv.context.tracing import CallRecord
-from grouped_conv.kernels import ImplicitGemmConfig
+from grouped_conv.kernels import DeviceSpec, ImplicitGemmConfig
 from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.models import AlexNet, LocalResponseNorm
-from grouped_conv.ops.lrn_pool import decide
-from grouped_conv.planning.decisions import Conditions
-from grouped_conv.planning.executors import InterpreterExecutor
+from grouped_conv.planning.decisions import decide
+from grouped_conv.planning.lrn_pool import LRN_POOL
 
 OP = torch.ops.grouped_conv.lrn_max_pool2d.default
 ATTRIBUTES = ("lrn-pool", 5, 0.3, 0.75, 1.0, 2, [3, 3], [2, 2], [0, 0], False, "auto")
@@ -55,17 +55,17 @@ def test_unbatched_and_empty() -> None:
 
 def test_policies_choose_torch_until_something_is_measured() -> None:
     """Decided without a GPU: the policies that need records have none for this layer."""
-    problem, executor = LrnPoolProblem.of((2, 96, 55, 55)), InterpreterExecutor("h100-sxm")
+    problem, h100 = LrnPoolProblem.of((2, 96, 55, 55)), DeviceSpec.get("h100-sxm")
     for policy in ("measured", "predicted"):
-        decision = decide(problem, Conditions(policy, "auto", executor, None), 0)
+        decision = decide(problem, conditions_on(h100, policy), LRN_POOL)
         assert decision.config is None
         assert decision.reason == f"policy {policy!r} has no measured record of LRN + pool: it is not tuned yet"
-        assert decide(problem, Conditions(policy, "kernel", executor, None), 0).config is not None
-        assert decide(problem, Conditions(policy, "aten", executor, None), 0).config is None
-    chosen = decide(problem, Conditions("kernels", "auto", executor, None), 0)
+        assert decide(problem, conditions_on(h100, policy, backend="kernel"), LRN_POOL).config is not None
+        assert decide(problem, conditions_on(h100, policy, backend="aten"), LRN_POOL).config is None
+    chosen = decide(problem, conditions_on(h100, "kernels"), LRN_POOL)
     assert (type(chosen.config), chosen.source) == (LrnPoolConfig, "heuristic")
     with pytest.raises(RuntimeError, match=r"policy 'kernels' cannot run the LRN . pool kernel: capturing"):
-        decide(problem, Conditions("kernels", "auto", executor, None, "capturing"), 0)
+        decide(problem, conditions_on(h100, "kernels", barred="capturing"), LRN_POOL)
 
 
 def test_planar_input_goes_to_torch_and_says_so() -> None:
@@ -259,6 +259,7 @@ def small(request: pytest.FixtureRequest) -> AlexNet:
     return Small(num_classes=1, variant=request.param).eval()
 
 
+@pytest.mark.full
 @pytest.mark.smoke
 def test_alexnet_normalises_and_pools_by_the_kernel(small: AlexNet) -> None:
     """Two images of 67 pixels: every convolution and both normalised layers run by kernels, nothing is packed twice."""

@@ -95,18 +95,16 @@ def test_only_what_is_needed(wanted: list[int]) -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_compiled_path_keeps_the_input_for_weights_only(frozen: bool) -> None:
     from grouped_conv.call_values.layout_text import write_layout
-    from grouped_conv.call_values.ragged_checks import RaggedOperands
-    from grouped_conv.ops.ragged import as_request
-    from grouped_conv.ops.ragged import call as call_operator
+    from grouped_conv.ops.ragged import FORWARD
 
     layout = LAYOUTS["overlap"]
     x, weights, _ = operands(layout)
     for weight in weights:
         weight.requires_grad_(not frozen)
     kept: list[int] = []
-    request = as_request((1, 1), (1, 1, 1, 1), (1, 1), "relu", 0.01, False, "ieee", "auto")
+    attributes = (1, 1), (1, 1, 1, 1), (1, 1), "relu", 0.01, False, "ieee", "auto"
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
-        output, _ = call_operator(RaggedOperands(x, tuple(weights)), write_layout(layout), request)
+        output, _ = FORWARD.overload(x, weights, None, None, None, write_layout(layout), *attributes)
     assert (x.data_ptr() in kept) is not frozen
     output.sum().backward()
     assert x.grad is not None
@@ -115,7 +113,7 @@ def test_the_compiled_path_keeps_the_input_for_weights_only(frozen: bool) -> Non
 def test_operator_passes_torchs_checks() -> None:
     from grouped_conv.call_values.layout_text import write_layout
     from grouped_conv.call_values.ragged_weights import flat_of
-    from grouped_conv.ops.ragged_backward import ragged_conv2d_backward
+    from grouped_conv.ops.ragged import BACKWARD
 
     layout = LAYOUTS["log series"]
     x, weights, (_, scale, residual) = operands(layout)
@@ -126,7 +124,7 @@ def test_operator_passes_torchs_checks() -> None:
         kept = x.detach() if asked[1] or asked[3] else None
         arguments = (grad, kept, flat, scale.detach(), known, x.shape, True, write_layout(layout), *window)
         torch.library.opcheck(
-            ragged_conv2d_backward,
+            BACKWARD.overload,
             (*arguments, "relu", 0.01, "default", "auto", asked),
             test_utils=("test_schema", "test_faketensor"),
         )

@@ -181,11 +181,11 @@ def test_deterministic_algorithms_are_ours(interpreted: list) -> None:
 
 
 def test_operator_passes_torchs_checks() -> None:
-    from grouped_conv.ops.conv2d_backward import conv2d_backward
+    from grouped_conv.ops.conv2d import BACKWARD
 
     x, w, _, scale, _ = (t.detach() for t in operands())
     grad, known = torch.randn(2, 48, 4, 3), torch.randn(2, 48, 4, 3)
     for wanted in ([True] * 5, [True, False, False, False, True], [False, True, False, True, False]):
         arguments = (grad, x, w, scale, known, (2, 40, 7, 6), True, (2, 2), (1, 1, 1, 1), (1, 1))
         rest = ("relu", 0.01, "default", "auto", 1, 1, wanted)
-        torch.library.opcheck(conv2d_backward, (*arguments, *rest), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(BACKWARD.overload, (*arguments, *rest), test_utils=("test_schema", "test_faketensor"))

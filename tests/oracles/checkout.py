@@ -12,6 +12,9 @@ HELPERS = os.pathsep.join(str(ROOT / "tests" / folder) for folder in ("oracles",
 
 
 def files_of(stats: Any, *modules: ModuleType) -> set[int]:
-    """The indices of the debug information's files that are the modules' sources."""
+    """The indices of the debug information's files that are the modules' sources.
+
+    Triton's cache knows functions, not files: after a kernel's file has moved, empty the cache.
+    """
     sources = tuple("/" + module.__name__.replace(".", "/").removeprefix("grouped_conv/") + ".py" for module in modules)
     return {index for index, name in stats.files.items() if str(name).endswith(sources)}

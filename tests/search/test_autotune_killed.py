@@ -30,7 +30,7 @@ PROBLEMS = {
 TUNE = textwrap.dedent(
     """
     import json, sys
-    from grouped_conv.autotune import native_lane
+    from grouped_conv.autotune.model import native_lane
     from grouped_conv.autotune.search.efforts import plan_effort
     from grouped_conv.autotune.measuring.live_runner import LiveRunner
     from grouped_conv.autotune.store.store import Store
@@ -67,6 +67,7 @@ def key_of(problem, config):
     return canonical(problem.to_json()["layout"]), canonical(config.to_json())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.sweep)])
 def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, kills):
     path, log = tmp_path / "tuning.sqlite3", tmp_path / "log"

@@ -104,7 +104,7 @@ def test_ctrl_c_ends_the_workers():
 
 
 def test_workers_need_no_torch():
-    code = "import sys; from grouped_conv.autotune import compile_job; print('torch' in sys.modules)"
+    code = "import sys; from grouped_conv.autotune.compiling import compile_job; print('torch' in sys.modules)"
     environment = settings.worker_environment()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "False", done.stderr

@@ -76,6 +76,7 @@ def test_inputs_and_outputs_move_in_whole_sectors(
     assert stores[0] >= 0.9
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", [*EVERY_RUN, *(pytest.param(arch, marks=pytest.mark.sweep) for arch in SWEEP)])
 def test_compiles_well(arch: str) -> None:
     findings = [*depthwise_gate.tile_findings(arch), *depthwise_gate.default_findings(arch)]
@@ -108,6 +109,7 @@ def test_the_model_counts_what_is_compiled(arch: str, problem: ConvProblem, conf
     assert compiled.resources.total.instructions == pytest.approx(code, rel=0.12)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", ARCHS)
 def test_31x31_compiles_quickly_and_does_not_spill(arch: str) -> None:
     problem = depthwise(128, (56, 56), (31, 31), batch=8)

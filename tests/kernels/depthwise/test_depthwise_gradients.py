@@ -177,6 +177,7 @@ def test_compiled_code_is_right(arch: int, case: Case) -> None:
     check_gradient(problem, tensors, NAME[problem.direction], reason)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "arch", [*(pytest.param(arch, marks=pytest.mark.sweep) for arch in (*EVERY_RUN[1:], *SWEEP)), EVERY_RUN[0]]
 )

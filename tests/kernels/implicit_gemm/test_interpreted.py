@@ -68,6 +68,7 @@ def test_infinities_and_nan_come_out_where_torch_puts_them(where: str, activatio
     assert relative_error(y, exact) <= allowance(problem, tensors, exact)
 
 
+@pytest.mark.full
 @settings(max_examples=60)
 @given(data=st.data())
 def test_random_problems(data: st.DataObject) -> None:

@@ -170,6 +170,7 @@ def test_gaps_between_pixels_are_stepped_over() -> None:
         check_output(problem, tensors)
 
 
+@pytest.mark.full
 def test_each_pixel_of_a_walk_is_read_once() -> None:
     """Besides, a vector of 8 channels asks for 2 neighbours on each side, but for those beyond its tower."""
     problem = LrnPoolProblem.of((1, 128, 55, 49), alpha=5e-4, k=2.0, groups=2)

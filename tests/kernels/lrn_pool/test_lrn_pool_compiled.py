@@ -76,6 +76,7 @@ def test_aligned_problems_waste_no_sector(arch: int, capsys: pytest.CaptureFixtu
     assert stats.totals()["shared_wavefronts"] == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", EVERY_RUN)
 def test_alexnets_layers_compile_well_by_default(arch: str, capsys: pytest.CaptureFixture[str]) -> None:
     findings = list(lrn_pool_gate.findings([arch]))
@@ -85,6 +86,7 @@ def test_alexnets_layers_compile_well_by_default(arch: str, capsys: pytest.Captu
     assert {finding.layer: finding.faults for finding in findings if finding.faults} == {}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", EVERY_RUN)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_other_dtypes_compile_well(dtype: str, arch: str) -> None:
@@ -93,6 +95,7 @@ def test_the_other_dtypes_compile_well(dtype: str, arch: str) -> None:
     assert finding.faults == (), finding
 
 
+@pytest.mark.full
 def test_the_gate_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lrn_pool_gate, "MAX_PER_OUTPUT", 10)
     problem = lrn_pool_gate.layers()["norm2+pool2"]

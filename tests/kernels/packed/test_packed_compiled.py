@@ -150,6 +150,7 @@ def test_infinity_stays_in_its_group_as_compiled(where: str, arch: int) -> None:
     check_output(problem, tensors, where)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
 def test_compiles_well_by_default(arch: str) -> None:
     """ResNeXt-50 and ShuffleNet layers at their defaults: no spills, 16-byte accesses, instructions per output."""
@@ -160,6 +161,7 @@ def test_compiles_well_by_default(arch: str) -> None:
     assert {finding.layer: finding.faults for finding in findings if finding.faults} == {}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(("pack", "strip"), [(2, 2), (4, 1)])
 def test_the_branch_for_non_finite_values_does_not_set_the_registers(pack: int, strip: int, arch: str) -> None:

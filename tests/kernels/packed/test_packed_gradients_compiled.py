@@ -140,6 +140,7 @@ def test_infinity_stays_in_its_group_as_compiled(where: str, arch: int) -> None:
     assert not dirty["grad_input"].isfinite().all()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", EVERY_RUN)
 def test_compiles_well_by_default(arch: str) -> None:
     """ResNeXt-50 and ShuffleNet layers at their defaults: no spills, 16-byte accesses, no atomics, few instructions."""
@@ -160,6 +161,7 @@ def faultless(arch: str, dtypes: Sequence[str], epilogues: Sequence[Epilogue]) -
     assert {f"{f.family} {f.layer}": f.faults for f in findings if f.faults} == {}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_the_branch_for_non_finite_values_stays_a_loop(arch: str) -> None:
     """It has a loop of few instructions; with its taps unrolled the smallest had more than 200, and relu spilled."""

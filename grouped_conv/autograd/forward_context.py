@@ -1,6 +1,6 @@
 """Gradients under the policies, traces and settings of their forward pass.
 
-Autograd computes the gradients of CUDA tensors in a thread of its own for each GPU, which knows no context variable.
+Autograd computes the gradients of CUDA tensors in one thread per GPU, where the caller's context variables are not set.
 """
 
 from __future__ import annotations
