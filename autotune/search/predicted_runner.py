@@ -8,8 +8,7 @@ from typing import Any, Self
 
 from grouped_conv.autotune.compiling import compile_job
 from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model.cost import predict
-from grouped_conv.autotune.model.directions import model_of
+from grouped_conv.autotune.model.families import model_of, predict
 from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION, Prediction
 from grouped_conv.autotune.search.runner import Outcome, Starting, Trial
 from grouped_conv.autotune.workers.pool import JobResult, WorkerPool

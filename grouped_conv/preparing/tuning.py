@@ -103,7 +103,7 @@ def named_problems(
     Raises:
         ValueError: for a model without an example input, or with no convolution in it.
     """
-    from grouped_conv.autotune.model.directions import in_directions
+    from grouped_conv.autotune.workloads.named import in_directions
 
     if isinstance(given, nn.Module):
         if example_input is None:

@@ -18,8 +18,7 @@ from packed_gradient_cases import GradientCase, activation_cases, shape_cases, s
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.instructions import loops
 from grouped_conv.autotune.machine_code.resources import disassembled, read_resources
-from grouped_conv.autotune.model.packed import input_grad as packed_input_grad_model
-from grouped_conv.autotune.model.packed import weight_grad as packed_weight_grad_model
+from grouped_conv.autotune.model import families
 from grouped_conv.bench.gates.engine import judged_launches
 from grouped_conv.bench.gates.families import GATES, findings
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
@@ -181,7 +180,7 @@ def test_the_branch_for_non_finite_values_stays_a_loop(arch: str) -> None:
     assert not read_resources(kernel).spill_bytes
 
 
-MODELS = {"input_grad": packed_input_grad_model, "weight_grad": packed_weight_grad_model}
+MODELS = {direction: families.MODELS[f"packed_{direction}"] for direction in ("input_grad", "weight_grad")}
 DEFAULTS = [
     thin(2, 2, 16, (14, 14), padding=1),
     thin(3, 5, 9, (9, 7), padding=1, stride=2, dtype="bfloat16"),

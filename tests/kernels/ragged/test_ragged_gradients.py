@@ -18,8 +18,7 @@ from ragged_oracle import ragged_problem
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.autotune.model.ragged import input_grad as ragged_input_grad_model
-from grouped_conv.autotune.model.ragged import weight_grad as ragged_weight_grad_model
+from grouped_conv.autotune.model.families import MODELS, models_for
 from grouped_conv.bench.gates.families import findings
 from grouped_conv.bench.gates.findings import EVERY_RUN
 from grouped_conv.call_values.ragged_weights import views
@@ -306,15 +305,16 @@ def test_models_answer_for_every_layout(device: str) -> None:
     spec = DeviceSpec.get(device)
     for name, layout in ALL.items():
         problem = ragged_problem(layout, (14, 14), batch=8, padding=(1, 1, 1, 1))
-        for direction, model in (("input_grad", ragged_input_grad_model), ("weight_grad", ragged_weight_grad_model)):
+        for direction in ("input_grad", "weight_grad"):
+            model = MODELS[f"ragged_{direction}"]
             asked = gradient_problem(problem, direction)
-            found = list(model.defaults(asked, spec))  # type: ignore[attr-defined]
+            found = list(model.defaults(asked, spec))
             assert found, name
             for config in found:
                 assert family_of(config).why_invalid(asked, config) is None, name
-                prediction = model.predict(asked, config, spec)  # type: ignore[attr-defined]
+                prediction = model.predict(asked, config, spec)
                 assert prediction.us > prediction.floor_us > 0
                 assert prediction.bound in prediction.terms
-    assert len(model.ranked(asked, spec)) > 10  # type: ignore[attr-defined]
+    assert len(model.ranked(asked, spec)) > 10
     plain = ragged_problem(GroupLayout.uniform(8, 8, 2))
-    assert not list(model.defaults(plain, spec))  # type: ignore[attr-defined]
+    assert "ragged" not in models_for(plain)
