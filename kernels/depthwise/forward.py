@@ -43,10 +43,11 @@ def depthwise(
     lanes = tl.zeros((BLOCK_H * BLOCK_W, 1), tl.int32)
     first = part * CHANNELS.MULTIPLIERS
     w_base = w_ptr + ((c.to(tl.int64) * stride_wc + first * stride_wm)[None, :] + lanes)
-    taps: tl.constexpr = Taps(w_base, c_ok, None, stride_wm, stride_wr, stride_ws)
     w = ()
     if CODE.RESIDENT:
-        w = load_all_taps(taps, ROWS, COLUMNS, CHANNELS)
+        w = load_all_taps(
+            Taps(w_base, c_ok, None, stride_wm, stride_wr, stride_ws), ROWS, COLUMNS, CHANNELS
+        )  # fmt: skip
 
     channel = c * CHANNELS.PER_GROUP + first
     channel_ok = c < channels
@@ -59,8 +60,8 @@ def depthwise(
     if scale_ptr is not None or x_ptr.dtype.element_ty == tl.float32:
         scale = channel_vectors(scale_ptr, k_first, c_ok, CHANNELS, 1.0)
     bias = channel_vectors(bias_ptr, k_first, c_ok, CHANNELS, 0.0)
-    affine: tl.constexpr = Affine(scale, bias)
-    epilogue: tl.constexpr = Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc)
+    affine = Affine(scale, bias)
+    epilogue = Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc)
 
     for step in tl.range(STEPS):
         row0 = (block_h * STEPS + step) * BLOCK_H
@@ -74,8 +75,9 @@ def depthwise(
         ih0 = tl.where(row_ok, ih0, OUTSIDE)
         inner = is_interior(row0, block_w, rows, rows_each, IN_H, IN_W, ROWS, COLUMNS, BLOCK_H, BLOCK_W, CODE.INTERIOR)
         acc = tile_sums(
-            w, affine, Patch(x_base, ih0[:, None], iw0[:, None], IN_H, IN_W, stride_xh, stride_xw), taps,
-            Loop(0, kernel_rows, chunks), inner, ROWS, COLUMNS, CHANNELS, CODE,
+            w, affine, Patch(x_base, ih0[:, None], iw0[:, None], IN_H, IN_W, stride_xh, stride_xw),
+            Taps(w_base, c_ok, None, stride_wm, stride_wr, stride_ws), Loop(0, kernel_rows, chunks), inner, ROWS,
+            COLUMNS, CHANNELS, CODE,
         )  # fmt: skip
         finish_tile(
             acc, affine, epilogue, Strides(stride_yn, stride_yc, stride_yh, stride_yw),
