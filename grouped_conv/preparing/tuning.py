@@ -64,7 +64,7 @@ def target_of(device: Any, example_input: Any = None) -> Target:
             of `example_input` or the current one.
 
     Raises:
-        ValueError: for a name nobody knows, a GPU whose architecture the kernels do not know, or without any GPU.
+        ValueError: for an unknown name, a GPU of an architecture without kernels, or without any GPU.
     """
     if isinstance(device, DeviceSpec):
         return Target(device)
@@ -132,8 +132,8 @@ def tune(
 ) -> pandas.DataFrame:
     """Find a configuration for every convolution of a model and keep it in the store, where `forward` looks it up.
 
-    On a GPU that is here, configurations are verified against float64 and timed beside PyTorch's own convolution, and
-    the families that win get their self-check. For a named GPU they are compiled and predicted.
+    On a GPU of this machine, configurations are verified against float64 and timed against PyTorch's own convolution,
+    and the families that win get their self-check. For a named GPU they are compiled and predicted.
 
     Args:
         model_or_problems: a model, a problem, or several.

@@ -1,4 +1,4 @@
-"""Shared by the depthwise gradients: the output's gradient in fp32, a tensor per multiplier, and taps by input pixel.
+"""Parts of both depthwise gradients: the output's gradient in fp32, a tensor per multiplier, and the taps of a pixel.
 
 Input row `ih` meets kernel row `r` in output row `(ih + pad - dilation * r) / stride` if that is whole. A tile begins
 at a multiple of the stride, so that the place of that output row relative to the tile is known when compiling.
