@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkout import files_of
 from conv_oracle import run_call
 from emulated import emulator
+from loop_figures import lines_of, loop_figures, wider_than_words
 from ragged_cases import DTYPES, LAYOUTS, WINDOWS
 from ragged_gradient_oracle import check_ragged_gradient, ragged_gradient_tensors, run_ragged_gradient
 from ragged_oracle import ragged_problem
@@ -262,17 +262,9 @@ ALIGNED = {
 
 
 def figures(stats: Any) -> tuple[float, float]:
-    """(useful part of the sectors that the loop's copies read, shared wavefronts over the conflict-free number)."""
-    files = files_of(stats, input_grad, weight_grad, gradient)
-    sectors = useful = wavefronts = ideal = 0
-    for (line, access), counts in stats.gline.items():
-        if line and line[0] in files and access.startswith("cp.async"):  # not the index list's one load
-            sectors, useful = sectors + counts[1], useful + counts[2]
-    for (line, access), counts in stats.sline.items():
-        if line and line[0] in files and not access.endswith("b32"):
-            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
-    assert sectors and ideal, "the loop's accesses were not found"
-    return useful / (32 * sectors), wavefronts / ideal
+    """Useful part of the sectors and bank conflicts of the loop's copies, but not of the index list's one load."""
+    lines = lines_of(stats, input_grad, weight_grad, gradient)
+    return loop_figures(stats, lines, lambda access: access.startswith("cp.async"), wider_than_words)
 
 
 @pytest.mark.ptxemu
