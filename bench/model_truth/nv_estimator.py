@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
 
-from grouped_conv.autotune.model.implicit_gemm.forward_candidates import axes, why_redundant
+from grouped_conv.autotune.model.implicit_gemm.forward_axes import axes, why_redundant
 from grouped_conv.autotune.model.implicit_gemm.forward_terms import warp_grid
 from grouped_conv.bench.model_truth.gemm_shapes import Gemm
 from grouped_conv.kernels.families import why_invalid

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.families import predict
 from grouped_conv.autotune.model.heuristic import choose
-from grouped_conv.autotune.model.implicit_gemm.forward import EDGE_LATENCY
+from grouped_conv.autotune.model.implicit_gemm.forward_cost import EDGE_LATENCY
 from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, MODEL_VERSION, Prediction
 from grouped_conv.bench.model_truth.agreement import Agreement, agreement, is_far, order
 from grouped_conv.bench.model_truth.gemm_shapes import SHAPES, Gemm

@@ -10,7 +10,8 @@ from grouped_conv.autotune.lookup.explanation import Explanation
 from grouped_conv.autotune.lookup.explanation import explain as explain_problem
 from grouped_conv.autotune.store.store import Store, default_store
 from grouped_conv.context.policies import get_policy
-from grouped_conv.preparing.tuning import Problems, named_problems, target_of
+from grouped_conv.preparing.targets import target_of
+from grouped_conv.preparing.tuning import Problems, named_problems
 
 
 def explain(
@@ -29,7 +30,7 @@ def explain(
     Args:
         model_or_problems, example_input, directions: as `grouped_conv.tune` takes them.
         device: a name such as `h100`, a `DeviceSpec`, or a CUDA device; by default the GPU of the input or the current.
-        policy: whose path to explain; by default the one in force.
+        policy: whose path to explain; by default the current one.
         store: the tuning store or its file; by default `settings.store_path()`.
 
     Returns:

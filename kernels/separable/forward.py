@@ -156,7 +156,7 @@ def canonical_operands(problem: SeparableProblem) -> dict[str, Operand]:
 def plan_separable_call(
     problem: SeparableProblem, config: SeparableConfig, operands: Mapping[str, Operand] | None = None
 ) -> tuple[tuple[Launch, ...], tuple[Temporary, ...]]:
-    """(launches, temporaries) of one call: a pass for each operand that the kernel cannot read as it is, and the kernel.
+    """(launches, temporaries) of one call: a pass for each operand that the kernel cannot read as it is; the kernel.
 
     Args:
         operands: as `plan_separable` takes them, in any memory format; missing ones are dense, in the problem's memory

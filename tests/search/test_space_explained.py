@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from grouped_conv.autotune.model import native_lane
-from grouped_conv.autotune.model.directions import in_directions, models_for
-from grouped_conv.autotune.model.shared.candidates import SPILLS
+from grouped_conv.autotune.model.families import models_for
+from grouped_conv.autotune.model.shared.model import SPILLS
 from grouped_conv.autotune.search.search_space import explain, search_space
-from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.autotune.workloads.named import in_directions, workload
 from grouped_conv.kernels import ConvProblem, DeviceSpec, GroupLayout
 from grouped_conv.kernels.families import CONFIGS, why_invalid
 from grouped_conv.kernels.values.problem import DIRECTIONS
