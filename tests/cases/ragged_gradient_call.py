@@ -11,7 +11,7 @@ from grouped_conv.kernels.launching.calls import Call
 from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig
 from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig
 from grouped_conv.kernels.values.problem import ConvProblem
-from grouped_conv.planning.plan import operand_of
+from grouped_conv.planning.steps import operand_of
 
 
 def plan_ragged_gradient(
