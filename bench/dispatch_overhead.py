@@ -1,7 +1,7 @@
-"""What the host pays to launch a convolution: our cached plan beside `kernel[grid](...)`, through a no-op driver.
+"""The host's time to launch a convolution, from our cached plan and by `kernel[grid](...)`, with a no-op driver.
 
 `python -m grouped_conv.bench.dispatch_overhead` needs no GPU: everything up to the driver's launch function is real,
-and the arguments are CPU tensors. It exits with 1 if the plan is not at least `LEAST_RATIO` times cheaper.
+and the arguments are CPU tensors. The command exits with 1 if the plan is not at least `LEAST_RATIO` times cheaper.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from grouped_conv.planning.interpreting import through_driver
 from grouped_conv.planning.plan import KernelPlan, plan_operands
 
 LEAST_RATIO = 3.0
-"""How much cheaper than `kernel[grid](...)` a launch through a plan has to be."""
+"""How many times cheaper than `kernel[grid](...)` a launch from a plan must be."""
 
 REQUEST = Request(Geometry((1, 1), (2, 2, 2, 2), (1, 1)))
 
@@ -92,7 +92,7 @@ def measure(device: DeviceSpec, calls: int = 1000, repeats: int = 7) -> Overhead
 
 
 def _jit_call(launches: tuple[Launch, ...], tensors: dict[str, Any]) -> Callable[[], None]:
-    """The same launches through Triton's own front: functions of their own, so that no cache is shared."""
+    """The same launches by Triton's own `kernel[grid](...)`, jitted anew so that no cache is shared."""
     prepared = [
         (triton.jit(launch.kernel.fn)[launch.grid], launch.positional(tensors), launch.config) for launch in launches
     ]

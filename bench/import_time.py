@@ -1,6 +1,6 @@
-"""What importing the package adds to `import torch, triton`, here: `python -m grouped_conv.bench.import_time`.
+"""Time that importing the package adds to `import torch, triton`: `python -m grouped_conv.bench.import_time`.
 
-Each round is a fresh interpreter; the median of the rounds counts. Exits with 1 when the promised limit is passed.
+Each round starts a new interpreter; the median of the rounds counts. Exits with 1 above the promised limit.
 """
 
 import json
@@ -41,7 +41,7 @@ def measure(rounds: int) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="New interpreters.")
 def main(rounds: int) -> None:
     """Print the time of each import step and its share of importing torch and triton."""
     times = measure(rounds)

@@ -1,7 +1,8 @@
-"""What a look-up costs on this CPU: `python -m grouped_conv.bench.lookup_cost`.
+"""Time of a look-up of a tuned configuration on this CPU: `python -m grouped_conv.bench.lookup_cost`.
 
-Measured with the process's own store, its key made anew each time, beside finding nothing in an empty dictionary. A
-miss reads the store, here one with a thousand rows. Exits with 1 when a hit's median passes the promised limit.
+The key is made anew for each look-up in the process's own store. A look-up in an empty dictionary is timed for
+comparison. A miss reads the store, which has a thousand rows here. Exits with 1 when the median of a hit is above the
+promised limit.
 """
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ def measure(rounds: int) -> dict[str, float]:
     """Median microseconds of each kind of look-up, `rounds` rounds of a thousand calls (ten for a miss)."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "tuning.sqlite3"))
-        with patch.dict(
-            os.environ, {settings.STORE_VARIABLE: path}
-        ):  # the way to the default store is part of the cost
+        with patch.dict(os.environ, {settings.STORE_VARIABLE: path}):  # finding the default store is part of the cost
             return _measure(rounds)
 
 
@@ -80,7 +79,7 @@ def _fill(problem: ConvProblem, device: DeviceSpec) -> None:
 
 
 @click.command()
-@click.option("--rounds", default=21, show_default=True, type=click.IntRange(min=1))
+@click.option("--rounds", default=21, show_default=True, type=click.IntRange(min=1), help="Rounds of a thousand calls.")
 def main(rounds: int) -> None:
     """Print the median of each kind of look-up and its ratio to an empty dictionary's."""
     times = measure(rounds)

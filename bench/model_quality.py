@@ -1,24 +1,24 @@
 """How good the cost model is, judged only by data it did not produce: `python -m grouped_conv.bench.model_quality`.
 
-Three comparisons, on A100 and H100, of the model before anything is compiled:
+The model's predictions before compilation are compared on A100 and H100:
 
-- with NVIDIA's estimator on a table of plain and batched GEMMs (`gemm_shapes`): our predicted time of our choice beside
-  its best proposal's. That is an estimate, too. Its targets answer 163, 269, 295 (Triton) and 328 us for 4096x4096x4096
-  on H100, and what it says of the published rows is printed beside them. Agreement in rank is what to look for.
-- with the same estimator on configurations of one shape: does it order its proposals as we do, and what does it think
-  of our choice. What our model says of our own choice is called self-consistency; it proves nothing.
-- with published measurements (`published_matmul`).
+- With NVIDIA's estimator, on a table of plain and batched GEMMs (`gemm_shapes`): our predicted time of our choice and
+  its estimate of its best proposal. It is an estimate, too. Its targets answer 163, 269, 295 (Triton) and 328 us for
+  4096x4096x4096 on H100; its times for the published rows are printed as well. Look for agreement in rank.
+- With the same estimator, on configurations of one shape: does it order its proposals as we do, and how does it rate
+  our choice? What our model says about our own choice is called self-consistency; it proves nothing.
+- With published measurements (`published_matmul`).
 
-Where the output says that the model must not be trusted, in short:
+Where the output shows that the model must not be trusted, in short:
 
-- Times below about 20 us: measured ones are up to 2.5 times longer, 3 to 5 us of which are events and a cold L2.
-- Bound by memory (thin m, n or k): NVIDIA expects 2 to 3 times our time, and up to 6 times with deep splits of k. No
-  measurement was found; take ours as what a perfect kernel would need.
-- The order of tiles of one shape: Kendall's tau with NVIDIA's is 0.3 to 0.5 in the median, and a tenth of our choices
-  cost 1.7 times its best in its eyes. Compile and measure the first few, never the first alone.
-- H100: squares from 2176 up are predicted 0.9 to 1.4 times what cuBLAS takes; Triton of 2023 took 1.6 times our time.
-- Rows that no wide load divides, and whatever was not compared, since nobody else's figures were found for it: taps,
-  strides, groups thinner than 16 channels or of unequal sizes, gradients, AMD, every other NVIDIA GPU.
+- Times below about 20 us: measured times are up to 2.5 times longer, of which events and a cold L2 take 3 to 5 us.
+- Bound by memory (thin m, n or k): NVIDIA expects 2 to 3 times our time, and up to 6 times with deep splits of k. We
+  found no measurement; take our time as what a perfect kernel would need.
+- The order of tiles of one shape: the median of Kendall's tau with NVIDIA's order is 0.3 to 0.5, and by its estimate a
+  tenth of our choices take 1.7 times its best time. Compile and measure the first few, never the first alone.
+- H100: our times for squares from 2176 up are 0.9 to 1.4 times those of cuBLAS; Triton of 2023 took 1.6 times our time.
+- Rows that no wide load divides, and everything that nobody else published figures for: taps, strides, groups thinner
+  than 16 channels or of unequal sizes, gradients, AMD, every other NVIDIA GPU.
 """
 
 from __future__ import annotations

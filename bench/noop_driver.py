@@ -1,6 +1,6 @@
-"""A Triton driver with no device: kernels are bound, specialised and compiled for real, and launching does nothing.
+"""A Triton driver without a device: kernels are really bound, specialised and compiled, but launching does nothing.
 
-For measuring what the host pays for a launch, and for running launch code where there is no GPU.
+It serves to measure the host's time of a launch, and to run launch code without a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Launched = tuple[str, tuple[int, int, int], tuple[Any, ...]]
 
 
 class NoopLauncher:
-    """Stands where Triton's C launcher does."""
+    """Takes the place of Triton's C launcher."""
 
     log: list[Launched] | None = None
 
@@ -51,7 +51,7 @@ class NoopLauncher:
 
 
 class NoopDriver(DriverBase):
-    """What Triton asks of a driver, answered for a GPU that is not there."""
+    """Answers Triton as the driver of a GPU would."""
 
     launcher_cls = NoopLauncher
 
@@ -71,11 +71,11 @@ class NoopDriver(DriverBase):
         return True
 
     def map_python_to_cpp_type(self, ty: str) -> str:
-        """Types are not translated: nothing is generated in C."""
+        """Types need no translation, because no C code is generated."""
         return ty
 
     def get_current_target(self) -> GPUTarget:
-        """The GPU that is not there."""
+        """The GPU to compile for."""
         return self.target
 
     def get_active_torch_device(self) -> torch.device:
@@ -104,7 +104,7 @@ class NoopDriver(DriverBase):
 
 @contextmanager
 def noop_driver(device: DeviceSpec) -> Iterator[list[Launched]]:
-    """Make a `NoopDriver` for `device` Triton's active driver inside the block; yields the log of launches."""
+    """Make a `NoopDriver` for `device` the active driver of Triton inside the block; yields the log of launches."""
     driver = triton.runtime.driver
     before = driver._active
     driver.set_active(NoopDriver(device))

@@ -1,8 +1,8 @@
-"""How good each search strategy is after so many trials, judged on a recorded exhaustive sweep; needs no GPU.
+"""How good each search strategy is after a number of trials, judged on a recorded exhaustive sweep; needs no GPU.
 
     python -m grouped_conv.bench.regret FILE [--plot FILE.png] [--json]
 
-Regret is the best time so far over the best time of the sweep: 1 is perfect.
+Regret is the best time so far divided by the best time of the sweep: 1 is perfect.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from grouped_conv.autotune.search.strategies import STRATEGIES, make_strategy
 from grouped_conv.kernels.values.device import DeviceSpec
 
 SEEDS = 20
-"""Repetitions of a strategy that draws at random; the others do the same every time."""
+"""Repetitions of a strategy that draws at random; the other strategies always do the same."""
 CHECKPOINTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def regret_curve(sweep: Sweep, device: DeviceSpec, strategy: str, seed: int = 0) -> list[float]:
-    """After each trial the best time so far over the best of the sweep; infinite while all have failed."""
+    """The regret after each trial; infinite as long as all trials have failed."""
     searcher = make_strategy(strategy, ranked(sweep.problem, device, sweep.outcomes), seed)
     best = math.inf
     curve: list[float] = []
     while len(curve) < len(sweep.outcomes):
-        asked = searcher.ask(len(sweep.outcomes) - len(curve))
-        if not asked:
+        proposed = searcher.ask(len(sweep.outcomes) - len(curve))
+        if not proposed:
             break
-        for config in asked:
+        for config in proposed:
             us = sweep.outcomes[config].us
             searcher.tell(config, us)
             best = min(best, math.inf if us is None else us)
@@ -44,7 +44,7 @@ def regret_curve(sweep: Sweep, device: DeviceSpec, strategy: str, seed: int = 0)
 
 
 def curves(sweep: Sweep, device: DeviceSpec) -> dict[str, list[float]]:
-    """The curve of each strategy; of one that draws at random the median over seeds."""
+    """The curve of each strategy; for random draws, the median over seeds."""
     found = {}
     for name in STRATEGIES:
         if name != "random":
@@ -56,7 +56,7 @@ def curves(sweep: Sweep, device: DeviceSpec) -> dict[str, list[float]]:
 
 
 def checkpoints(length: int) -> list[int]:
-    """Numbers of trials that a table shows: powers of two, and all of them."""
+    """Numbers of trials that a table shows: powers of two, and the number of all trials."""
     return [*(count for count in CHECKPOINTS if count < length), length]
 
 
@@ -85,7 +85,7 @@ def _as_json(recording: Recording, found: dict[str, dict[str, list[float]]]) -> 
 
 
 def title(recording: Recording) -> str:
-    """What the times are: predictions say so, and that the model which ranks is also the judge."""
+    """Says whether times were measured. If they were predicted, the model that ranks is also the judge."""
     if recording.times == "predicted":
         return f"Predicted for {recording.device.key}, no GPU was used: the model's agreement with itself"
     return f"Measured on {recording.device.key}"

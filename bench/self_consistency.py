@@ -1,10 +1,10 @@
-"""How near the configurations that are ranked first come to the best of an exhaustive search, without a GPU.
+"""How close the configurations ranked first come to the best of an exhaustive search, without a GPU.
 
     python -m grouped_conv.bench.self_consistency [--device h100] [--jobs 2] [--save FILE.json] [--json]
 
-Every configuration of six problems is compiled and predicted again, now from its compiled code. The best of the first
-16 that the model ranks before anything is compiled is held to the best of all. Both judges are the same model, so this
-tells what ranking before compilation loses to ranking after it, not whether either is right.
+Every configuration of six problems is compiled and predicted again from its compiled code. The best of the first 16
+that the model ranks before compilation is compared with the best of all. Both predictions are by the same model, so
+this shows what ranking before compilation loses to ranking after it, not whether either is right.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def problems() -> dict[str, ConvProblem]:
 
 
 def regrets(recording: Recording, first: int = FIRST) -> dict[str, float]:
-    """By problem the best of the model's first configurations over the best of all, both by compiled code."""
+    """By problem, the best time of the model's first configurations divided by the best of all, from compiled code."""
     return {
         sweep.name: regret_curve(sweep, recording.device, "model")[: min(first, len(sweep.outcomes))][-1]
         for sweep in recording.sweeps
@@ -58,7 +58,7 @@ def regrets(recording: Recording, first: int = FIRST) -> dict[str, float]:
 def sweep(
     device: DeviceSpec, chosen: Mapping[str, ConvProblem], store: Store, jobs: int | None, limit: int | None = None
 ) -> Recording:
-    """Search all problems exhaustively (or to `limit` configurations); what the store has is not compiled again."""
+    """Search all problems exhaustively or up to `limit` configurations; trials in the store are not compiled again."""
     with progress_bar(f"Compiling for {device.key}") as report:
         tune_offline(chosen, device, jobs=jobs, progress=report, store=store, effort="exhaustive", limit=limit)
     records = [record for problem in chosen.values() for record in store.trials(problem, device.key)]
@@ -67,8 +67,10 @@ def sweep(
 
 @click.command()
 @click.option("--device", "key", default="h100", show_default=True, help="Device to compile for and predict.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; by default as cores and memory allow.")
-@click.option("--store", type=click.Path(path_type=Path), help="Where trials are kept; by default the user's cache.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Worker processes; by default as many as cores and memory allow."
+)
+@click.option("--store", type=click.Path(path_type=Path), help="Where trials are kept; by default in the user's cache.")
 @click.option("--save", type=click.Path(path_type=Path), help="Write the sweep for `bench.regret`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def main(key: str, jobs: int | None, store: Path | None, save: Path | None, as_json: bool) -> None:

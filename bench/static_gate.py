@@ -1,41 +1,17 @@
 """Exact gate on compiled code, without a GPU: every kernel family at its defaults, per architecture.
 
-`python -m grouped_conv.bench.static_gate` prints what was found and exits with 1 if anything is worse than it may be.
-What each family is held to is said in its `<family>_gate.py`.
+`python -m grouped_conv.bench.static_gate` prints what it finds and exits with 1 if any code is worse than its limits.
+The module of a family in `bench/gates` says what it must satisfy.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from grouped_conv.bench.gates import depthwise as depthwise_gate
-from grouped_conv.bench.gates import depthwise_gradients as depthwise_grad_gate
-from grouped_conv.bench.gates import implicit_gemm as implicit_gemm_gate
-from grouped_conv.bench.gates import implicit_gemm_gradients as gemm_gradient_gate
-from grouped_conv.bench.gates import lrn_pool as lrn_pool_gate
-from grouped_conv.bench.gates import packed as packed_groups_gate
-from grouped_conv.bench.gates import packed_gradients as packed_grad_gate
-from grouped_conv.bench.gates import ragged as ragged_gate
-from grouped_conv.bench.gates import ragged_gradients as ragged_grad_gate
-from grouped_conv.bench.gates import separable as separable_gate
-from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP, Finding
-
-GATES: dict[str, Callable[[Sequence[str]], Iterator[Finding]]] = {
-    "implicit_gemm": implicit_gemm_gate.findings,
-    "packed_groups": packed_groups_gate.findings,
-    "packed_grad": packed_grad_gate.findings,
-    "depthwise": depthwise_gate.findings,
-    "depthwise_gradients": depthwise_grad_gate.findings,
-    "ragged": ragged_gate.findings,
-    "ragged_grad": ragged_grad_gate.findings,
-    "separable": separable_gate.findings,
-    "lrn_pool": lrn_pool_gate.findings,
-    "gemm_gradients": gemm_gradient_gate.findings,
-}
-"""By family: architectures to findings."""
+from grouped_conv.bench.gates.families import GATES, findings
+from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
 
 
 @click.command()
@@ -48,7 +24,7 @@ def main(archs: tuple[str, ...], families: tuple[str, ...], everything: bool, as
     chosen = archs or (EVERY_RUN + SWEEP if everything else EVERY_RUN)
     found = []
     for family in families or GATES:
-        for finding in GATES[family](chosen):
+        for finding in findings(family, chosen):
             found.append(finding)
             if not as_json:
                 click.echo(str(finding))

@@ -1,8 +1,8 @@
-"""What a training step keeps and borrows: bytes saved for backward, ours beside plain torch's, and workspaces.
+"""The memory of a training step: bytes saved for backward, with our layers and with plain torch's, and workspaces.
 
-`python -m grouped_conv.bench.training_memory` needs no GPU and no memory: networks run on torch's meta device, and the
-tensors that autograd keeps are counted, each storage once, parameters left out. A workspace lives for one call; its
-size follows from the configuration that the heuristic chooses for the device.
+`python -m grouped_conv.bench.training_memory` needs no GPU: networks run on torch's meta device. The tensors that
+autograd keeps are counted, each storage once and without parameters. A workspace exists during one call; its size
+follows from the configuration that the heuristic chooses for the device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from grouped_conv.planning.written_gradient import written_bytes
 
 
 class Bottleneck(nn.Module):
-    """A block of ResNeXt-50 (arXiv 1611.05431): 1x1, a grouped 3x3, 1x1, each normalised, and a shortcut."""
+    """A block of ResNeXt-50 (arXiv 1611.05431): 1x1, grouped 3x3, 1x1, each normalised, and a shortcut."""
 
     def __init__(self, channels: int, width: int, out_channels: int, stride: int, groups: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "AlexNet, the paper's": (AlexNet, "alexnet"),
     "ResNeXt-50 32x4d": (resnext50, "resnext50_32x4d"),
 }
-"""Name: (how to build it, its table of grouped layers)."""
+"""By name: how to build the network, and the name of its table of layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ class Memory:
     """Bytes of one network's training step.
 
     Attributes:
-        network, batch, dtype, device: of what, and the device whose heuristic chose the workspaces.
-        saved: for backward, with our layers.
-        saved_by_torch: with plain torch's.
-        largest_workspace: of one layer's gradients, the largest of the network's grouped layers: the weight's partial
-            sums, and the activation's gradient where a pass writes it.
-        layer: which one that is.
+        network, batch, dtype, device: what was counted, and the device for which the heuristic chose configurations.
+        saved: bytes kept for backward with our layers.
+        saved_by_torch: bytes kept with plain torch's layers.
+        largest_workspace: bytes that the gradients of one layer borrow, for the grouped layer that borrows most: the
+            weight's partial sums, and the gradient before the activation if a pass writes it.
+        layer: that layer.
     """
 
     network: str
@@ -96,7 +96,7 @@ class Memory:
 
 
 def saved_bytes(model: nn.Module, input: Tensor) -> int:
-    """Bytes that autograd keeps of one forward pass, each storage once, parameters and buffers left out."""
+    """Bytes that autograd keeps after one forward pass, each storage once, without parameters and buffers."""
     known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
 
@@ -138,7 +138,7 @@ def measure(name: str, batch: int, dtype: str, device: str) -> Memory:
 
 
 def workspace(problem: ConvProblem, device: DeviceSpec) -> int:
-    """Bytes that the gradients of one layer borrow, all of them wanted, at the heuristic's configurations."""
+    """Bytes that all gradients of one layer borrow with the heuristic's configurations."""
     gradient, limit = gradient_problem(problem, "weight_grad"), max_workspace_bytes()
     epilogue = problem.epilogue
     written = 0 if epilogue.residual else written_bytes(problem)  # the residual's gradient is a result
@@ -152,12 +152,12 @@ def workspace(problem: ConvProblem, device: DeviceSpec) -> int:
 
 
 @click.command()
-@click.option("--batch", default=128, show_default=True, help="Images.")
-@click.option("--dtype", default="float16", show_default=True, help="Of activations and parameters.")
-@click.option("--device", default="h100", show_default=True, help="Whose heuristic chooses the workspaces.")
+@click.option("--batch", default=128, show_default=True, help="Images per step.")
+@click.option("--dtype", default="float16", show_default=True, help="Type of activations and parameters.")
+@click.option("--device", default="h100", show_default=True, help="GPU for which configurations are chosen.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def main(batch: int, dtype: str, device: str, as_json: bool) -> None:
-    """Print bytes kept for backward and borrowed; exit code 1 where ours keep more than plain torch."""
+    """Print the bytes kept for backward and borrowed; exit code 1 if our layers keep more than plain torch."""
     rows = [measure(name, batch, dtype, device) for name in NETWORKS]
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))

@@ -1,8 +1,8 @@
 """Finds kernels/, autotune/ and bench/ in a source tree whose links are missing.
 
-In a checkout those three folders lie beside grouped_conv/ and links inside it lead there. A zip download, or git
+In a checkout those three folders are next to grouped_conv/, and links inside it lead there. A zip download, or git
 without symbolic links, has small text files instead: then these three names, and nothing else of the tree, are looked
-up beside the package. An installed package has real folders and adds no finder.
+up next to the package. An installed package has real folders and adds no finder.
 """
 
 import sys

@@ -1,78 +1,53 @@
-"""The LRN + pool kernel's gate: AlexNet's two layers at their defaults and the other orders, in instructions per value.
+"""Gate of the LRN + pool kernel: AlexNet's two layers at their defaults, the first in the other orders too.
 
-A thread's executed instructions are counted: one trip of the loop per input row, and in it what finishes a pooled row.
+The figure counts what a thread executes per pooled value: one trip of the loop per input row, and in it what finishes a
+pooled row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from triton.backends.compiler import GPUTarget
-
-from grouped_conv.autotune.machine_code import gcn, sass
 from grouped_conv.autotune.machine_code.instructions import Instruction
-from grouped_conv.autotune.machine_code.resources import read_resources
 from grouped_conv.autotune.model.lrn_pool.forward import choose
-from grouped_conv.bench.gates.findings import VECTOR_BYTES, Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.bench.gates.engine import Compiled, Gate
+from grouped_conv.bench.gates.findings import VECTOR_BYTES
+from grouped_conv.bench.gates.rules import wide_loads, wide_stores
+from grouped_conv.kernels.launching.launch import Launch
 from grouped_conv.kernels.launching.operands import Operand, channels_last_strides
 from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
 from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
-from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.epilogue import Epilogue
 
-MAX_PER_OUTPUT = 136
+LIMIT = 136.0
 """Instructions per pooled value: the prototype of one output pixel per thread had 135."""
-UNIT = "pooled value"
 ORDERS = ("relu-lrn-pool", "lrn-relu-pool", "pool-lrn")
 NEIGHBOURS = "loads narrower than 16 bytes are the neighbouring channels of a vector, which hit L1"
+_PAPER: dict[str, Any] = {"dtype": "float16", "alpha": 5e-4, "k": 2.0, "groups": 2, "ceil_mode": True}
+LAYERS = {
+    "norm1+pool1": LrnPoolProblem.of((128, 96, 55, 55), **_PAPER),
+    "norm2+pool2": LrnPoolProblem.of((128, 256, 27, 27), **_PAPER),
+}
+"""AlexNet's two normalised and pooled layers in the paper's version, two towers."""
 
 
-def layers(batch: int = 128, dtype: str = "float16") -> dict[str, LrnPoolProblem]:
-    """AlexNet's two normalised and pooled layers in the paper's version, two towers."""
-    shapes = {"norm1+pool1": (batch, 96, 55, 55), "norm2+pool2": (batch, 256, 27, 27)}
-    return {
-        name: LrnPoolProblem.of(shape, dtype=dtype, alpha=5e-4, k=2.0, groups=2, ceil_mode=True)
-        for name, shape in shapes.items()
-    }
-
-
-def findings(archs: Sequence[str], dtype: str = "float16") -> Iterator[Finding]:
-    """AlexNet's layers at the default configuration of each architecture, the first in every other order too."""
-    for arch in archs:
-        device = DeviceSpec.get(arch)
-        for layer, problem in layers(dtype=dtype).items():
-            yield judge(arch, layer, problem, choose(problem, device))
-        for order in ORDERS:
-            problem = replace(layers(dtype=dtype)["norm1+pool1"], order=order)
-            yield judge(arch, order, problem, choose(problem, device))
-
-
-def judge(arch: str, layer: str, problem: LrnPoolProblem, config: LrnPoolConfig) -> Finding:
-    """Compile `problem` with `config` for `arch` and look at the code."""
-    device = DeviceSpec.get(arch)
-    operands = {
-        "input": Operand(channels_last_strides(problem.input_shape)),
-        "output": Operand(channels_last_strides(problem.output_shape)),
-    }
-    target = GPUTarget(device.backend, device.arch, device.warp_size)
-    kernel = compile_launch(plan_lrn_pool(problem, config, operands), target)
-    code = sass.disassemble(kernel.asm["cubin"]) if "cubin" in kernel.asm else gcn.parse(kernel.asm["amdgcn"])
-    resources = read_resources(kernel)
-    strips = config.block // (config.num_warps * device.warp_size)  # of one thread
-    outputs = config.rows * config.strip * (VECTOR_BYTES // problem.item_size) * strips
-    figure = executed_instructions(code, problem, config) / outputs
-    loads = resources.total.load_widths
-    faults = [
-        *resource_faults(resources, device),
-        *figure_fault(figure, MAX_PER_OUTPUT, UNIT),
-        *([] if VECTOR_BYTES in loads else [f"loads by width in bytes: {dict(loads)}"]),
-        *width_fault("stores", resources.total.store_widths),
+def launches(problem: LrnPoolProblem, config: LrnPoolConfig) -> Sequence[Launch]:
+    """The one launch, on channels_last tensors."""
+    shapes = {"input": problem.input_shape, "output": problem.output_shape}
+    return [
+        plan_lrn_pool(problem, config, {name: Operand(channels_last_strides(shape)) for name, shape in shapes.items()})
     ]
-    return Finding(
-        arch, config.family, layer, str(config), resources, figure, MAX_PER_OUTPUT, UNIT, tuple(faults), NEIGHBOURS
-    )
+
+
+def per_pooled_value(compiled: Compiled) -> float:
+    """Executed instructions per pooled value of a thread."""
+    problem, config = compiled.problem, compiled.config
+    strips = config.block // compiled.threads
+    outputs = config.rows * config.strip * (VECTOR_BYTES // problem.item_size) * strips
+    return executed_instructions(compiled.code, problem, config) / outputs
 
 
 def executed_instructions(code: Sequence[Instruction], problem: LrnPoolProblem, config: LrnPoolConfig) -> int:
@@ -93,3 +68,32 @@ def _spans(code: Sequence[Instruction], *, backward: bool) -> Iterator[list[Inst
         low, high = sorted((branch.target, branch.address))
         if backward or any(address >= high for address in addresses):
             yield [i for i in code if low <= i.address <= high and (backward or i.address not in (low, high))]
+
+
+def some_wide_loads(compiled: Compiled) -> Iterator[str]:
+    """A vector's own channels are loaded 16 bytes at a time."""
+    loads = compiled.resources.total.load_widths
+    if VECTOR_BYTES not in loads:
+        yield f"loads by width in bytes: {dict(loads)}"
+
+
+def varied(problem: LrnPoolProblem, dtype: str, epilogue: Epilogue) -> LrnPoolProblem:
+    """The same layer with another dtype; it has no epilogue."""
+    return replace(problem, dtype=dtype)
+
+
+GATES = (
+    Gate(
+        family="lrn_pool",
+        unit="pooled value",
+        layers=LAYERS | {order: replace(LAYERS["norm1+pool1"], order=order) for order in ORDERS},
+        choose=choose,
+        limit=lambda layer, problem, config, device: LIMIT,
+        launches=launches,
+        count=per_pooled_value,
+        rules=(some_wide_loads, wide_stores),
+        wide=(wide_loads,),
+        exemption=lambda compiled: NEIGHBOURS,
+        varied=varied,
+    ),
+)

@@ -1,94 +1,97 @@
-"""What compiled packed-groups kernels are held to: thin layers of ResNeXt-50 and ShuffleNet at the family's defaults.
+"""Gates of the kernels for thin groups: ResNeXt-50's and ShuffleNet's layers, forward and both gradients.
 
-Counted is the steady loop over tiles, isolation included, per output value of a thread; the branch that recomputes
-tiles with non-finite values is outside it.
+The figure counts the steady loop over tiles or steps, per output or input value of a thread. The branch that computes
+tiles with non-finite values again is outside that loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from grouped_conv.autotune.compiling.offline import compile_offline
-from grouped_conv.autotune.machine_code.instructions import Instruction, Mix, loops
-from grouped_conv.autotune.machine_code.resources import disassembled
-from grouped_conv.autotune.model.families import MODELS, predict
-from grouped_conv.bench.gates.findings import Finding, figure_fault, resource_faults, width_fault
-from grouped_conv.kernels.families import why_invalid
-from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
-from grouped_conv.kernels.values.device import DeviceSpec
-from grouped_conv.kernels.values.epilogue import Epilogue
-from grouped_conv.kernels.values.problem import ConvProblem
-
-UNIT = "output"
-LIMITS = {"rx50 stage 1": {"sm_80": 11.0, "sm_90": 11.0, "gfx942": 25.0}}
-"""Instructions per output of 4 channels per group, 3x3, bias and ReLU; the prototype had 24 to 25 on NVIDIA, without
-isolation. AMD's compiler guards each masked load with a branch and takes 4 instructions for a ReLU that keeps NaN."""
-ANY, ANY_AMD = 29.0, 34.0
-"""Limits of every other layer, on NVIDIA and on AMD."""
-_LAYERS = (
-    ("rx50 stage 1", 4, 4, 32, 56, 3, 1),
-    ("rx50 stage 2 s2", 8, 8, 32, 56, 3, 2),
-    ("rx50 stage 2", 8, 8, 32, 28, 3, 1),
-    ("rx50 stage 3 s2", 16, 16, 32, 28, 3, 2),
-    ("rx50 stage 3", 16, 16, 32, 14, 3, 1),
-    ("rx50 stage 4 s2", 32, 32, 32, 14, 3, 2),
-    ("rx50 stage 4", 32, 32, 32, 7, 3, 1),
-    ("grouped 1x1", 8, 8, 30, 28, 1, 1),
+from grouped_conv.bench.gates.engine import Compiled, Gate, first_loop, gradients, per, square
+from grouped_conv.bench.gates.rules import (
+    BIAS_RELU,
+    GRADIENT_VARIANTS,
+    no_atomics,
+    tensor_cores,
+    wide_loop_loads,
+    wide_stores,
 )
-"""Name, channels per group in and out, groups, image size, kernel, stride."""
+from grouped_conv.kernels.packed.weight_grad_rules import kernel_rows
+from grouped_conv.kernels.values.device import DeviceSpec
+
+LAYERS = {
+    "rx50 stage 1": square(4, 4, 32, 56, 3),
+    "rx50 stage 2 s2": square(8, 8, 32, 56, 3, 2),
+    "rx50 stage 2": square(8, 8, 32, 28, 3),
+    "rx50 stage 3 s2": square(16, 16, 32, 28, 3, 2),
+    "rx50 stage 3": square(16, 16, 32, 14, 3),
+    "grouped 1x1": square(8, 8, 30, 28, 1),
+}
+FORWARD_LAYERS = LAYERS | {"rx50 stage 4 s2": square(32, 32, 32, 14, 3, 2), "rx50 stage 4": square(32, 32, 32, 7, 3)}
+
+LIMITS = {
+    "packed_groups": {"sm_80": 11.0, "sm_90": 11.0, "gfx942": 25.0},
+    "packed_input_grad": {"sm_80": 11.8, "sm_90": 10.9, "gfx942": 20.4},
+    "packed_weight_grad": {"sm_80": 9.9, "sm_90": 9.9, "gfx942": 22.6},
+}
+"""Instructions per value of `rx50 stage 1`: 4 channels per group, 3x3.
+
+- Forward, with bias and ReLU: the prototype had 24 to 25 on NVIDIA, without isolation. AMD's compiler guards each
+  masked load with a branch and takes 4 instructions for a ReLU that keeps NaN.
+- Gradients: the implicit GEMM with packs takes 48 on sm_80. AMD rounds to bf16 by arithmetic before gfx950: 16.2 in
+  fp16, 20.3 in bf16."""
+OTHER_LIMITS = {"packed_groups": (29.0, 34.0), "packed_input_grad": (17.0, 24.0), "packed_weight_grad": (17.0, 24.0)}
+"""Limits of every other layer and architecture, on NVIDIA and on AMD."""
 
 
-def layers(batch: int = 128) -> Iterator[tuple[str, ConvProblem]]:
-    """The layers, fp16, channels_last, with bias and ReLU."""
-    for name, c, k, groups, size, kernel, stride in _LAYERS:
-        yield (
-            name,
-            ConvProblem.of(
-                (batch, c * groups, size, size),
-                (k * groups, c, kernel, kernel),
-                stride,
-                kernel // 2,
-                groups=groups,
-                epilogue=Epilogue("relu", bias=True),
-            ),
-        )
+def limit(layer: str, problem: Any, config: Any, device: DeviceSpec) -> float | None:
+    """A gradient has a limit only without an activation and a scale."""
+    if problem.direction != "forward" and not problem.epilogue.is_identity:
+        return None
+    other = OTHER_LIMITS[config.family][device.backend == "hip"]
+    held = LIMITS[config.family] if problem.c_per_group == 4 else {}
+    return held.get(device.arch_name, other)
 
 
-def default(problem: ConvProblem, device: DeviceSpec) -> PackedGroupsConfig:
-    """The family's own choice, whichever family the heuristic prefers."""
-    valid = [c for c in MODELS["packed_groups"].defaults(problem, device) if why_invalid(problem, c, device) is None]
-    return min(valid, key=lambda config: predict(problem, config, device).weighed_us)
+def pixels(compiled: Compiled) -> float:
+    """Pixels of one step, times the groups of a pack."""
+    config = compiled.config
+    return float(config.block_m * config.strip * config.pack)
 
 
-def findings(archs: Sequence[str]) -> Iterator[Finding]:
-    """Every layer at its default on each architecture."""
-    for arch in archs:
-        device = DeviceSpec.get(arch)
-        for name, problem in layers():
-            config = default(problem, device)
-            (launch,) = compile_offline(problem, device, config)
-            loop = steady_loop(launch.kernel)
-            threads = config.num_warps * device.warp_size
-            outputs = config.block_m * config.strip * config.pack * problem.k_per_group / threads
-            figure = len(loop) / outputs if loop else None
-            limit = LIMITS.get(name, {}).get(arch, ANY if device.backend == "cuda" else ANY_AMD)
-            resources = replace(launch.resources, loop=Mix.of(loop) if loop else None)
-            loads = {i.width: 1 for i in loop if i.kind == "global_load"}
-            faults = (
-                *resource_faults(resources, device),
-                *figure_fault(figure, limit, UNIT),
-                *width_fault("loads in the loop", loads),
-                *width_fault("stores", resources.total.store_widths),
-                *([] if any(i.kind == "mma" for i in loop) else ["no tensor-core instruction in the loop"]),
-            )
-            yield Finding(arch, config.family, name, str(config), resources, figure, limit, UNIT, faults)
+def weight_pixels(compiled: Compiled) -> float:
+    """Input pixels of one step of the weight's gradient, times the groups of a pack, for one of its parts of rows."""
+    config, problem = compiled.config, compiled.problem
+    rows = kernel_rows(problem, config) / problem.kernel_size[0]
+    return float(config.block_k * config.strip * config.pack * problem.stride[0] * problem.stride[1] * rows)
 
 
-def steady_loop(kernel: Any) -> list[Instruction]:
-    """The first loop in the code that both multiplies and stores: the one over tiles, before the cold branch."""
-    for loop in loops(disassembled(kernel)):
-        if {"mma", "global_store"} <= {i.kind for i in loop}:
-            return loop
-    return []
+FORWARD = Gate(
+    family="packed_groups",
+    unit="output",
+    layers=FORWARD_LAYERS,
+    variants=(("float16", BIAS_RELU),),
+    limit=limit,
+    loop=first_loop("mma", "global_store"),
+    count=per(lambda compiled: pixels(compiled) * compiled.problem.k_per_group),
+    rules=(tensor_cores, wide_loop_loads, wide_stores),
+)
+INPUT_GRAD = replace(
+    FORWARD,
+    family="packed_input_grad",
+    unit="value",
+    layers=gradients(LAYERS, "input_grad"),
+    variants=GRADIENT_VARIANTS,
+    count=per(lambda compiled: pixels(compiled) * compiled.problem.c_per_group),
+    rules=(*FORWARD.rules, no_atomics),
+)
+WEIGHT_GRAD = replace(
+    INPUT_GRAD,
+    family="packed_weight_grad",
+    layers=gradients(LAYERS, "weight_grad"),
+    loop=first_loop("mma", "global_load"),
+    count=per(lambda compiled: weight_pixels(compiled) * compiled.problem.c_per_group),
+)
+GATES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)

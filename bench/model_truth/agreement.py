@@ -1,4 +1,4 @@
-"""How well predicted times agree with others': rank correlation, ratios, and what a choice costs in another's eyes."""
+"""How well predicted times agree with other times: rank correlations and ratios."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ FAR = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of pairs (ours, theirs).
+    """How well pairs of times (ours, theirs) agree.
 
     Attributes:
         pairs: how many.
         spearman: correlation of the ranks.
-        kendall: Kendall's tau-b: concordant less discordant pairs, ties allowed for.
-        rates: Spearman's correlation of work / time: whether the same shapes run well, not just which are larger.
+        kendall: Kendall's tau-b, which allows for ties.
+        rates: Spearman's correlation of work / time: do the same shapes run well, regardless of their size?
         low, median, high: 10th, 50th and 90th percentile of ours / theirs.
         far: how many ratios are beyond `FAR`.
     """
@@ -47,7 +47,7 @@ def agreement(ours: Sequence[float], theirs: Sequence[float], work: Sequence[flo
         work: what each pair computes, in any unit.
 
     Raises:
-        ValueError: for lists of different lengths or of less than two, which have no ranks to compare.
+        ValueError: for lists of different lengths, or with fewer than two times.
     """
     from scipy import stats
 
@@ -75,7 +75,7 @@ def is_far(ratio: float) -> bool:
 
 
 def order(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Kendall's tau-b of one shape's configurations; `None` below three of them, or where either side ties them all."""
+    """Kendall's tau-b of one shape's configurations; `None` for fewer than three, or where all are tied on one side."""
     from scipy import stats
 
     if len(ours) < 3 or len(set(ours)) == 1 or len(set(theirs)) == 1:
@@ -84,7 +84,7 @@ def order(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the sorted `values` lie, between neighbours in proportion; NaN for none."""
+    """The value below which `share` of the sorted `values` are, interpolated between neighbours; NaN without values."""
     if not values:
         return math.nan
     place = share * (len(values) - 1)

@@ -12,7 +12,7 @@ class Gemm:
     """[m, k] times [k, n], `groups` times; fp16 with fp32 sums, both operands with k innermost.
 
     Attributes:
-        kind: what it stands for in the table.
+        kind: the part of the table that it belongs to.
     """
 
     m: int
@@ -50,13 +50,13 @@ SHAPES = (
     *_of("small k", (8192, 8192, 128), (8192, 8192, 64), (4096, 4096, 32), (65536, 64, 64)),
     *_of("deep k", (1568, 512, 2048), (256, 1024, 9216), (128, 128, 16384), (256, 256, 8192), (512, 512, 16384)),
     *_of("deep k", (64, 1000, 4096), (512, 4096, 16384), (2048, 2048, 8192)),
-    # AlexNet's layers of two groups at batch 128, each as the GEMM behind it
+    # AlexNet's layers of two groups at batch 128, each as a GEMM
     *_of("batched", (93312, 128, 1200, 2), (21632, 192, 1728, 2), (21632, 128, 1728, 2)),
     # ResNeXt's and RegNet's groups
     *_of("batched", (100352, 128, 128, 2), (25088, 16, 16, 32), (6272, 32, 32, 32), (25088, 64, 64, 8)),
     *_of("batched", (6272, 128, 128, 8), (6272, 64, 64, 16), (1568, 128, 128, 32), (196, 256, 256, 32)),
     *_of("batched", (512, 512, 64, 64), (512, 64, 512, 64), (1024, 1024, 128, 16), (2048, 128, 128, 96)),
-    # a row that no load wider than 2 bytes divides (AlexNet's conv1), and groups thinner than a tensor core
+    # rows that only loads of 2 bytes divide (AlexNet's conv1), and groups thinner than a tensor core
     *_of("unaligned", (387200, 96, 363), (3136, 4, 4, 32)),
 )
-"""The table: rows of a kind are comparable, and no row was chosen by what the model says of it."""
+"""Rows of a kind are comparable. No row was chosen for what the model says about it."""

@@ -1,8 +1,9 @@
 """NVIDIA's estimator of matrix multiplications, `nvMatmulHeuristics`: what it would run, and how long it expects.
 
-An optional extra (`pip install grouped-conv[estimate]`): proprietary, under NVIDIA's own licence, so it is imported
-where it is installed and never copied. It needs no GPU: it knows GPUs by name. Its Triton target is asked, with fp16
-operands and results and fp32 sums (`HSH`), and both operands' k innermost (`NT` in row-major terms).
+The library is an optional extra (`pip install grouped-conv[estimate]`). It is proprietary, under NVIDIA's own licence,
+so it is imported where it is installed and never copied. It needs no GPU, because it knows GPUs by name. We use its
+Triton target, with fp16 operands and results and fp32 sums (`HSH`), and k innermost in both operands (`NT` in row-major
+terms).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ GPUS = {"a100": "A100_SXM_80GB", "h100-sxm": "H100_SXM"}
 DISTRIBUTION = "nvidia-matmul-heuristics"
 PRECISION = "HSH"
 MMA = (16, 8, 16)
-"""The instruction that the Triton target answers with for fp16, on H100 too, where Triton itself uses wgmma."""
+"""The instruction that the Triton target reports for fp16. It does so for H100 too, where Triton itself uses wgmma."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,9 @@ class Estimate:
     """One kernel that the estimator proposes.
 
     Attributes:
-        tile: as it says it.
+        tile: in its own words.
         us: its estimate.
-        config: the same kernel in our words; `None` where our space has none such.
+        config: the same kernel as our configuration; `None` where our space has none.
     """
 
     tile: str
@@ -43,7 +44,7 @@ class Estimate:
 
 
 class Estimator(Protocol):
-    """What the comparison asks of an estimator; `name` tells it apart in the output."""
+    """What the comparison needs from an estimator; `name` identifies it in the output."""
 
     name: str
 
@@ -64,7 +65,7 @@ class NvEstimator:
 
         Raises:
             ImportError: where the extra is not installed.
-            ValueError: for a device that has no counterpart, naming those that have.
+            ValueError: for a device that it does not know, naming those that it knows.
         """
         import nvMatmulHeuristics as library
 
@@ -112,7 +113,7 @@ class NvEstimator:
         return self._interface.makeNvMatmulHeuristicsProblem(gemm.m, gemm.n, gemm.k, self._layout, gemm.groups)
 
     def _ours(self, gemm: Gemm, kernel: Any) -> ImplicitGemmConfig | None:
-        """The same kernel in our space, its pipeline no deeper than the space's deepest."""
+        """The same kernel in our space, with a pipeline no deeper than our space allows."""
         problem = gemm.problem()
         offered = axes(problem, self._device)
         blocks = (kernel.cta_tile_m, kernel.cta_tile_n, kernel.cta_tile_k)

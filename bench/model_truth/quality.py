@@ -1,4 +1,4 @@
-"""The cost model beside data it did not produce: a GEMM beside an estimator, a published column beside predictions."""
+"""Compares the cost model with data that it did not produce: an estimator's and published measurements."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 
 PROPOSALS = 16
-"""Kernels asked of the estimator for each shape."""
+"""Kernels that the estimator proposes for each shape."""
 SMALL_US = 20.0
-"""Published times from here on tell the kernel rather than the protocol, whose part is 3 to 5 us."""
+"""Published times from here up show the kernel rather than the way of timing, which adds 3 to 5 us."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One shape beside the estimator.
+    """One shape compared with the estimator.
 
     Attributes:
-        shape, kind: of the GEMM.
-        choice: our heuristic's.
+        shape, kind: the GEMM.
+        choice: our heuristic's configuration.
         bound: the term that decides our prediction.
         flops: the work.
         us, theirs_us: our prediction of our choice, and their estimate of their best.
         proposal: their best.
-        held: how many of their proposals our space has.
-        tau: order of those; `None` where it tells nothing.
-        regret: their estimate of our choice / of the best they were asked about; `None` where they give none.
-        own_regret: our prediction of their first proposal we have / of our choice (self-consistency).
+        held: how many of their proposals are in our space.
+        tau: Kendall's tau of the order of those; `None` where there are too few.
+        regret: their estimate of our choice / of their best; `None` where they give none.
+        own_regret: our prediction of their first proposal in our space / of our choice (self-consistency).
     """
 
     shape: str
@@ -62,22 +62,22 @@ class Row:
 
 
 def rows_agreement(rows: Sequence[Row]) -> Agreement | None:
-    """Of all `rows` together; `None` for less than two."""
+    """The agreement of all `rows` together; `None` for fewer than two."""
     return _agreement([row.us for row in rows], [row.theirs_us for row in rows], [float(row.flops) for row in rows])
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One published column beside our predictions.
+    """One published column compared with our predictions.
 
     Attributes:
-        what, url: of the column.
-        whole: all of its rows; `None` for less than two, like the others.
-        beyond_protocol: with what the document's timing adds to almost no work added to our predictions.
+        what, url: the column.
+        whole: all of its rows; `None` for fewer than two, as in the other fields.
+        beyond_protocol: with the time that the document measures for almost no work added to our predictions.
         large: rows of `SMALL_US` and more.
         worst: the shape with the ratio furthest from 1, and that ratio.
         far_us: the longest published time with a ratio beyond 2x; 0 for none.
-        estimator: the estimator's best proposals in our place, where there is an estimator.
+        estimator: the estimator's best proposals instead of ours; `None` without an estimator.
     """
 
     what: str
@@ -92,7 +92,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything for one device; `estimator` is `None` where the extra is not installed, and `rows` empty."""
+    """Everything for one device. Without the extra `estimate`, `estimator` is `None` and `rows` is empty."""
 
     device: str
     model: int
@@ -102,17 +102,19 @@ class Report:
 
 
 def compare(gemm: Gemm, device: DeviceSpec, estimator: Estimator) -> Row:
-    """One shape beside the estimator.
+    """Compare one shape with the estimator.
 
     Raises:
-        ValueError: where it proposes nothing.
+        ValueError: when the estimator proposes nothing.
     """
     problem, proposals = gemm.problem(), estimator.ranked(gemm, PROPOSALS)
     if not proposals:
         raise ValueError(f"{estimator.name} proposes no kernel for {gemm}")
     choice = choose(problem, device)
     ours = predict(problem, choice, device)
-    held = {one.config: one.us for one in reversed(proposals) if one.config is not None}  # twins: the faster stays
+    held = {
+        one.config: one.us for one in reversed(proposals) if one.config is not None
+    }  # of equal configurations the faster stays
     pairs = [(predict(problem, config, device).us, us) for config, us in reversed(held.items())]
     seen = estimator.time_us(gemm, choice) if isinstance(choice, ImplicitGemmConfig) else None
     return Row(
@@ -131,8 +133,8 @@ def compare(gemm: Gemm, device: DeviceSpec, estimator: Estimator) -> Row:
     )
 
 
-def beside(column: Published, device: DeviceSpec, estimator: Estimator | None) -> Column:
-    """One published column beside our predictions, and beside the estimator's."""
+def compare_column(column: Published, device: DeviceSpec, estimator: Estimator | None) -> Column:
+    """Compare one published column with our predictions, and with the estimator's."""
     ours = [_tutorial(gemm, column.tiles, device).us for gemm, _ in column.rows]
     theirs = [gemm.flops / rate / 1e6 for gemm, rate in column.rows]
     empty_us = LAUNCH_US + 1e6 * EDGE_LATENCY / device.clock_hz  # what our model expects of almost no work
@@ -153,7 +155,7 @@ def beside(column: Published, device: DeviceSpec, estimator: Estimator | None) -
 
 
 def _tutorial(gemm: Gemm, tiles: Sequence[tuple[int, ...]], device: DeviceSpec) -> Prediction:
-    """The fastest predicted of a kernel's tiles, as its autotuner would choose; our own choice where none are known."""
+    """The fastest prediction among a kernel's tiles, as its autotuner would choose; our choice where none is known."""
     problem = gemm.problem()
     configs: list[KernelConfig] = []
     for block_m, block_n, block_k, stages, warps in tiles:
@@ -178,7 +180,7 @@ def _agreement(ours: Sequence[float], theirs: Sequence[float], work: Sequence[fl
 
 
 def report(device: DeviceSpec, estimator: Estimator | None, shapes: Sequence[Gemm] = SHAPES) -> Report:
-    """All comparisons for one device; those with the estimator are left out without one."""
+    """All comparisons for one device; without an estimator, those that need none."""
     rows = tuple(compare(gemm, device, estimator) for gemm in shapes) if estimator else ()
-    columns = tuple(beside(column, device, estimator) for column in PUBLISHED if column.device == device.key)
+    columns = tuple(compare_column(column, device, estimator) for column in PUBLISHED if column.device == device.key)
     return Report(device.key, MODEL_VERSION, estimator.name if estimator else None, rows, columns)

@@ -1,1 +1,1 @@
-"""Bytes that kernels must move and do move."""
+"""Bytes that kernels must move, and the calls whose bytes are counted."""

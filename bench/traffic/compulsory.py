@@ -1,4 +1,4 @@
-"""The bytes that the outputs of one program cannot do without: what counted traffic is compared with.
+"""The bytes that the outputs of one program depend on: what counted traffic is compared with.
 
 A kernel divides the outputs among programs. Given the outputs that a program stores, the problem alone says which
 inputs, weights and epilogue operands they depend on; whatever else the program reads is overhead.
@@ -7,8 +7,8 @@ inputs, weights and epilogue operands they depend on; whatever else the program 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +23,27 @@ from grouped_conv.kernels.values.problem import ConvProblem, Pair
 Table = npt.NDArray[np.int64]
 
 
-class Needs(Protocol):
-    """What outputs depend on."""
+class Needs(ABC):
+    """What outputs depend on.
 
+    Args:
+        output: the tensor that programs store to, for its strides.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        self.index = logical_index(output)
+
+    @abstractmethod
     def __call__(self, stored: Offsets) -> dict[str, int]:
         """Bytes of each operand that the outputs at these offsets need, the outputs' own included."""
 
     def whole_call(self) -> dict[str, int]:
         """The same for all outputs together."""
+        return self(np.flatnonzero(self.index >= 0))
 
 
 def logical_index(tensor: Tensor) -> Table:
-    """By memory offset, in elements, which element of the contiguous tensor lies there; -1 in gaps."""
+    """By memory offset, in elements, the index of the element there in the contiguous tensor; -1 in gaps."""
     strides = torch.tensor(tensor.stride())
     places = sum(
         (torch.arange(size).mul(stride).view(-1, *(1,) * (tensor.dim() - axis - 1)))
@@ -46,16 +55,12 @@ def logical_index(tensor: Tensor) -> Table:
     return table
 
 
-class ConvNeeds:
-    """What outputs of a convolution depend on.
-
-    Args:
-        problem: any layout of groups, shuffles included.
-        output: the tensor that programs store to, for its strides.
-    """
+class ConvNeeds(Needs):
+    """What outputs of a convolution depend on, with any layout of groups and with shuffles."""
 
     def __init__(self, problem: ConvProblem, output: Tensor) -> None:
-        self.problem, self.index = problem, logical_index(output)
+        super().__init__(output)
+        self.problem = problem
         layout = problem.layout
         inputs = [np.array(layout.inputs_of(group), np.int64) for group in range(layout.groups)]
         per_group = [group.outputs for group in layout.ragged] if layout.ragged else None
@@ -85,10 +90,6 @@ class ConvNeeds:
             "output": len(flat),
         }
         return {name: count * problem.item_size for name, count in elements.items()}
-
-    def whole_call(self) -> dict[str, int]:
-        """The same for all outputs together."""
-        return self(np.flatnonzero(self.index >= 0))
 
     def _inputs(self, group: Table, pixel: Table) -> int:
         """Input elements under the windows of output pixels, each with the channels its group sees."""
@@ -126,15 +127,12 @@ def windows(problem: ConvProblem | LrnPoolProblem, pixels: Table, before: Pair, 
     return np.nonzero(inside)[0], places[inside]
 
 
-class LrnPoolNeeds:
-    """What outputs of local response normalisation and pooling depend on.
-
-    Args:
-        output: the tensor that programs store to, for its strides.
-    """
+class LrnPoolNeeds(Needs):
+    """What outputs of local response normalisation and pooling depend on."""
 
     def __init__(self, problem: LrnPoolProblem, output: Tensor) -> None:
-        self.problem, self.index = problem, logical_index(output)
+        super().__init__(output)
+        self.problem = problem
 
     def __call__(self, stored: Offsets) -> dict[str, int]:
         """Bytes of the input that the outputs at these offsets need, and the outputs'."""
@@ -150,26 +148,19 @@ class LrnPoolNeeds:
         read = np.unique((place[:, None] * problem.channels + reached)[inside])
         return {"input": len(read) * problem.item_size, "output": len(flat) * problem.item_size}
 
-    def whole_call(self) -> dict[str, int]:
-        """The same for all outputs together."""
-        return self(np.flatnonzero(self.index >= 0))
 
-
-class SeparableNeeds:
-    """What outputs of a grouped convolution with a 1x1 convolution behind it depend on.
-
-    Args:
-        output: the tensor that programs store to, for its strides.
-    """
+class SeparableNeeds(Needs):
+    """What outputs of a grouped convolution followed by a 1x1 convolution depend on."""
 
     def __init__(self, problem: SeparableProblem, output: Tensor) -> None:
-        self.problem, self.index = problem, logical_index(output)
+        super().__init__(output)
+        self.problem = problem
         self.second = ConvNeeds(problem.second, output)
         hidden = torch.empty(problem.first.output_shape, device="meta")
         self.first = ConvNeeds(problem.first, hidden)
 
     def __call__(self, stored: Offsets) -> dict[str, int]:
-        """Bytes of each operand that the outputs at these offsets need; nothing for what lies between the two."""
+        """Bytes of each operand that the outputs at these offsets need; nothing for the values between the two."""
         hidden, area = self.problem.first.output_shape[1], math.prod(self.problem.first.out_size)
         flat = self.index[stored]
         pixel = np.unique(flat // (self.problem.out_channels * area) * area + flat % area)
@@ -178,10 +169,6 @@ class SeparableNeeds:
         first, second = self.first(np.sort(made.reshape(-1))), self.second(stored)
         del first["output"], second["input"]
         return first | {name if name in ("output", "residual") else f"second {name}": n for name, n in second.items()}
-
-    def whole_call(self) -> dict[str, int]:
-        """The same for all outputs together."""
-        return self(np.flatnonzero(self.index >= 0))
 
 
 def total(parts: Mapping[str, int]) -> int:

@@ -161,7 +161,7 @@ def aten_convolution(input: Tensor, weight: Tensor, bias: Tensor | None, geometr
 
 
 def torch_convolution(operands: Operands, geometry: Geometry) -> Tensor:
-    """The convolution with its bias, if no scale stands between, by `torch.nn.functional.conv2d` and all its checks."""
+    """The convolution, with its bias if there is no scale, by `torch.nn.functional.conv2d` with all its checks."""
     input, weight = operands.input, operands.weight
     if any(geometry.extra_padding):
         input = F.pad(input, geometry.extra_padding)
@@ -179,7 +179,7 @@ def shuffle_channels(value: Tensor, groups: int, axis: int = 1) -> Tensor:
         return value
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if axis == 1 and value.dim() == 4 and not (torch.is_grad_enabled() or transformed):
-        return torch.channel_shuffle(value, groups)  # the same copy at once, but without derivatives of every kind
+        return torch.channel_shuffle(value, groups)  # the same in one copy, but without every kind of derivative
     return value.unflatten(axis, (groups, -1)).transpose(axis, axis + 1).flatten(axis, axis + 1)
 
 

@@ -1,6 +1,6 @@
-"""Small integer arrays on devices, one copy of each content: what ragged kernels and index gathers look up.
+"""Small integer arrays on devices, one copy of each content, for ragged kernels and index gathers.
 
-They are made when a call is planned and kept for the process's life, because a CUDA graph may hold their address. Plans
+They are made when a call is planned and kept until the process ends, because a CUDA graph may hold their address. Plans
 keep handles, never tensors.
 """
 
@@ -22,7 +22,7 @@ _inherited: list[Any] = []
 
 
 def keep(array: np.ndarray, device: torch.device) -> int:
-    """The handle of this array's copy on `device`, made now unless there is one."""
+    """The handle of this array's copy on `device`, which is made if it does not exist."""
     key = (device, array.dtype.str, array.shape, array.tobytes())
     handle = _handles.get(key)
     if handle is not None:
@@ -35,7 +35,7 @@ def keep(array: np.ndarray, device: torch.device) -> int:
 
 
 def fetch(handle: int) -> Tensor:
-    """The tensor behind a handle; nobody may write to it."""
+    """The tensor behind a handle; read-only."""
     return _tensors[handle]
 
 
@@ -45,7 +45,7 @@ def has_list(channels: tuple[int, ...], device: torch.device) -> bool:
 
 
 def channel_list(channels: tuple[int, ...], device: torch.device) -> Tensor:
-    """These channels in int64 on `device`, as `index_select` takes them; nobody may write to it."""
+    """These channels in int64 on `device`, as `index_select` takes them; read-only."""
     known = _lists.get((channels, device))
     if known is None:
         known = _lists[channels, device] = fetch(keep(np.array(channels, np.int64), device))

@@ -1,6 +1,6 @@
 """The weights of unequal groups in memory: one 4-D tensor per size bucket, all of them views of one flat storage.
 
-The kernel reads the flat storage, so weights that lie in it need no pass of their own. Each bucket is
+The kernel reads the flat storage, so weights that are views of it need no pass of their own. Each bucket is
 `[groups * outputs, R, S, inputs]` there and begins at a multiple of 8 elements; rows are not padded, so that a bucket
 stays an ordinary dense tensor. Other weights are copied into such a storage at every call.
 """
@@ -48,7 +48,7 @@ def views(flat: Tensor, layout: GroupLayout, kernel_size: tuple[int, int]) -> li
 
 
 def are_flat(weights: Sequence[Tensor], layout: GroupLayout) -> bool:
-    """Do these tensors lie in memory as the views of one flat storage that is 16-byte aligned?"""
+    """Are these tensors placed like the views of one flat storage that is 16-byte aligned?"""
     return lie_at(weights, places(layout, (weights[0].shape[2], weights[0].shape[3])))
 
 
@@ -95,7 +95,7 @@ def in_flat_storage(weights: Sequence[Tensor], layout: GroupLayout) -> Tensor:
 
 
 def make_flat(weights: Sequence[Tensor], layout: GroupLayout) -> None:
-    """Move the data of these weights into one flat storage, in place, unless it already lies so.
+    """Move the data of these weights into one flat storage, in place, unless it is already there.
 
     What cannot be moved (tensors of several dtypes or devices, subclasses, meta tensors) stays as it is.
     """
@@ -137,9 +137,9 @@ _casts = WeakTensorKeyDictionary()
 
 
 def cast_weights(weights: Sequence[Tensor], dtype: torch.dtype, layout: GroupLayout) -> list[Tensor]:
-    """The weights in `dtype`, by one pass over their flat storage where they lie in one.
+    """The weights in `dtype`, by one pass over their flat storage if they have one.
 
-    Leaves that record gradients share one cast for as long as it is needed, as autocast's own cache has it.
+    Leaves that record gradients share one cast for as long as it is needed, as in autocast's own cache.
     """
     if not _is_one_storage(weights, layout):
         return [weight.to(dtype) for weight in weights]

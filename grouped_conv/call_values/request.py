@@ -129,7 +129,7 @@ class UnequalGroups(NamedTuple):
 
 
 class BackwardRequest(NamedTuple):
-    """What the gradients of one call are asked for with.
+    """Everything that the gradients of one call depend on, besides tensors.
 
     Attributes:
         request: the forward pass's.

@@ -17,7 +17,7 @@ from grouped_conv.cli.problem_options import Source, source_options
 def explain(device: str | None, policy: str, as_json: bool, source: Source) -> None:
     """Say which kernel each convolution of MODEL, or of another source, runs with, and why.
 
-    Nothing is tuned, compiled or timed here; times that nobody measured are called predicted.
+    Nothing is tuned, compiled or timed here; times that were not measured are called predicted.
     """
     import torch
 

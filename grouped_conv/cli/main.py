@@ -1,7 +1,7 @@
 """The `grouped-conv` command: which sub-commands exist, and how their errors look.
 
-Each folder owns its commands; they are found by name when asked for, so no import runs upwards and `--version` loads
-neither torch nor Triton. Whatever a user got wrong ends here as one line on stderr and exit code 2.
+Each folder owns its commands; they are imported by name when they run, so no import runs upwards and `--version` loads
+neither torch nor Triton. User errors end here as one line on stderr and exit code 2.
 """
 
 import sys
@@ -41,7 +41,7 @@ def _describe(error: Exception) -> str:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for, and which reports user errors in one line."""
+    """A group whose commands are imported when they run, and which reports user errors in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the commands without importing them."""

@@ -38,14 +38,14 @@ def described_layers(texts: Sequence[str], dtype: str, direction: str | None) ->
     """Layers such as `N=128 C=96 H=27 W=27 K=256 R=5 S=5 pad=2 groups=2`.
 
     Raises:
-        ValueError: for a name nobody knows, a number that is missing, or numbers that make no convolution.
+        ValueError: for an unknown name, a missing number, or numbers that make no convolution.
     """
     problems = {f"layer {number}": described_layer(text, dtype) for number, text in enumerate(texts, 1)}
     return in_directions(problems, chosen_directions(direction) or FORWARD)
 
 
 def described_layer(text: str, dtype: str) -> ConvProblem:
-    """One layer in words; beside the numbers there may be `act=relu` and `bias=1`."""
+    """One layer in words: numbers, and optionally `act=relu` and `bias=1`."""
     words = re.findall(r"(\S+?)=(\S+)", text)
     if not words or len(words) != len(text.split()):
         raise ValueError(f"a layer is written as NAME=NUMBER ..., but got {text!r}")

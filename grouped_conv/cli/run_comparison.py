@@ -1,4 +1,4 @@
-"""Runs a network beside the same network of plain torch layers: what ran in each layer, and how far apart they are."""
+"""Runs a network and the same network of plain torch layers: what ran in each layer, and how far the results differ."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Preprocessing:
 
 
 PREPROCESSING = {
-    # The paper subtracts the training set's mean image; its mean colour stands in, which needs no file.
+    # The paper subtracts the training set's mean image; its mean colour is used instead, which needs no file.
     "paper": Preprocessing(256, 255.0, (123.0, 117.0, 104.0), (1.0, 1.0, 1.0), "RGB"),
     # Caffe's mean colour of ILSVRC12, B G R. Its own pipeline squeezes images to 256x256; here the aspect is kept.
     "caffe": Preprocessing(256, 255.0, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), "BGR"),

@@ -31,7 +31,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said, besides where problems come from."""
+    """The options of the command line, except those that say where problems come from."""
 
     devices: tuple[str, ...]
     effort: str
@@ -64,7 +64,7 @@ class Options:
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of `tune` behind those of its source, in the order in which its help lists them."""
+    """The options of `tune` after those of its source, in the order in which its help lists them."""
     for option in reversed(
         (
             click.option(

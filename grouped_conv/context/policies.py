@@ -1,8 +1,8 @@
 """Which convolutions run our kernels: the policy and strict mode, as process-wide defaults and scoped overrides.
 
 `measured` (the default) runs a kernel only where this device has a recorded self-check and a measured win, `predicted`
-also runs predicted configurations after the self-check, `kernels` always runs them. Strict mode makes an error of a
-convolution on a GPU that nobody tuned, under any policy.
+also runs predicted configurations after the self-check, `kernels` always runs them. Strict mode makes an untuned
+convolution on a GPU an error, under any policy.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ POLICIES = ("measured", "predicted", "kernels")
 _process_default = "measured"
 _scoped: ContextVar[str | None] = ContextVar("grouped_conv_policy", default=None)
 _process_strict: bool | None = None
-"""None until someone says or asks; then the environment is read, once."""
+"""None until it is set or read; then the environment is read, once."""
 _scoped_strict: ContextVar[bool | None] = ContextVar("grouped_conv_strict", default=None)
 
 
 def get_policy() -> str:
-    """The policy in force here: the innermost `policy(...)` block's, or else the process's."""
+    """The current policy: the innermost `policy(...)` block's, or else the process's."""
     return _scoped.get() or _process_default
 
 
@@ -50,7 +50,7 @@ def policy(name: str) -> Iterator[None]:
 
 
 def is_strict() -> bool:
-    """Is strict mode in force here: by the innermost `strict(...)` block, `set_strict`, or `GROUPED_CONV_STRICT=1`?"""
+    """Is strict mode on: by the innermost `strict(...)` block, `set_strict`, or `GROUPED_CONV_STRICT=1`?"""
     global _process_strict
     scoped = _scoped_strict.get()
     if scoped is not None:

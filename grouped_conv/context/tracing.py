@@ -1,4 +1,4 @@
-"""What each convolution did: `with trace() as calls` collects one record per call."""
+"""What each convolution ran: `with trace() as calls` collects one record per call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CallRecord:
     """One call of a convolution.
 
     Attributes:
-        problem: the convolution, or the two of a separable block; `None` where the kernels do not know their dtype.
+        problem: the convolution, or the two of a separable block; `None` if the kernels do not support its dtype.
         path: the kernel family that ran (`implicit_gemm`), `aten`, `empty` when there was nothing to compute, or
             `two_calls` for a separable block that was not fused: the records of both convolutions follow.
         reason: why this path was taken.

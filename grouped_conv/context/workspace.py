@@ -1,8 +1,8 @@
-"""How much memory a call's gradients may borrow: a process-wide default and a scoped override.
+"""How much extra memory a call's gradients may use: a process-wide default and a scoped override.
 
 The workspace comes from torch's allocator and lives as long as one call. It holds the partial sums of a weight gradient
-and, where that is predicted to pay, the activation's gradient. A smaller limit is honoured by taking the activation in
-the loads and by dividing the output pixels among fewer programs, at least one.
+and, where that is predicted to pay, the activation's gradient. Under a smaller limit, kernels apply the
+activation's derivative while they load, and the output pixels are divided among fewer programs, at least one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _scoped: ContextVar[int | None] = ContextVar("grouped_conv_max_workspace", defau
 
 
 def max_workspace_bytes() -> int:
-    """The limit in force here, in bytes."""
+    """The current limit, in bytes."""
     scoped = _scoped.get()
     return _process_default if scoped is None else scoped
 

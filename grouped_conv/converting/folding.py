@@ -29,7 +29,7 @@ def fold_batchnorm(model: nn.Module, *, verbose: bool = False) -> nn.Module:
     shuffle, the BatchNorm exactly a `BatchNorm1d`, `BatchNorm2d` or `SyncBatchNorm` with running statistics, nothing
     else reads the convolution's output, and neither has hooks or parametrizations. If `torch.fx` can trace the model,
     its graph says what follows what; otherwise only neighbours inside an `nn.Sequential` are pairs, which assumes that
-    nobody indexes into it.
+    no code indexes into it.
 
     Args:
         verbose: print what is folded and which BatchNorms are left, and why.
@@ -69,7 +69,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[_BatchNorm, Convolution]]:
     """(BatchNorm, the convolution that feeds it and nothing else)."""
     try:
         graph = _Tracer().trace(model)
-    except Exception:  # whatever a model's own Python raises when it is traced
+    except Exception:  # a model's own Python may raise anything when it is traced
         yield from _neighbours(model)
         return
     modules = dict(model.named_modules(remove_duplicate=False))

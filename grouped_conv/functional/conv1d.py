@@ -33,7 +33,7 @@ def grouped_conv1d(
     """`activation(scale * conv1d(input, weight) + bias + residual)`; everything else as `grouped_conv2d`.
 
     The kernels read channels innermost: an input whose memory is `(N, L, C)`, seen as `(N, C, L)`, is read in place and
-    gives an output that lies the same way; a contiguous `(N, C, L)` is packed first.
+    gives an output in the same format; a contiguous `(N, C, L)` is packed first.
 
     Args:
         input: `(N, C, L)` or `(C, L)`.

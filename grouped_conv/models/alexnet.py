@@ -1,6 +1,6 @@
 """AlexNet in the versions people mean by that name, with 1, 2 or 4 filter groups.
 
-What differs between them is one frozen value per variant, with its source beside it; the network is written once.
+What differs between them is one frozen value per variant, with a note of its source; the network is written once.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class AlexNet(nn.Module):
         return self.fc8(x)
 
     def features(self, input: Tensor) -> Tensor:
-        """The maps behind `pool5`, `(N, channels, 6, 6)` of images of the variant's size; other sizes will do."""
+        """The output of `pool5`: `(N, channels, 6, 6)` for images of the variant's size; other sizes also work."""
         x = self._overhang(input) if self._spec.overhang else input
         x = normalise_and_pool(self.norm1, self.pool1, self.conv1(x))
         x = normalise_and_pool(self.norm2, self.pool2, self.conv2(x))

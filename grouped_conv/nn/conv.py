@@ -15,7 +15,7 @@ from grouped_conv.nn import frozen_weights
 
 
 class FusedLayer(nn.modules.conv._ConvNd):
-    """What our convolution layers have besides torch's: what is fused around them, and a packed weight to drop."""
+    """What our layers add to torch's convolutions: a fused activation, channel shuffles, a packed weight to drop."""
 
     activation: str | None = None  # on the class: a converted layer has no other
     input_shuffle: int = 1
@@ -34,7 +34,7 @@ class FusedLayer(nn.modules.conv._ConvNd):
         return F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
 
     def extra_repr(self) -> str:
-        """torch's, with the activation and the shuffles if there are any."""
+        """torch's, followed by the activation and the shuffles, if any."""
         words = [super().extra_repr()]
         words += [] if self.activation is None else [f"activation={self.activation}"]
         words += [
@@ -61,7 +61,7 @@ class GroupedConv2d(FusedLayer, nn.Conv2d):
     once, not at every call, for channels_last inputs; writing to it through `weight.data` then goes unnoticed.
 
     Args:
-        activation: name of an activation fused behind the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
+        activation: name of an activation fused after the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
         input_shuffle, output_shuffle: groups of a channel shuffle before and after, as in `grouped_conv2d`.
 
     Raises:
@@ -127,7 +127,7 @@ class GroupedConv1d(FusedLayer, nn.Conv1d):
     The weight keeps its shape `(K, C / groups, S)`; its memory is `[K, S, C / groups]`, as the kernels read it.
 
     Args:
-        activation: name of an activation fused behind the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
+        activation: name of an activation fused after the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
         input_shuffle, output_shuffle: groups of a channel shuffle before and after, as in `grouped_conv1d`.
 
     Raises:
@@ -187,7 +187,7 @@ class GroupedConv1d(FusedLayer, nn.Conv1d):
 class ChannelShuffle(nn.ChannelShuffle):
     """ShuffleNet's channel shuffle (arXiv 1707.01083): channel `i * (C / groups) + j` goes to `j * groups + i`.
 
-    Behind a `GroupedConv2d`, that layer's `output_shuffle=groups` computes the same without a pass of its own.
+    After a `GroupedConv2d`, use that layer's `output_shuffle=groups` instead: it needs no pass of its own.
 
     Args:
         groups: divides the channels.

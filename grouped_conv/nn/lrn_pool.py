@@ -53,7 +53,7 @@ class LrnMaxPool2d(nn.Module):
     """`lrn_max_pool2d` as a layer, without parameters; arguments as there.
 
     Raises:
-        ValueError: for arguments that describe no such layer.
+        ValueError: for arguments that make no such layer.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class LrnMaxPool2d(nn.Module):
 
 
 def normalise_and_pool(norm: nn.Module, pool: nn.Module, input: Tensor) -> Tensor:
-    """`pool(norm(input))`, as one call where the two layers are plain and nobody listens between them.
+    """`pool(norm(input))`, as one call if the two layers are plain and have no hooks.
 
     Args:
         norm: fused where it is a `grouped_conv.models.LocalResponseNorm` or `torch.nn.LocalResponseNorm`.

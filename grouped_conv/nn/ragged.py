@@ -37,10 +37,10 @@ class RaggedConv2d(nn.Module):
         layout: which input channels feed which output channels.
         kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as `torch.nn.Conv2d`; padding may
             also be `(top, bottom, left, right)`.
-        activation: name of an activation fused behind the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
+        activation: name of an activation fused after the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
 
     Raises:
-        ValueError: for sizes, padding modes and activations that are none, naming what is accepted.
+        ValueError: for unknown sizes, padding modes and activations, naming what is accepted.
     """
 
     layout: GroupLayout
@@ -106,7 +106,7 @@ class RaggedConv2d(nn.Module):
                 part.uniform_(-bound, bound)
 
     def flatten_weights(self) -> None:
-        """Move the weights into one flat storage, unless they lie so; they stay the same Parameters."""
+        """Move the weights into one flat storage, unless they are in one; they stay the same Parameters."""
         with torch.no_grad():
             make_flat(self.weights, self.layout)
 
@@ -156,7 +156,7 @@ class RaggedConv2d(nn.Module):
         return result
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickled and copied weights come one by one: lay them out again."""
+        """Put unpickled and copied weights, which come one by one, into one flat storage again."""
         super().__setstate__(state)
         self.flatten_weights()
 

@@ -17,11 +17,11 @@ Norm = nn.BatchNorm2d | nn.Identity
 
 
 class ChainedConv2d(nn.Module):
-    """A grouped convolution, an activation, a 1x1 convolution, an activation; with BatchNorm behind each if asked.
+    """A grouped convolution, an activation, a 1x1 convolution, an activation; optionally with BatchNorm.
 
     The convolutions are `GroupedConv2d` children, so that state_dicts, `convert`, `fold_batchnorm` and hooks see them.
-    One call of `separable_conv2d` computes both; the children are called one by one instead while a BatchNorm lies
-    between them (fold it), while one of them has hooks or was replaced, and under `torch.fx`.
+    One call of `separable_conv2d` computes both. The children are called one by one instead if a BatchNorm is between
+    them (fold it), if one of them has hooks or was replaced, and under `torch.fx`.
     """
 
     first_name: ClassVar[str] = ""
@@ -128,8 +128,8 @@ class SeparableConv2d(ChainedConv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode: as of `torch.nn.Conv2d`;
             the window is the depthwise convolution's, `bias` is of both.
         multiplier: depthwise filters per input channel.
-        depthwise_activation, activation: names of activations between the convolutions and behind them, or None.
-        batch_norm: put a BatchNorm behind each convolution; `fold_batchnorm` takes both in.
+        depthwise_activation, activation: names of activations between the convolutions and after them, or None.
+        batch_norm: put a BatchNorm after each convolution; `fold_batchnorm` folds both.
 
     Raises:
         ValueError: as `torch.nn.Conv2d`, and for an unknown activation or a multiplier below 1.
@@ -183,9 +183,9 @@ class RootModule(ChainedConv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as of
             `torch.nn.Conv2d`; the window and the groups are the spatial convolution's, `bias` is of both.
         mid_channels: filters of the spatial convolution; as many as `out_channels` by default.
-        grouped_activation, activation: names of activations between the convolutions and behind them, or None; the
+        grouped_activation, activation: names of activations between the convolutions and after them, or None; the
             paper has `relu` in both places.
-        batch_norm: put a BatchNorm behind each convolution; `fold_batchnorm` takes both in.
+        batch_norm: put a BatchNorm after each convolution; `fold_batchnorm` folds both.
 
     Raises:
         ValueError: as `torch.nn.Conv2d`, and for an unknown activation.

@@ -244,7 +244,7 @@ def _record_of(
 
 
 class _Calls:
-    """Plans the kernels' calls for operands as they lie in memory."""
+    """Plans the kernels' calls for the strides and alignment of the operands."""
 
     def __init__(self, operands: BackwardOperands, asked: BackwardRequest, by_kernel: Wanted, writes: bool) -> None:
         self.by_kernel, self.writes = by_kernel, writes

@@ -1,4 +1,4 @@
-"""Where kernels run: on a GPU, in Triton's interpreter, or through whatever driver Triton has active.
+"""Where kernels run: on a GPU, in Triton's interpreter, or through the driver that is active in Triton.
 
 An executor chooses the configuration for its place and turns each `Launch` into a callable. CPU tensors have an
 executor only inside `interpret()` or `through_driver()`. `for_cpu_tensors` is also where tests put an executor that
@@ -92,7 +92,7 @@ class InterpreterExecutor:
         return step
 
     def stream(self, device: int) -> Any:
-        """None: the interpreter runs at once."""
+        """None: the interpreter has no streams."""
         return None
 
 
@@ -245,7 +245,7 @@ _lock = threading.Lock()
 
 
 def executor_of_cpu_tensors() -> Executor | None:
-    """What `interpret()` or `through_driver()` put in force here, or None."""
+    """What `interpret()` or `through_driver()` has set here, or None."""
     return for_cpu_tensors.get()
 
 

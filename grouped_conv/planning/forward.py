@@ -63,7 +63,7 @@ def _make(
 
 
 def _lie_flat(operands: RaggedOperands, asked: RaggedRequest) -> bool:
-    """Do the weights lie in one flat storage? False for weights that are not of this layout; they are refused later."""
+    """Are the weights views of one flat storage? Weights that are not of this layout are refused later."""
     weights = operands.weights
     if not weights or not all(map(_is_4d, weights)):
         return False

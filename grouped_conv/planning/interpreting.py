@@ -18,8 +18,9 @@ from grouped_conv.planning.executors import DriverExecutor, Executor, Interprete
 def interpret(config: KernelConfig | None = None, *, device: str = "h100-sxm") -> Iterator[None]:
     """Run convolutions of CPU tensors by the real kernels in Triton's interpreter, inside the block.
 
-    Every supported dtype takes this path whatever the policy, unless the call says `backend="aten"`. It is slow: time
-    goes with programs times loop trips. Other threads that interpret or compile wait until the block ends.
+    Every supported dtype takes this path under every policy, unless the call says `backend="aten"`. It is slow: the
+    time is proportional to the number of programs times their loop trips. Other threads that interpret or compile wait
+    until the block ends.
 
     Args:
         config: the configuration to run; by default the heuristic's choice for `device`.

@@ -1,4 +1,4 @@
-"""The `DeviceSpec` of a GPU in this machine: the table's entry of its model, with what its driver reports."""
+"""The `DeviceSpec` of a GPU in this machine: the table's entry for its model, updated with what its driver reports."""
 
 from __future__ import annotations
 

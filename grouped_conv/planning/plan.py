@@ -134,7 +134,7 @@ class KernelPlan:
     """A call that our kernels compute: its launches, prepared, and the buffers between them.
 
     Args:
-        operands: the launches are planned for how they lie in memory.
+        operands: the launches are planned for their strides and alignment.
         layout: unequal groups, whose weights the kernel reads from one flat storage.
     """
 
@@ -175,5 +175,5 @@ class KernelPlan:
 
 
 def plan_operands(problem: ConvProblem, config: KernelConfig, operands: AnyOperands) -> Call:
-    """The launches for operands as they lie in memory; weights of unequal groups are in a flat storage by then."""
+    """The launches for the strides and alignment of these operands, weights of unequal groups in a flat storage."""
     return plan_call(problem, config, placed_operands(operands))

@@ -48,7 +48,7 @@ class Planner(Generic[OperandsT, RequestT]):
     Attributes:
         name: part of every key.
         make: makes the plan of a call that has none.
-        also: what else a plan depends on, besides the request and where each operand lies in memory.
+        also: what else a plan depends on, besides the request and the shape, strides and alignment of each operand.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Launches prepared to run on buffers in a fixed order, and how the tensors of a call lie in memory for them."""
+"""Launches prepared to run on buffers in a fixed order, and the strides and alignment of their tensors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Steps:
 
 
 def placed_operands(operands: Any) -> dict[str, Operand]:
-    """How the tensors of a call, a named tuple, lie in memory, by name; absent ones and tuples are left out."""
+    """Strides and alignment of the tensors of a call, a named tuple, by name; absent ones and tuples are left out."""
     return {
         name: operand_of(tensor)
         for name, tensor in zip(operands._fields, operands, strict=True)
@@ -86,7 +86,7 @@ def is_strided_vector(tensor: Any) -> bool:
 
 
 def operand_of(tensor: Tensor) -> Operand:
-    """How a tensor of a call lies in memory; a vector with gaps as the copy that is made of it."""
+    """Strides and alignment of a tensor of a call; of a vector with gaps, those of the copy that is made of it."""
     if is_strided_vector(tensor):
         return Operand((1, 1, 1, 1), MAX_ALIGNMENT)
     address = tensor.data_ptr()

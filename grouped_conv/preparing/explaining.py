@@ -30,7 +30,7 @@ def explain(
     Args:
         model_or_problems, example_input, directions: as `grouped_conv.tune` takes them.
         device: a name such as `h100`, a `DeviceSpec`, or a CUDA device; by default the GPU of the input or the current.
-        policy: whose path to explain; by default the one in force.
+        policy: whose path to explain; by default the current one.
         store: the tuning store or its file; by default `settings.store_path()`.
 
     Returns:

@@ -77,7 +77,7 @@ def target_of(device: Any, example_input: Any = None) -> Target:
             of `example_input` or the current one.
 
     Raises:
-        ValueError: for a name nobody knows, a GPU whose architecture the kernels do not know, or without any GPU.
+        ValueError: for an unknown name, a GPU of an architecture without kernels, or without any GPU.
     """
     if isinstance(device, DeviceSpec):
         return Target(device)

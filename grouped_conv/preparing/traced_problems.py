@@ -33,7 +33,7 @@ def problems_of(
             gradient of each weight that requires one and of each input that does (the first layer's does not).
 
     Raises:
-        ValueError: when the model computes no convolution that the kernels know, or for an unknown direction.
+        ValueError: when the model computes no convolution that the kernels support, or for an unknown direction.
     """
     runner = convert(deepcopy(model))
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)

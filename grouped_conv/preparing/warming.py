@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COLUMNS = ("layer", "direction", "path", "reason", "config", "source", "launches", "problem")
 LAYERS = (FusedLayer, RaggedConv2d, ChainedConv2d, LrnMaxPool2d)
 OUTSIDE = "call"
-"""What a call outside of these layers is named."""
+"""The name of a call outside of these layers."""
 
 
 def warmup(

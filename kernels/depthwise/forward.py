@@ -12,129 +12,75 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, axes_of, straight_columns, walk_of
+from grouped_conv.kernels.depthwise.bundles import Affine, Channels, Code, Loop, Patch, Pixels, Taps, TileAxis
+from grouped_conv.kernels.depthwise.forward_rules import Axis, DepthwiseConfig, axes_of, straight_columns, walk_of
 from grouped_conv.kernels.depthwise.tile_blocks import channel_vectors, decode_block, finish_tile, is_interior
 from grouped_conv.kernels.depthwise.tile_sums import load_all_taps, tile_sums
+from grouped_conv.kernels.device_code.bundles import Epilogue, Strides
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets
 from grouped_conv.kernels.device_code.index import OUTSIDE
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.launching.operands import (
-    Arguments,
-    Operand,
-    epilogue_arguments,
-    shuffle_constants,
-    store_vector,
-)
+from grouped_conv.kernels.launching.operands import Arguments, Operand, epilogue_arguments
 from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit
 def depthwise(
-    x_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    residual_ptr,
-    pre_ptr,
-    y_ptr,
-    channels,
-    tiles_c,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    rows,
-    rows_each,
-    blocks_w,
-    kernel_rows,
-    chunks,
-    stride_xn,
-    stride_xh,
-    stride_xw,
-    stride_wm,
-    stride_wr,
-    stride_ws,
-    stride_wc,
-    stride_yn,
-    stride_yc,
-    stride_yh,
-    stride_yw,
-    stride_rn,
-    stride_rc,
-    stride_rh,
-    stride_rw,
-    K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STEPS: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    CHUNK: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    ROW_LOOP: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    INTERIOR: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-):
-    pid_c, part, block_w, block_h = decode_block(tiles_c, blocks_w, K_PER_GROUP // MULTIPLIERS)
-    c = pid_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr,
+    channels, tiles_c, IN_H, IN_W, OUT_H, OUT_W, rows, rows_each, blocks_w, kernel_rows, chunks,
+    stride_xn, stride_xh, stride_xw, stride_wm, stride_wr, stride_ws, stride_wc,
+    stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, CODE: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr, STEPS: tl.constexpr, FINISH: tl.constexpr,
+):  # fmt: skip
+    pid_c, part, block_w, block_h = decode_block(tiles_c, blocks_w, CHANNELS.PER_GROUP // CHANNELS.MULTIPLIERS)
+    c = pid_c * CHANNELS.BLOCK + tl.arange(0, CHANNELS.BLOCK)
     lane = tl.arange(0, BLOCK_H * BLOCK_W)
-    ow0 = (block_w * BLOCK_W + lane % BLOCK_W) * TILE_W  # first output column of each register tile, [BLOCK_P]
-    iw0 = ow0 * STRIDE_W - PAD_W
+    ow0 = (block_w * BLOCK_W + lane % BLOCK_W) * COLUMNS.TILE  # first output column of each register tile, [BLOCK_P]
+    iw0 = ow0 * COLUMNS.STRIDE - COLUMNS.PAD
     # Channel vectors are [BLOCK_P, BLOCK_C] as the input is: each thread loads its own channels, as wide
     c_ok = (c < channels)[None, :]
     lanes = tl.zeros((BLOCK_H * BLOCK_W, 1), tl.int32)
-    first = part * MULTIPLIERS
-    k = pid_c * (BLOCK_C * K_PER_GROUP) + tl.arange(0, BLOCK_K)
-    k_first = (c * K_PER_GROUP + first)[None, :] + lanes
+    first = part * CHANNELS.MULTIPLIERS
     w_base = w_ptr + ((c.to(tl.int64) * stride_wc + first * stride_wm)[None, :] + lanes)
+    taps: tl.constexpr = Taps(w_base, c_ok, None, stride_wm, stride_wr, stride_ws)
     w = ()
-    if RESIDENT:
-        w = load_all_taps(w_base, c_ok, stride_wm, stride_wr, stride_ws, EVEN_C, MULTIPLIERS, KERNEL_H, KERNEL_W)
-    scale = channel_vectors(scale_ptr, k_first, c_ok, EVEN_C, MULTIPLIERS, 1.0)
-    bias = channel_vectors(bias_ptr, k_first, c_ok, EVEN_C, MULTIPLIERS, 0.0)
+    if CODE.RESIDENT:
+        w = load_all_taps(taps, ROWS, COLUMNS, CHANNELS)
 
-    # A bias at the head of the chain saves an addition, but 49 fp32 roundings beside it were 1.2 times what is allowed.
-    FROM_BIAS: tl.constexpr = scale_ptr is None and x_ptr.dtype.element_ty != tl.float32
+    channel = c * CHANNELS.PER_GROUP + first
+    channel_ok = c < channels
+    k_first = channel[None, :] + lanes
+    if CHANNELS.WIDE:
+        channel = pid_c * (CHANNELS.BLOCK * CHANNELS.PER_GROUP) + tl.arange(0, CHANNELS.BLOCK * CHANNELS.PER_GROUP)
+        channel_ok = channel < channels * CHANNELS.PER_GROUP
+    # Beginning with the bias saves an addition, but in fp32 its rounding error grew to 1.2 times the tolerance (7x7).
+    scale = None
+    if scale_ptr is not None or x_ptr.dtype.element_ty == tl.float32:
+        scale = channel_vectors(scale_ptr, k_first, c_ok, CHANNELS, 1.0)
+    bias = channel_vectors(bias_ptr, k_first, c_ok, CHANNELS, 0.0)
+    affine: tl.constexpr = Affine(scale, bias)
+    epilogue: tl.constexpr = Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc)
 
     for step in tl.range(STEPS):
         row0 = (block_h * STEPS + step) * BLOCK_H
         row = row0 + lane // BLOCK_W  # row of tiles, over all images, [BLOCK_P]
         row_ok = row < rows
         image = row // rows_each
-        oh0 = row % rows_each * TILE_H
-        ih0 = oh0 * STRIDE_H - PAD_H
-        x_base = x_ptr + (pixel_offsets(image, ih0, iw0, stride_xn, stride_xh, stride_xw)[:, None] + c[None, :])
+        oh0 = row % rows_each * ROWS.TILE
+        ih0 = oh0 * ROWS.STRIDE - ROWS.PAD
+        x_rows = pixel_offsets(image, ih0, iw0, Strides(stride_xn, 1, stride_xh, stride_xw))
+        x_base = x_ptr + (x_rows[:, None] + c[None, :])
         ih0 = tl.where(row_ok, ih0, OUTSIDE)
-        inner = is_interior(
-            row0, block_w, rows, rows_each, IN_H, IN_W, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W,
-            DILATION_H, DILATION_W, TILE_H, TILE_W, BLOCK_H, BLOCK_W, INTERIOR,
-        )  # fmt: skip
+        inner = is_interior(row0, block_w, rows, rows_each, IN_H, IN_W, ROWS, COLUMNS, BLOCK_H, BLOCK_W, CODE.INTERIOR)
         acc = tile_sums(
-            w, bias, x_base, w_base, ih0[:, None], iw0[:, None], c_ok, inner, IN_H, IN_W, kernel_rows, chunks,
-            stride_xh, stride_xw, stride_wm, stride_wr, stride_ws, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H,
-            DILATION_W, MULTIPLIERS, TILE_H, TILE_W, CHUNK, EVEN_C, ROW_LOOP, RESIDENT, INTERIOR, FROM_BIAS,
+            w, affine, Patch(x_base, ih0[:, None], iw0[:, None], IN_H, IN_W, stride_xh, stride_xw), taps,
+            Loop(0, kernel_rows, chunks), inner, ROWS, COLUMNS, CHANNELS, CODE,
         )  # fmt: skip
         finish_tile(
-            acc, scale, bias, residual_ptr, pre_ptr, y_ptr, FROM_BIAS, image, oh0, ow0, c, k, first,
-            channels, row_ok, OUT_H, OUT_W, stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh,
-            stride_rw, K_PER_GROUP, MULTIPLIERS, TILE_H, TILE_W, ACTIVATION, NEGATIVE_SLOPE, VECTOR, SHUFFLE,
-            OUT_CHANNELS,
+            acc, affine, epilogue, Strides(stride_yn, stride_yc, stride_yh, stride_yw),
+            Strides(stride_rn, stride_rc, stride_rh, stride_rw), Pixels(image, oh0, ow0, row_ok, OUT_H, OUT_W), channel,
+            channel_ok, ROWS, COLUMNS, CHANNELS, FINISH,
         )  # fmt: skip
 
 
@@ -157,37 +103,28 @@ def plan_depthwise(problem: ConvProblem, config: DepthwiseConfig, operands: Mapp
         Buffer("w_ptr", weight.buffer, "float32" if config.pack_weight else problem.dtype, weight.alignment),
         *finishing.buffers,
     )
+    wide = config.multipliers == problem.k_per_group and config.multipliers in (1, 2, 4)
+    even = problem.in_channels % config.block_c == 0
     constants: dict[str, Any] = {
-        "K_PER_GROUP": problem.k_per_group,
-        "KERNEL_H": across.kernel,
-        "KERNEL_W": along.kernel,
-        "STRIDE_H": across.stride,
-        "STRIDE_W": along.stride,
-        "PAD_H": across.pad,
-        "PAD_W": along.pad,
-        "DILATION_H": across.dilation,
-        "DILATION_W": along.dilation,
-        "TILE_H": config.tile_h,
-        "TILE_W": config.tile_w,
+        "ROWS": _tile_axis(across, config.tile_h),
+        "COLUMNS": _tile_axis(along, config.tile_w),
+        "CHANNELS": Channels(config.block_c, problem.k_per_group, config.multipliers, even, wide),
+        "CODE": Code(config.row_loop, straight_columns(problem, config), config.resident, config.interior),
         "BLOCK_H": config.block_h,
         "BLOCK_W": config.block_w,
-        "BLOCK_C": config.block_c,
         "STEPS": config.steps,
-        "MULTIPLIERS": config.multipliers,
-        "BLOCK_K": config.block_c * (config.multipliers if config.multipliers in (1, 2, 4) else 1),
-        "CHUNK": straight_columns(problem, config),
-        "EVEN_C": problem.in_channels % config.block_c == 0,
-        "ROW_LOOP": config.row_loop,
-        "RESIDENT": config.resident,
-        "INTERIOR": config.interior,
         **finishing.constants,
-        "VECTOR": store_vector(problem, output),
-        **{name: value for name, value in shuffle_constants(problem).items() if name in ("SHUFFLE", "OUT_CHANNELS")},
     }
+    if not wide:
+        constants["FINISH"] = constants["FINISH"]._replace(VECTOR=1)  # channels of one multiplier are not neighbours
     for part in parts:
         constants |= part.constants
     integers = tuple(integer for part in parts for integer in part.integers)
     return Launch(depthwise, config, (walk.programs, 1, 1), buffers, integers, constants, config.steps)
+
+
+def _tile_axis(axis: Axis, tile: int) -> TileAxis:
+    return TileAxis(axis.kernel, axis.stride, axis.pad, axis.dilation, tile)
 
 
 def _turned(operand: Operand, config: DepthwiseConfig) -> Operand:

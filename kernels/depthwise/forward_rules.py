@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.config import KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
+from grouped_conv.kernels.values.refusals import INT32_MAX
 
-MAX_PROGRAMS = 2**31 - 1
-INT32_MAX = 2**31 - 1
 MAX_PRODUCTS = 512
 """Products per channel in straight-line code. 7x7 with 2x4 outputs has 392 and compiles in about 8 s for sm_80, so 512
 stays below the 20 s that a compilation may take."""
@@ -35,13 +35,13 @@ class DepthwiseConfig(KernelConfig):
         block_h, block_w: register tiles of a program across and along the strip.
         steps: blocks that a program walks across the strip, one after the other, with one set of channel vectors.
         multipliers: output channels per input channel that a program computes; must divide the multiplier.
-        strip: `w` or `h`: the axis of the image along which strips lie. `h` treats the image as if it were turned.
+        strip: `w` or `h`: the axis of the image along which strips run. `h` treats the image as if it were turned.
         pack_weight: a pass of its own brings the weight to fp32 with channels innermost: 2 loads for 8 weights in
             place of 8 loads and 8 conversions.
         resident: load all weights before the first step.
         row_loop: loop over kernel rows at run time, for kernels too large to be unrolled.
         chunk: columns of a kernel row that such a loop has in one piece of code, the rest in another; 0 for all.
-        interior: a block whose windows lie inside the image takes a path without bounds checks.
+        interior: a block whose windows are inside the image takes a path without bounds checks.
         static_channels: compile the numbers of channels in; addresses inside a row are then part of the load.
     """
 
@@ -236,43 +236,47 @@ def padding_efficiency(problem: ConvProblem, config: DepthwiseConfig) -> float:
 
 def why_invalid(problem: ConvProblem, config: DepthwiseConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "forward":
-        return f"depthwise computes the forward direction, not {problem.direction}"
-    if not problem.layout.is_uniform or problem.c_per_group != 1:
-        return "depthwise needs equal groups of one input channel"
+    wrong = why_not_depthwise(problem, config)
+    if wrong is not None:
+        return wrong
     if problem.input_shuffle > 1:
         return "depthwise reads no shuffled input: every load would be of one channel; shuffle the output before it"
-    if problem.k_per_group % config.multipliers:
-        return f"multipliers={config.multipliers} must divide the multiplier {problem.k_per_group}"
     across, along = axes_of(problem, config)
     columns = straight_columns(problem, config)
     products = config.tile_h * config.tile_w * config.multipliers * (columns + (along.kernel - columns) % columns)
     products *= 1 if config.row_loop else across.kernel
-    if products > MAX_PRODUCTS:
-        hint = "smaller tiles" if config.row_loop else "row_loop or smaller tiles"
-        return f"{products} products per channel in straight-line code, at most {MAX_PRODUCTS}; use {hint}"
-    return _size_reason(problem, config)
-
-
-def _size_reason(problem: ConvProblem, config: DepthwiseConfig) -> str | None:
-    """What 32-bit indices must hold: programs, rows of tiles, columns, weights."""
     walk = walk_of(problem, config)
-    if walk.programs > MAX_PROGRAMS:
-        return f"{walk.programs} programs are more than a grid of {MAX_PROGRAMS}"
-    across, along = axes_of(problem, config)
     sizes = {
         "rows of tiles": walk.rows + config.block_h * config.steps,
         "input rows": (across.out + config.tile_h) * across.stride + across.window(1),
         "input columns": (along.out + config.tile_w * config.block_w) * along.stride + along.window(1),
         "channels": problem.out_channels + config.block_c * problem.k_per_group,
     }
-    for name, size in sizes.items():
-        if size > INT32_MAX // 2:
-            return f"{size} {name} are more than {INT32_MAX // 2}"
-    return None
+    return (
+        too_many_products(products, "smaller tiles" if config.row_loop else "row_loop or smaller tiles")
+        or refusals.grid(walk.programs)
+        or refusals.indices(sizes, INT32_MAX // 2)
+    )
 
 
-def per_thread(config: DepthwiseConfig, device: DeviceSpec) -> float:
+def why_not_depthwise(problem: ConvProblem, config: Any) -> str | None:
+    """Why no depthwise kernel, of any direction, can run `config`; `None` when one can."""
+    wrong = refusals.direction(problem, config)
+    if wrong is None and (not problem.layout.is_uniform or problem.c_per_group != 1):
+        return f"{config.family} needs equal groups of one input channel"
+    if wrong is None and problem.k_per_group % config.multipliers:
+        return f"multipliers={config.multipliers} must divide the multiplier {problem.k_per_group}"
+    return wrong
+
+
+def too_many_products(products: int, hint: str) -> str | None:
+    """More products per channel in straight-line code than compile in seconds; `hint` says what has fewer."""
+    if products <= MAX_PRODUCTS:
+        return None
+    return f"{products} products per channel in straight-line code, at most {MAX_PRODUCTS}; use {hint}"
+
+
+def per_thread(config: Any, device: DeviceSpec) -> float:
     """Channels of one thread (below 1 when threads are idle)."""
     return config.block_h * config.block_w * config.block_c / (config.num_warps * device.warp_size)
 
@@ -292,8 +296,8 @@ def why_not_on(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec
     return None
 
 
-def weight_order(problem: ConvProblem, config: DepthwiseConfig) -> str:
-    """`taps` for the packed weight, `any` for the weight where it lies."""
+def weight_order(problem: ConvProblem, config: Any) -> str:
+    """`taps` for the packed weight, `any` for the weight as it is in memory."""
     return "taps" if config.pack_weight else "any"
 
 

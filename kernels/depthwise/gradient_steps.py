@@ -1,7 +1,7 @@
-"""What the depthwise gradients share: the output's gradient in fp32, a tensor per multiplier, and taps by input pixel.
+"""Parts of both depthwise gradients: the output's gradient in fp32, a tensor per multiplier, and the taps of a pixel.
 
-An input row `ih` reads output row `(ih + pad - dilation * r) / stride` where that is whole. With a tile's first row a
-multiple of the stride, the place of that row relative to the tile, and so the tap, is known when compiling.
+Input row `ih` meets kernel row `r` in output row `(ih + pad - dilation * r) / stride` if that is whole. A tile begins
+at a multiple of the stride, so that the place of that output row relative to the tile is known when compiling.
 """
 
 from __future__ import annotations
@@ -9,63 +9,71 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.depthwise.bundles import Share
 from grouped_conv.kernels.depthwise.tile_sums import load_vector
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import shuffled
 
 
 @triton.constexpr_function
-def reached_tap(place, pixel, taps, stride, pad, dilation):
-    """The kernel row by which input row `pixel` of a tile reads output row `place`; -1 for none."""
+def reached_tap(place, pixel, axis):
+    """The kernel row (or column) by which input row `pixel` of a tile reads output row `place`; -1 for none."""
+    taps, stride, pad, dilation, _ = axis
     distance = pixel + pad - stride * place
     return distance // dilation if 0 <= distance < dilation * taps and distance % dilation == 0 else -1
 
 
 @triton.constexpr_function
-def first_place(taps, stride, pad, dilation):
+def first_place(axis):
     """No tap of a tile reads an output row before this."""
+    taps, stride, pad, dilation, _ = axis
     return -((dilation * (taps - 1) - pad) // stride)
 
 
 @triton.constexpr_function
-def place_count(pixels, taps, stride, pad, dilation):
-    """From the first to the last output row that `pixels` rows read."""
-    return max(0, (pixels - 1 + pad) // stride + (dilation * (taps - 1) - pad) // stride + 1)
+def end_place(axis):
+    """No tap of a tile reads this output row or one after it."""
+    _, stride, pad, _, pixels = axis
+    return max(first_place(axis), (pixels - 1 + pad) // stride + 1)
 
 
 @triton.constexpr_function
-def is_reached(place, pixels, taps, stride, pad, dilation):
-    """Does any of a tile's `pixels` read output row `place`?"""
-    return any(reached_tap(place, pixel, taps, stride, pad, dilation) >= 0 for pixel in range(pixels))
+def is_reached(place, axis):
+    """Does any pixel of a tile read output row `place`?"""
+    *_, pixels = axis
+    return any(reached_tap(place, pixel, axis) >= 0 for pixel in range(pixels))
 
 
 @triton.constexpr_function
-def is_first_use(place, tap, pixels, stride, pad, dilation):
+def is_first_use(place, tap, axis):
     """Is `place` the first output row that a tile multiplies by `tap`?"""
+    _, stride, pad, dilation, pixels = axis
     used = [pixel + pad - dilation * tap for pixel in range(pixels)]
     return any(distance % stride == 0 and distance // stride == place for distance in used[:stride])
 
 
 @triton.jit
-def channel_bases(
-    ptr,
-    rows,
-    c,
-    k,
-    first,
-    SHUFFLE: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    K_PER_GROUP: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Pointers at `rows`, [BLOCK_P], of all output channels `k` of the block when WIDE, or a tensor per multiplier."""
+def share_of(pid_c, IN_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The channels of a program's block."""
+    c = pid_c * CHANNELS.BLOCK + tl.arange(0, CHANNELS.BLOCK)
+    c_ok = (c < IN_CHANNELS)[None, :]
+    k = c
+    k_ok = c_ok
+    if CHANNELS.WIDE:
+        k = pid_c * (CHANNELS.BLOCK * CHANNELS.PER_GROUP) + tl.arange(0, CHANNELS.BLOCK * CHANNELS.MULTIPLIERS)
+        k_ok = (k < IN_CHANNELS * CHANNELS.PER_GROUP)[None, :]
+    return Share(c, c_ok, k, k_ok)
+
+
+@triton.jit
+def channel_bases(ptr, rows, share, first, SHUFFLE: tl.constexpr, OUT_CHANNELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Pointers at `rows`, [BLOCK_P], of all output channels of the share when WIDE, or a tensor per multiplier."""
     bases = ()
-    if WIDE:
-        bases = (ptr + (rows[:, None] + shuffled(k, SHUFFLE, OUT_CHANNELS)[None, :]),)
+    if CHANNELS.WIDE:
+        bases = (ptr + (rows[:, None] + shuffled(share.k, SHUFFLE, OUT_CHANNELS)[None, :]),)
     else:
-        for m in tl.static_range(MULTIPLIERS):
-            channel = shuffled(c * K_PER_GROUP + (first + m), SHUFFLE, OUT_CHANNELS)
+        for m in tl.static_range(CHANNELS.MULTIPLIERS):
+            channel = shuffled(share.c * CHANNELS.PER_GROUP + (first + m), SHUFFLE, OUT_CHANNELS)
             bases = bases + (ptr + (rows[:, None] + channel[None, :]),)
     return bases
 
@@ -88,57 +96,34 @@ def split_multipliers(tile, MULTIPLIERS: tl.constexpr):
 
 
 @triton.jit
-def load_gradients(
-    dy,
-    known,
-    g_offset,
-    k_offset,
-    ok,
-    k_ok,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """The gradient behind the activation, [BLOCK_P, BLOCK_C] in fp32 per multiplier; zeros where `ok` is false."""
+def load_gradients(gradients, g_offset, k_offset, ok, k_ok, CHANNELS: tl.constexpr, DERIVATIVE: tl.constexpr):
+    """The activation's input gradient, [BLOCK_P, BLOCK_C] in fp32 per multiplier; zeros where `ok` is false."""
     mask = ok
-    if not EVEN_C:
+    if not CHANNELS.EVEN:
         mask = ok & k_ok
     loaded = ()
-    for m in tl.static_range(1 if WIDE else MULTIPLIERS):
+    for m in tl.static_range(len(gradients.dy)):
         known_ptrs = None
-        if ACTIVATION != "none":
-            known_ptrs = known[m] + k_offset
-        grad = load_gradient(dy[m] + g_offset, known_ptrs, mask, None, ACTIVATION, NEGATIVE_SLOPE).to(tl.float32)
+        if DERIVATIVE.ACTIVATION != "none":
+            known_ptrs = gradients.known[m] + k_offset
+        grad = load_gradient(gradients.dy[m] + g_offset, known_ptrs, mask, None, DERIVATIVE).to(tl.float32)
         loaded = loaded + (grad,)
-    if WIDE:
-        return split_multipliers(loaded[0], MULTIPLIERS)
+    if CHANNELS.WIDE:
+        return split_multipliers(loaded[0], CHANNELS.MULTIPLIERS)
     else:
         return loaded
 
 
 @triton.jit
-def with_tap(
-    w,
-    w_base,
-    scale,
-    c_ok,
-    stride_wm,
-    offset,
-    TAP: tl.constexpr,
-    TAPS: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    SCALED: tl.constexpr,
-):
+def with_tap(w, taps, offset, TAP: tl.constexpr, TAPS: tl.constexpr, CHANNELS: tl.constexpr):
     """`w`, TAPS * MULTIPLIERS tensors, with the weights of one tap, times the scale, in their places."""
     taken = ()
-    for t in tl.static_range(TAPS * MULTIPLIERS):
-        if t // MULTIPLIERS == TAP:
-            value = load_vector(w_base + (t % MULTIPLIERS * stride_wm + offset), c_ok, not EVEN_C)
-            if SCALED:
-                value = value * scale[t % MULTIPLIERS]
+    for t in tl.static_range(TAPS * CHANNELS.MULTIPLIERS):
+        if t // CHANNELS.MULTIPLIERS == TAP:
+            pointers = taps.base + (t % CHANNELS.MULTIPLIERS * taps.stride_m + offset)
+            value = load_vector(pointers, taps.ok, not CHANNELS.EVEN)
+            if taps.scale is not None:
+                value = value * taps.scale[t % CHANNELS.MULTIPLIERS]
             taken = taken + (value,)
         else:
             taken = taken + (w[t],)

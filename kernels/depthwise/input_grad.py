@@ -14,145 +14,102 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.depthwise.bundles import Channels, Code, Gradients, Loop, Pixels, Place, TileAxis, Weights
+from grouped_conv.kernels.depthwise.gradient_steps import share_of
 from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig, straight_columns, walk_of
 from grouped_conv.kernels.depthwise.input_grad_sums import part_products
+from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
+from grouped_conv.kernels.device_code.bundles import Strides
+from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.index import OUTSIDE, shuffled
-from grouped_conv.kernels.implicit_gemm.input_grad import class_taps
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_step
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Arguments, Operand, stride_integers
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.values.classes import class_step
 from grouped_conv.kernels.values.problem import ConvProblem
 
 
 @triton.jit
-def depthwise_input_grad(
-    dy_ptr,
-    known_ptr,
-    scale_ptr,
-    w_ptr,
-    dx_ptr,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    rows,
-    rows_each,
-    blocks_w,
-    kernel_rows,
-    chunks,
-    parts,
-    stride_gn,
-    stride_gh,
-    stride_gw,
-    stride_kn,
-    stride_kh,
-    stride_kw,
-    stride_wm,
-    stride_wr,
-    stride_ws,
-    stride_wc,
-    stride_xn,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    CHANNELS: tl.constexpr,
-    K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROW_LOOP: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    INPUT_SHUFFLE: tl.constexpr,
+def store_pixels(
+    acc, dx_ptr, x, pixels, channel, channel_ok, DOWN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     VECTOR: tl.constexpr,
-):
-    TILES_C: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
-    EVEN_C: tl.constexpr = CHANNELS % BLOCK_C == 0
-    CLASSES: tl.constexpr = STRIDE_H if ROW_LOOP else 1
+):  # fmt: skip
+    """Store each pixel of the register tile, whose rows are DOWN input rows apart; `x` are the strides."""
+    first = pixel_offsets(pixels.image, pixels.h, pixels.w, x)
+    for t in tl.static_range(ROWS.TILE * COLUMNS.TILE):
+        down = t // COLUMNS.TILE * DOWN
+        right = t % COLUMNS.TILE
+        pixel_ok = pixels.ok & (pixels.h + down < pixels.height) & (pixels.w + right < pixels.width)
+        store_tile(dx_ptr, acc[t], first + (down * x.h + right * x.w), channel, x.c, pixel_ok, channel_ok, VECTOR)
+
+
+@triton.jit
+def depthwise_input_grad(
+    dy_ptr, known_ptr, scale_ptr, w_ptr, dx_ptr,
+    IN_H, IN_W, OUT_H, OUT_W, rows, rows_each, blocks_w, kernel_rows, chunks, parts,
+    stride_gn, stride_gh, stride_gw, stride_kn, stride_kh, stride_kw, stride_wm, stride_wr, stride_ws, stride_wc,
+    stride_xn, stride_xc, stride_xh, stride_xw,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, CODE: tl.constexpr, DERIVATIVE: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, IN_CHANNELS: tl.constexpr, INPUT_SHUFFLE: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    TILES_C: tl.constexpr = (IN_CHANNELS + CHANNELS.BLOCK - 1) // CHANNELS.BLOCK
+    CLASSES: tl.constexpr = ROWS.STRIDE if CODE.ROW_LOOP else 1
     pid = tl.program_id(0)
     pid_c = pid % TILES_C
     block_w = pid // TILES_C % blocks_w
     class_h = pid // TILES_C // blocks_w % CLASSES
     block_h = pid // TILES_C // blocks_w // CLASSES
 
-    c = pid_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_ok = (c < CHANNELS)[None, :]
-    k = pid_c * (BLOCK_C * K_PER_GROUP) + tl.arange(0, BLOCK_C * MULTIPLIERS if WIDE else BLOCK_C)
-    k_ok = (k < CHANNELS * K_PER_GROUP)[None, :] if WIDE else c_ok
+    share = share_of(pid_c, IN_CHANNELS, CHANNELS)
     lane = tl.arange(0, BLOCK_H * BLOCK_W)
     row = block_h * BLOCK_H + lane // BLOCK_W  # row of tiles, over all images, [BLOCK_P]
     row_ok = row < rows
     image = row // rows_each
-    ow0 = (block_w * BLOCK_W + lane % BLOCK_W) * (TILE_W // STRIDE_W)
+    ow0 = (block_w * BLOCK_W + lane % BLOCK_W) * (COLUMNS.TILE // COLUMNS.STRIDE)
     first_h = 0
     count_h = kernel_rows
-    oh0 = row % rows_each * (TILE_H if ROW_LOOP else TILE_H // STRIDE_H)
-    ih0 = oh0 * STRIDE_H + class_h
-    if ROW_LOOP:
-        if STRIDE_H == 1:
-            oh0 = oh0 + PAD_H
+    oh0 = row % rows_each * (ROWS.TILE if CODE.ROW_LOOP else ROWS.TILE // ROWS.STRIDE)
+    ih0 = oh0 * ROWS.STRIDE + class_h
+    if CODE.ROW_LOOP:
+        if ROWS.STRIDE == 1:
+            oh0 = oh0 + ROWS.PAD
         else:
-            first_h, count_h, shift_h = class_taps(class_h, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H)
+            first_h, count_h, shift_h = class_taps(class_h, ROWS.TAPS, ROWS.STRIDE, ROWS.PAD, ROWS.DILATION, CODE.STEP)
             oh0 = oh0 + shift_h
 
-    g_rows = pixel_offsets(image, oh0, ow0, stride_gn, stride_gh, stride_gw)
+    g: tl.constexpr = Strides(stride_gn, 1, stride_gh, stride_gw)
+    k: tl.constexpr = Strides(stride_kn, 1, stride_kh, stride_kw)
+    g_rows = pixel_offsets(image, oh0, ow0, g)
     k_rows = g_rows
-    if ACTIVATION != "none":
-        k_rows = pixel_offsets(image, oh0, ow0, stride_kn, stride_kh, stride_kw)
+    if DERIVATIVE.ACTIVATION != "none":
+        k_rows = pixel_offsets(image, oh0, ow0, k)
     oh0 = tl.where(row_ok, oh0, OUTSIDE)[:, None]
-    lanes = tl.zeros((BLOCK_H * BLOCK_W, 1), tl.int32)
+    gradients: tl.constexpr = Gradients(dy_ptr, known_ptr, OUT_H, OUT_W, g, k)
+    weights: tl.constexpr = Weights(w_ptr, scale_ptr, stride_wm, stride_wr, stride_ws, stride_wc)
+    at: tl.constexpr = Place(oh0, ow0[:, None], g_rows, k_rows)
+    loop: tl.constexpr = Loop(first_h, count_h, chunks)
     acc = ()
-    for _ in tl.static_range(TILE_H * TILE_W):
-        acc = acc + (tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), tl.float32),)
-    if MULTIPLIERS == K_PER_GROUP:  # without a loop: its carried sums and hoisted weights spilled at 3x3
-        acc = part_products(
-            acc, 0, dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, c, k, lanes, oh0, ow0[:, None], OUT_H, OUT_W,
-            c_ok, k_ok, first_h, count_h, chunks, stride_gh, stride_gw, stride_kh, stride_kw, stride_wm, stride_wr,
-            stride_ws, stride_wc, K_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
-            DILATION_W, STEP_H, MULTIPLIERS, TILE_H, TILE_W, CHUNK, ROW_LOOP, EVEN_C, WIDE, ACTIVATION, NEGATIVE_SLOPE,
-            SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
-        )  # fmt: skip
+    for _ in tl.static_range(ROWS.TILE * COLUMNS.TILE):
+        acc = acc + (tl.zeros((BLOCK_H * BLOCK_W, CHANNELS.BLOCK), tl.float32),)
+    if CHANNELS.MULTIPLIERS == CHANNELS.PER_GROUP:  # no loop: its carried sums and hoisted weights spilled at 3x3
+        acc = part_products(acc, 0, gradients, weights, share, at, loop, ROWS, COLUMNS, CHANNELS, CODE, DERIVATIVE)
     else:
         for part in tl.range(parts):
             acc = part_products(
-                acc, part * MULTIPLIERS, dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, c, k, lanes, oh0,
-                ow0[:, None], OUT_H, OUT_W,
-                c_ok, k_ok, first_h, count_h, chunks, stride_gh, stride_gw, stride_kh, stride_kw, stride_wm, stride_wr,
-                stride_ws, stride_wc, K_PER_GROUP, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H,
-                DILATION_W, STEP_H, MULTIPLIERS, TILE_H, TILE_W, CHUNK, ROW_LOOP, EVEN_C, WIDE, ACTIVATION,
-                NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
+                acc, part * CHANNELS.MULTIPLIERS, gradients, weights, share, at, loop, ROWS, COLUMNS, CHANNELS, CODE,
+                DERIVATIVE,
             )  # fmt: skip
 
-    place = c
+    place = share.c
     if INPUT_SHUFFLE > 1:  # a shuffle in C / s groups undoes one in s
-        place = shuffled(c, CHANNELS // INPUT_SHUFFLE, CHANNELS)
-    iw0 = ow0 * STRIDE_W
-    DOWN: tl.constexpr = STRIDE_H if ROW_LOOP else 1
-    x_first = pixel_offsets(image, ih0, iw0, stride_xn, stride_xh, stride_xw)
-    for t in tl.static_range(TILE_H * TILE_W):
-        pixel_ok = row_ok & (ih0 + (t // TILE_W) * DOWN < IN_H) & (iw0 + t % TILE_W < IN_W)
-        x_rows = x_first + ((t // TILE_W) * DOWN * stride_xh + (t % TILE_W) * stride_xw)
-        store_tile(dx_ptr, acc[t], x_rows, place, stride_xc, pixel_ok, c < CHANNELS, VECTOR)
+        place = shuffled(share.c, IN_CHANNELS // INPUT_SHUFFLE, IN_CHANNELS)
+    store_pixels(
+        acc, dx_ptr, Strides(stride_xn, stride_xc, stride_xh, stride_xw),
+        Pixels(image, ih0, ow0 * COLUMNS.STRIDE, row_ok, IN_H, IN_W), place, share.c < IN_CHANNELS, CLASSES, ROWS,
+        COLUMNS, VECTOR,
+    )  # fmt: skip
 
 
 def plan_depthwise_input_grad(
@@ -184,18 +141,11 @@ def plan_depthwise_input_grad(
     )
     aligned = target.strides[1] == 1 and problem.input_shuffle == 1
     constants: dict[str, Any] = {
-        **depthwise_constants(problem),
+        **gradient_constants(problem, config),
         **_weight_strides(problem, weight, config),
-        "STEP_H": class_step(problem.stride[0], problem.dilation[0]),
-        "TILE_H": config.tile_h,
-        "TILE_W": config.tile_w,
+        "CODE": Code(config.row_loop, columns, STEP=class_step(problem.stride[0], problem.dilation[0])),
         "BLOCK_H": config.block_h,
         "BLOCK_W": config.block_w,
-        "BLOCK_C": config.block_c,
-        "MULTIPLIERS": config.multipliers,
-        "CHUNK": columns,
-        "ROW_LOOP": config.row_loop,
-        "WIDE": config.multipliers == problem.k_per_group and config.multipliers in (1, 2, 4),
         "VECTOR": 16 // problem.item_size if aligned else 1,
         **loading.constants,
         **storing.constants,
@@ -211,12 +161,21 @@ def plan_depthwise_input_grad(
     return Launch(depthwise_input_grad, config, (walk.programs, 1, 1), tuple(buffers), integers, constants)
 
 
-def depthwise_constants(problem: ConvProblem) -> dict[str, Any]:
-    """The problem's numbers that both gradients' kernels have compiled in."""
+def gradient_constants(
+    problem: ConvProblem,
+    config: DepthwiseInputGradConfig | DepthwiseWeightGradConfig,
+    taps: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """The constants of both gradients' kernels; `taps` are the kernel rows and columns of a program, by default all."""
+    above, _, left, _ = problem.padding
+    rows, columns = taps or problem.kernel_size
+    wide = config.multipliers == problem.k_per_group and config.multipliers in (1, 2, 4)
+    even = problem.in_channels % config.block_c == 0
     return {
-        "CHANNELS": problem.in_channels,
-        "K_PER_GROUP": problem.k_per_group,
-        **window_constants(problem),
+        "ROWS": TileAxis(rows, problem.stride[0], above, problem.dilation[0], config.tile_h),
+        "COLUMNS": TileAxis(columns, problem.stride[1], left, problem.dilation[1], config.tile_w),
+        "CHANNELS": Channels(config.block_c, problem.k_per_group, config.multipliers, even, wide),
+        "IN_CHANNELS": problem.in_channels,
         "INPUT_SHUFFLE": problem.input_shuffle,
     }
 

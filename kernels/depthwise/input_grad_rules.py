@@ -1,6 +1,6 @@
 """The depthwise input gradient's tiles, walk and valid configurations; no kernel is loaded here.
 
-A register tile holds input pixels of every class of `input_grad_rules`, so that which taps reach a pixel is known when
+A register tile holds input pixels of every class (`values.classes`), so that which taps reach a pixel is known when
 the code is compiled. Large kernels loop over their rows, and a program then has rows of one class.
 """
 
@@ -10,13 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.depthwise.forward_rules import INT32_MAX, MAX_PROGRAMS, MAX_SUMS
+from grouped_conv.kernels.depthwise.forward_rules import MAX_SUMS, too_many_products, why_not_depthwise
+from grouped_conv.kernels.depthwise.forward_rules import per_thread as per_thread
+from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.config import KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
-
-MAX_PRODUCTS = 512
-"""Products per channel in straight-line code, as forward: so many compile in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +128,9 @@ def padding_efficiency(problem: ConvProblem, config: DepthwiseInputGradConfig) -
 
 def why_invalid(problem: ConvProblem, config: DepthwiseInputGradConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "input_grad":
-        return f"depthwise_input_grad computes the input's gradient, not the direction {problem.direction}"
-    if not problem.layout.is_uniform or problem.c_per_group != 1:
-        return "depthwise_input_grad needs equal groups of one input channel"
-    if problem.k_per_group % config.multipliers:
-        return f"multipliers={config.multipliers} must divide the multiplier {problem.k_per_group}"
+    wrong = why_not_depthwise(problem, config)
+    if wrong is not None:
+        return wrong
     stride_h, stride_w = problem.stride
     if config.tile_w % stride_w or (config.tile_h % stride_h and not config.row_loop):
         return f"tiles of {config.tile_h}x{config.tile_w} pixels must be multiples of the stride {problem.stride}"
@@ -144,17 +140,7 @@ def why_invalid(problem: ConvProblem, config: DepthwiseInputGradConfig) -> str |
     rest = (problem.kernel_size[1] - columns) % columns
     products = config.tile_h * config.tile_w * config.multipliers * math.ceil((columns + rest) / stride_w)
     products *= 1 if config.row_loop else math.ceil(problem.kernel_size[0] / stride_h)
-    if products > MAX_PRODUCTS:
-        hint = "smaller tiles" if config.row_loop else "row_loop or smaller tiles"
-        return f"{products} products per channel in straight-line code, at most {MAX_PRODUCTS}; use {hint}"
-    return _size_reason(problem, config)
-
-
-def _size_reason(problem: ConvProblem, config: DepthwiseInputGradConfig) -> str | None:
-    """What 32-bit indices must hold: programs, rows of tiles, columns, channels."""
     walk = walk_of(problem, config)
-    if walk.programs > MAX_PROGRAMS:
-        return f"{walk.programs} programs are more than a grid of {MAX_PROGRAMS}"
     windows = [d * k for d, k in zip(problem.dilation, problem.kernel_size, strict=True)]
     sizes = {
         "rows of tiles": walk.rows + config.block_h,
@@ -162,15 +148,11 @@ def _size_reason(problem: ConvProblem, config: DepthwiseInputGradConfig) -> str 
         "columns": problem.in_size[1] + problem.out_size[1] + config.tile_w * config.block_w + windows[1],
         "channels": problem.out_channels + config.block_c * problem.k_per_group,
     }
-    for name, size in sizes.items():
-        if size > INT32_MAX // 4:
-            return f"{size} {name} are more than {INT32_MAX // 4}"
-    return None
-
-
-def per_thread(config: DepthwiseInputGradConfig, device: DeviceSpec) -> float:
-    """Channels of one thread (below 1 when threads are idle)."""
-    return config.block_h * config.block_w * config.block_c / (config.num_warps * device.warp_size)
+    return (
+        too_many_products(products, "smaller tiles" if config.row_loop else "row_loop or smaller tiles")
+        or refusals.grid(walk.programs)
+        or refusals.indices(sizes, refusals.INT32_MAX // 4)
+    )
 
 
 def why_not_on(problem: ConvProblem, config: DepthwiseInputGradConfig, device: DeviceSpec) -> str | None:
@@ -179,11 +161,6 @@ def why_not_on(problem: ConvProblem, config: DepthwiseInputGradConfig, device: D
     if sums > MAX_SUMS:
         return f"{sums:g} sums per thread spill (at most {MAX_SUMS})"
     return None
-
-
-def weight_order(problem: ConvProblem, config: DepthwiseInputGradConfig) -> str:
-    """`taps` for the packed weight, `any` for the weight where it lies."""
-    return "taps" if config.pack_weight else "any"
 
 
 def one_warp(problem: ConvProblem) -> DepthwiseInputGradConfig:

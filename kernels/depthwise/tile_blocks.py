@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise.tile_sums import load_vector
+from grouped_conv.kernels.depthwise.tile_sums import load_vector, span
 from grouped_conv.kernels.device_code.epilogue import finish, pixel_offsets
 
 
@@ -19,50 +19,35 @@ def decode_block(tiles_c, blocks_w, PARTS: tl.constexpr):
 
 
 @triton.jit
-def channel_vectors(ptr, k, c_ok, EVEN_C: tl.constexpr, MULTIPLIERS: tl.constexpr, ABSENT: tl.constexpr):
+def channel_vectors(ptr, k, c_ok, CHANNELS: tl.constexpr, ABSENT: tl.constexpr):
     """One [BLOCK_P, BLOCK_C] vector in fp32 per multiplier; ABSENT everywhere without a tensor."""
     vectors = ()
-    for m in tl.static_range(MULTIPLIERS):
+    for m in tl.static_range(CHANNELS.MULTIPLIERS):
         if ptr is None:
             vectors = vectors + (tl.full(k.shape, ABSENT, tl.float32),)
         else:
-            vectors = vectors + (load_vector(ptr + (k + m), c_ok, not EVEN_C),)
+            vectors = vectors + (load_vector(ptr + (k + m), c_ok, not CHANNELS.EVEN),)
     return vectors
 
 
 @triton.jit
 def is_interior(
-    row0,
-    block_w,
-    rows,
-    rows_each,
-    IN_H,
-    IN_W,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    INTERIOR: tl.constexpr,
-):
-    """Do all windows of this block lie inside one image? Never asked without INTERIOR."""
+    row0, block_w, rows, rows_each, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr, INTERIOR: tl.constexpr,
+):  # fmt: skip
+    """Are all windows of this block inside one image? Without INTERIOR nobody uses the answer."""
     if not INTERIOR:
         return row0 < 0
     else:
-        HIGH: tl.constexpr = (BLOCK_H * TILE_H - 1) * STRIDE_H + (KERNEL_H - 1) * DILATION_H
-        WIDE: tl.constexpr = (BLOCK_W * TILE_W - 1) * STRIDE_W + (KERNEL_W - 1) * DILATION_W
+        DOWN: tl.constexpr = ROWS.TILE * ROWS.STRIDE
+        RIGHT: tl.constexpr = COLUMNS.TILE * COLUMNS.STRIDE
         first = row0 % rows_each
-        top = first * (TILE_H * STRIDE_H) - PAD_H
-        left = block_w * (BLOCK_W * TILE_W * STRIDE_W) - PAD_W
+        top = first * DOWN - ROWS.PAD
+        left = block_w * (BLOCK_W * RIGHT) - COLUMNS.PAD
+        bottom = top + ((BLOCK_H - 1) * DOWN + span(ROWS) - 1)
+        right = left + ((BLOCK_W - 1) * RIGHT + span(COLUMNS) - 1)
         one_image = (first + BLOCK_H <= rows_each) & (row0 + BLOCK_H <= rows)
-        return one_image & (top >= 0) & (left >= 0) & (top + HIGH < IN_H) & (left + WIDE < IN_W)
+        return one_image & (top >= 0) & (left >= 0) & (bottom < height) & (right < width)
 
 
 @triton.jit
@@ -79,66 +64,30 @@ def neighbours(parts, COUNT: tl.constexpr):
 
 @triton.jit
 def finish_tile(
-    acc,
-    scale,
-    bias,
-    residual_ptr,
-    pre_ptr,
-    y_ptr,
-    FROM_BIAS: tl.constexpr,
-    image,
-    oh0,
-    ow0,
-    c,
-    k,
-    first,
-    channels,
-    row_ok,
-    OUT_H,
-    OUT_W,
-    stride_yn,
-    stride_yc,
-    stride_yh,
-    stride_yw,
-    stride_rn,
-    stride_rc,
-    stride_rh,
-    stride_rw,
-    K_PER_GROUP: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-):
-    """The epilogue and store of each pixel of the register tile: `k` are all its channels, `c` those of the input."""
-    y_first = pixel_offsets(image, oh0, ow0, stride_yn, stride_yh, stride_yw)
+    acc, affine, epilogue, y, r, pixels, channel, channel_ok, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr, FINISH: tl.constexpr,
+):  # fmt: skip
+    """The epilogue and store of each pixel of the register tile; strides `y` of the output and `r` of the residual.
+
+    `channel` are all output channels of the block when WIDE, otherwise those of the first multiplier.
+    """
+    y_first = pixel_offsets(pixels.image, pixels.h, pixels.w, y)
     r_first = None
-    if residual_ptr is not None:
-        r_first = pixel_offsets(image, oh0, ow0, stride_rn, stride_rh, stride_rw)
-    for p in tl.static_range(TILE_H * TILE_W):
-        pixel_ok = row_ok & (oh0 + p // TILE_W < OUT_H) & (ow0 + p % TILE_W < OUT_W)
-        y_rows = y_first + ((p // TILE_W) * stride_yh + (p % TILE_W) * stride_yw)
+    if epilogue.residual is not None:
+        r_first = pixel_offsets(pixels.image, pixels.h, pixels.w, r)
+    for p in tl.static_range(ROWS.TILE * COLUMNS.TILE):
+        down = p // COLUMNS.TILE
+        right = p % COLUMNS.TILE
+        pixel_ok = pixels.ok & (pixels.h + down < pixels.height) & (pixels.w + right < pixels.width)
+        y_rows = y_first + (down * y.h + right * y.w)
         r_rows = None
-        if residual_ptr is not None:
-            r_rows = r_first + ((p // TILE_W) * stride_rh + (p % TILE_W) * stride_rw)
+        if epilogue.residual is not None:
+            r_rows = r_first + (down * r.h + right * r.w)
         out = ()
-        for m in tl.static_range(MULTIPLIERS):
-            total = acc[m * TILE_H * TILE_W + p]
-            out = out + (total if FROM_BIAS else total * scale[m] + bias[m],)
-        if MULTIPLIERS == K_PER_GROUP and (MULTIPLIERS == 1 or MULTIPLIERS == 2 or MULTIPLIERS == 4):
-            finish(
-                neighbours(out, MULTIPLIERS), None, None, residual_ptr, pre_ptr, y_ptr, image, oh0, ow0, k, pixel_ok,
-                k < channels * K_PER_GROUP, stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh,
-                stride_rw, ACTIVATION, NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS, None, y_rows, r_rows,
-            )  # fmt: skip
-        else:
-            for m in tl.static_range(MULTIPLIERS):
-                finish(
-                    out[m], None, None, residual_ptr, pre_ptr, y_ptr, image, oh0, ow0, c * K_PER_GROUP + (first + m),
-                    pixel_ok, c < channels, stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh,
-                    stride_rw, ACTIVATION, NEGATIVE_SLOPE, 1, SHUFFLE, OUT_CHANNELS, None, y_rows, r_rows,
-                )  # fmt: skip
+        for m in tl.static_range(CHANNELS.MULTIPLIERS):
+            total = acc[m * ROWS.TILE * COLUMNS.TILE + p]
+            out = out + (total if affine.scale is None else total * affine.scale[m] + affine.bias[m],)
+        if CHANNELS.WIDE:
+            out = (neighbours(out, CHANNELS.MULTIPLIERS),)
+        for m in tl.static_range(len(out)):
+            finish(out[m], epilogue, y_rows, r_rows, pixel_ok, channel + m, channel_ok, FINISH)

@@ -1,7 +1,7 @@
 """The sums of one register tile: which taps an input position serves, vectors of weights, products.
 
-A register tile is TILE_H x TILE_W outputs of one thread in each of its channels, for MULTIPLIERS output channels per
-input channel: a tuple of [BLOCK_P, BLOCK_C] tensors, index (m * TILE_H + u) * TILE_W + v.
+A register tile is TILE x TILE outputs (of rows and columns) of one thread in each of its channels, for MULTIPLIERS
+output channels per input channel: a tuple of [BLOCK_P, BLOCK_C] tensors, index (m * rows + u) * columns + v.
 """
 
 from __future__ import annotations
@@ -9,32 +9,46 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.depthwise.bundles import Patch, TileAxis
 from grouped_conv.kernels.device_code.index import inside
 
 
 @triton.constexpr_function
-def tap_of(position, output, stride, dilation, kernel):
+def tap_of(position, output, axis):
     """The kernel row (or column) that output `output` of a tile takes from input `position`; -1 for none."""
+    taps, stride, _, dilation, _ = axis
     distance = position - output * stride
-    return distance // dilation if 0 <= distance < dilation * kernel and distance % dilation == 0 else -1
+    return distance // dilation if 0 <= distance < dilation * taps and distance % dilation == 0 else -1
 
 
 @triton.constexpr_function
-def is_read(position, outputs, stride, dilation, kernel):
-    """Does any of a tile's `outputs` take anything from input `position`?"""
-    return any(tap_of(position, output, stride, dilation, kernel) >= 0 for output in range(outputs))
+def is_read(position, axis):
+    """Does any output of a tile take anything from input `position`?"""
+    *_, outputs = axis
+    return any(tap_of(position, output, axis) >= 0 for output in range(outputs))
 
 
 @triton.constexpr_function
-def weight_index(
-    t, row, column, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H, TILE_W
-):
+def span(axis):
+    """Positions from the first to the last that a tile's outputs take."""
+    taps, stride, _, dilation, outputs = axis
+    return (outputs - 1) * stride + (taps - 1) * dilation + 1
+
+
+@triton.constexpr_function
+def is_new(row, column, rows, columns):
+    """Does a tile's first output take the input at (row, column)? No earlier input meets the weight of that tap."""
+    return tap_of(row, 0, rows) >= 0 and tap_of(column, 0, columns) >= 0
+
+
+@triton.constexpr_function
+def weight_index(t, row, column, rows, columns, multipliers):
     """Which loaded weight multiplies the input at (row, column) of the tile's window in sum `t`; -1 for none."""
-    tap_h = tap_of(row, t // TILE_W % TILE_H, STRIDE_H, DILATION_H, KERNEL_H)
-    tap_w = tap_of(column, t % TILE_W, STRIDE_W, DILATION_W, KERNEL_W)
-    if tap_h < 0 or tap_w < 0:
-        return -1
-    return (tap_h * KERNEL_W + tap_w) * MULTIPLIERS + t // (TILE_H * TILE_W)
+    *_, high = rows
+    taps, _, _, _, wide = columns
+    tap_h = tap_of(row, t // wide % high, rows)
+    tap_w = tap_of(column, t % wide, columns)
+    return -1 if tap_h < 0 or tap_w < 0 else (tap_h * taps + tap_w) * multipliers + t // (high * wide)
 
 
 @triton.jit
@@ -47,32 +61,20 @@ def load_vector(ptrs, ok, MASKED: tl.constexpr):
 
 
 @triton.jit
-def load_taps(
-    w, w_base, c_ok, stride_wm, stride_ws, step: tl.constexpr, EVEN_C: tl.constexpr, MULTIPLIERS: tl.constexpr
-):
-    """`w` with the weights of one more tap, one per multiplier; `w_base` points at the first of the kernel row."""
-    for m in tl.static_range(MULTIPLIERS):
-        w = w + (load_vector(w_base + (m * stride_wm + step * stride_ws), c_ok, not EVEN_C),)
+def load_taps(w, row, taps, column: tl.constexpr, CHANNELS: tl.constexpr):
+    """`w` with the weights of one more tap, one per multiplier; `row` points to the first tap of its kernel row."""
+    for m in tl.static_range(CHANNELS.MULTIPLIERS):
+        w = w + (load_vector(row + (m * taps.stride_m + column * taps.stride_s), taps.ok, not CHANNELS.EVEN),)
     return w
 
 
 @triton.jit
-def load_all_taps(
-    w_base,
-    c_ok,
-    stride_wm,
-    stride_wr,
-    stride_ws,
-    EVEN_C: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-):
+def load_all_taps(taps, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
     """Every weight of this program's channels, index tap * MULTIPLIERS + m."""
     w = ()
-    for tap in tl.static_range(KERNEL_H * KERNEL_W):
-        row = w_base + (tap // KERNEL_W) * stride_wr
-        w = load_taps(w, row, c_ok, stride_wm, stride_ws, tap % KERNEL_W, EVEN_C, MULTIPLIERS)
+    for tap in tl.static_range(ROWS.TAPS * COLUMNS.TAPS):
+        row = taps.base + (tap // COLUMNS.TAPS) * taps.stride_r
+        w = load_taps(w, row, taps, tap % COLUMNS.TAPS, CHANNELS)
     return w
 
 
@@ -86,280 +88,121 @@ def add_product(acc, x, w, INDEX: tl.constexpr):
 
 @triton.jit
 def multiply_add(
-    acc,
-    x,
-    w,
-    row: tl.constexpr,
-    column: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-):
+    acc, x, w, row: tl.constexpr, column: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Add the input at (row, column) of the tile's window, times its weight, to every sum that takes it."""
     added = ()
-    for t in tl.static_range(MULTIPLIERS * TILE_H * TILE_W):
-        total = add_product(
-            acc[t], x, w, weight_index(
-                t, row, column, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H,
-                TILE_W,
-            ),
-        )  # fmt: skip
+    for t in tl.static_range(CHANNELS.MULTIPLIERS * ROWS.TILE * COLUMNS.TILE):
+        total = add_product(acc[t], x, w, weight_index(t, row, column, ROWS, COLUMNS, CHANNELS.MULTIPLIERS))
         added = added + (total,)
     return added
 
 
 @triton.jit
 def unrolled_sums(
-    acc,
-    w,
-    x_base,
-    w_base,
-    ih0,
-    iw0,
-    c_ok,
-    IN_H,
-    IN_W,
-    stride_xh,
-    stride_xw,
-    stride_wm,
-    stride_wr,
-    stride_ws,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    RESIDENT: tl.constexpr,
+    acc, w, patch, taps, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, RESIDENT: tl.constexpr,
     MASKED: tl.constexpr,
-):
+):  # fmt: skip
     """Each input of the tile's window is loaded once and serves all sums; a weight is loaded where it is first used."""
-    for i in tl.static_range((TILE_H - 1) * STRIDE_H + (KERNEL_H - 1) * DILATION_H + 1):
-        if is_read(i, TILE_H, STRIDE_H, DILATION_H, KERNEL_H):
-            row_ok = inside(ih0 + i, IN_H)
-            x_row = x_base + i * stride_xh
-            for j in tl.static_range((TILE_W - 1) * STRIDE_W + (KERNEL_W - 1) * DILATION_W + 1):
-                if is_read(j, TILE_W, STRIDE_W, DILATION_W, KERNEL_W):
-                    if not RESIDENT and is_read(i, 1, STRIDE_H, DILATION_H, KERNEL_H):
-                        if is_read(j, 1, STRIDE_W, DILATION_W, KERNEL_W):  # the tile's first output takes it: new
-                            w_row = w_base + (i // DILATION_H) * stride_wr
-                            w = load_taps(w, w_row, c_ok, stride_wm, stride_ws, j // DILATION_W, EVEN_C, MULTIPLIERS)
-                    ok = row_ok & inside(iw0 + j, IN_W) if EVEN_C else row_ok & inside(iw0 + j, IN_W) & c_ok
-                    x = load_vector(x_row + j * stride_xw, ok if MASKED else c_ok, MASKED or not EVEN_C)
-                    acc = multiply_add(
-                        acc, x, w, i, j, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS,
-                        TILE_H, TILE_W,
-                    )  # fmt: skip
+    for i in tl.static_range(span(ROWS)):
+        if is_read(i, ROWS):
+            row_ok = inside(patch.h + i, patch.height)
+            x_row = patch.base + i * patch.stride_h
+            for j in tl.static_range(span(COLUMNS)):
+                if is_read(j, COLUMNS):
+                    if not RESIDENT and is_new(i, j, ROWS, COLUMNS):
+                        w_row = taps.base + tap_of(i, 0, ROWS) * taps.stride_r
+                        w = load_taps(w, w_row, taps, tap_of(j, 0, COLUMNS), CHANNELS)
+                    ok = row_ok & inside(patch.w + j, patch.width)
+                    if not CHANNELS.EVEN:
+                        ok = ok & taps.ok
+                    x_ptrs = x_row + j * patch.stride_w
+                    x = load_vector(x_ptrs, ok if MASKED else taps.ok, MASKED or not CHANNELS.EVEN)
+                    acc = multiply_add(acc, x, w, i, j, ROWS, COLUMNS, CHANNELS)
     return acc
 
 
 @triton.jit
 def row_sums(
-    acc,
-    x_row,
-    w_row,
-    ih,
-    iw0,
-    c_ok,
-    IN_H,
-    IN_W,
-    stride_xh,
-    stride_xw,
-    stride_wm,
-    stride_ws,
-    TAPS: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    MASKED: tl.constexpr,
+    acc, patch, w_row, taps, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, MASKED: tl.constexpr
 ):
-    """Add the products of TAPS neighbouring columns of one kernel row; rows of the window are not shared."""
+    """Add the products of COLUMNS.TAPS neighbours in one kernel row; rows of the window are not shared."""
+    OUTPUTS: tl.constexpr = TileAxis(1, 1, 0, 1, ROWS.TILE)
     w = ()
-    for j in tl.static_range((TILE_W - 1) * STRIDE_W + (TAPS - 1) * DILATION_W + 1):
-        if is_read(j, TILE_W, STRIDE_W, DILATION_W, TAPS):
-            if is_read(j, 1, STRIDE_W, DILATION_W, TAPS):  # the tile's first output takes it: new
-                w = load_taps(w, w_row, c_ok, stride_wm, stride_ws, j // DILATION_W, EVEN_C, MULTIPLIERS)
-            column_ok = inside(iw0 + j, IN_W) if EVEN_C else inside(iw0 + j, IN_W) & c_ok
-            for u in tl.static_range(TILE_H):
-                ok = column_ok & inside(ih + u * STRIDE_H, IN_H)
-                x_ptrs = x_row + u * STRIDE_H * stride_xh + j * stride_xw
-                x = load_vector(x_ptrs, ok if MASKED else c_ok, MASKED or not EVEN_C)
-                acc = multiply_add(
-                    acc, x, w, u, j, 1, TAPS, 1, STRIDE_W, 1, DILATION_W, MULTIPLIERS, TILE_H, TILE_W
-                )  # fmt: skip
+    for j in tl.static_range(span(COLUMNS)):
+        if is_read(j, COLUMNS):
+            if tap_of(j, 0, COLUMNS) >= 0:
+                w = load_taps(w, w_row, taps, tap_of(j, 0, COLUMNS), CHANNELS)
+            column_ok = inside(patch.w + j, patch.width)
+            if not CHANNELS.EVEN:
+                column_ok = column_ok & taps.ok
+            for u in tl.static_range(ROWS.TILE):
+                ok = column_ok & inside(patch.h + u * ROWS.STRIDE, patch.height)
+                x_ptrs = patch.base + u * ROWS.STRIDE * patch.stride_h + j * patch.stride_w
+                x = load_vector(x_ptrs, ok if MASKED else taps.ok, MASKED or not CHANNELS.EVEN)
+                acc = multiply_add(acc, x, w, u, j, OUTPUTS, COLUMNS, CHANNELS)
     return acc
 
 
 @triton.jit
+def from_tap(patch, w, taps, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The patch and the pointers `w` to weights, begun so many kernel rows and columns further on."""
+    down = row * ROWS.DILATION
+    right = column * COLUMNS.DILATION
+    base = patch.base + down * patch.stride_h + right * patch.stride_w
+    w = w + row * taps.stride_r + column * taps.stride_s
+    return Patch(base, patch.h + down, patch.w + right, patch.height, patch.width, patch.stride_h, patch.stride_w), w
+
+
+@triton.jit
 def looped_sums(
-    acc,
-    x_base,
-    w_base,
-    ih0,
-    iw0,
-    c_ok,
-    IN_H,
-    IN_W,
-    kernel_rows,
-    chunks,
-    stride_xh,
-    stride_xw,
-    stride_wm,
-    stride_wr,
-    stride_ws,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    CHUNK: tl.constexpr,
-    EVEN_C: tl.constexpr,
+    acc, patch, taps, loop, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr,
     MASKED: tl.constexpr,
-):
-    """The same with loops over kernel rows and over whole CHUNKs of columns, the rest of the columns after them."""
-    for kernel_h in tl.range(kernel_rows):
-        x_row = x_base + kernel_h * DILATION_H * stride_xh
-        w_row = w_base + kernel_h * stride_wr
-        ih = ih0 + kernel_h * DILATION_H
-        if CHUNK < KERNEL_W:
-            for chunk in tl.range(chunks):
-                acc = row_sums(
-                    acc, x_row + chunk * (CHUNK * DILATION_W) * stride_xw, w_row + chunk * CHUNK * stride_ws, ih, iw0 +
-                    chunk * (CHUNK * DILATION_W), c_ok, IN_H, IN_W, stride_xh, stride_xw, stride_wm, stride_ws, CHUNK,
-                    STRIDE_H, STRIDE_W, DILATION_W, MULTIPLIERS, TILE_H, TILE_W, EVEN_C, MASKED,
-                )  # fmt: skip
-        REST: tl.constexpr = KERNEL_W % CHUNK if CHUNK < KERNEL_W else KERNEL_W
-        FIRST: tl.constexpr = KERNEL_W - REST
+):  # fmt: skip
+    """The same with loops over kernel rows and over whole CHUNKs of columns, the other columns after them."""
+    REST: tl.constexpr = COLUMNS.TAPS % CHUNK if CHUNK < COLUMNS.TAPS else COLUMNS.TAPS
+    PART: tl.constexpr = TileAxis(CHUNK, COLUMNS.STRIDE, COLUMNS.PAD, COLUMNS.DILATION, COLUMNS.TILE)
+    LAST: tl.constexpr = TileAxis(REST, COLUMNS.STRIDE, COLUMNS.PAD, COLUMNS.DILATION, COLUMNS.TILE)
+    for row in tl.range(loop.rows):
+        row_patch, w_row = from_tap(patch, taps.base, taps, row, 0, ROWS, COLUMNS)
+        if CHUNK < COLUMNS.TAPS:
+            for chunk in tl.range(loop.chunks):
+                part, w = from_tap(row_patch, w_row, taps, 0, chunk * CHUNK, ROWS, COLUMNS)
+                acc = row_sums(acc, part, w, taps, ROWS, PART, CHANNELS, MASKED)
         if REST > 0:
-            acc = row_sums(
-                acc, x_row + FIRST * DILATION_W * stride_xw, w_row + FIRST * stride_ws, ih, iw0 + FIRST * DILATION_W,
-                c_ok, IN_H, IN_W, stride_xh, stride_xw, stride_wm, stride_ws, REST, STRIDE_H, STRIDE_W, DILATION_W,
-                MULTIPLIERS, TILE_H, TILE_W, EVEN_C, MASKED,
-            )  # fmt: skip
+            rest, w = from_tap(row_patch, w_row, taps, 0, COLUMNS.TAPS - REST, ROWS, COLUMNS)
+            acc = row_sums(acc, rest, w, taps, ROWS, LAST, CHANNELS, MASKED)
     return acc
 
 
 @triton.jit
 def window_sums(
-    acc,
-    w,
-    x_base,
-    w_base,
-    ih0,
-    iw0,
-    c_ok,
-    IN_H,
-    IN_W,
-    kernel_rows,
-    chunks,
-    stride_xh,
-    stride_xw,
-    stride_wm,
-    stride_wr,
-    stride_ws,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    CHUNK: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    ROW_LOOP: tl.constexpr,
+    acc, w, patch, taps, loop, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, CODE: tl.constexpr,
     MASKED: tl.constexpr,
-):
+):  # fmt: skip
     """Add the products of every input of the tile's window, with bounds checked where MASKED."""
-    if ROW_LOOP:
-        return looped_sums(
-            acc, x_base, w_base, ih0, iw0, c_ok, IN_H, IN_W, kernel_rows, chunks, stride_xh, stride_xw, stride_wm,
-            stride_wr, stride_ws, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H, TILE_W,
-            CHUNK, EVEN_C, MASKED,
-        )  # fmt: skip
+    if CODE.ROW_LOOP:
+        return looped_sums(acc, patch, taps, loop, ROWS, COLUMNS, CHANNELS, CODE.CHUNK, MASKED)
     else:
-        return unrolled_sums(
-            acc, w, x_base, w_base, ih0, iw0, c_ok, IN_H, IN_W, stride_xh, stride_xw, stride_wm, stride_wr, stride_ws,
-            KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H, TILE_W, EVEN_C,
-            RESIDENT, MASKED,
-        )  # fmt: skip
+        return unrolled_sums(acc, w, patch, taps, ROWS, COLUMNS, CHANNELS, CODE.RESIDENT, MASKED)
 
 
 @triton.jit
 def tile_sums(
-    w,
-    bias,
-    x_base,
-    w_base,
-    ih0,
-    iw0,
-    c_ok,
-    inner,
-    IN_H,
-    IN_W,
-    kernel_rows,
-    chunks,
-    stride_xh,
-    stride_xw,
-    stride_wm,
-    stride_wr,
-    stride_ws,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    CHUNK: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    ROW_LOOP: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    INTERIOR: tl.constexpr,
-    FROM_BIAS: tl.constexpr,
-):
+    w, affine, patch, taps, loop, inner, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    CODE: tl.constexpr,
+):  # fmt: skip
     """The sums of one register tile, begun with the bias where nothing scales them; INTERIOR branches per block."""
     acc = ()
-    for t in tl.static_range(MULTIPLIERS * TILE_H * TILE_W):
-        acc = acc + (bias[t // (TILE_H * TILE_W)] if FROM_BIAS else tl.zeros_like(bias[0]),)
-    if INTERIOR:
+    for t in tl.static_range(CHANNELS.MULTIPLIERS * ROWS.TILE * COLUMNS.TILE):
+        bias = affine.bias[t // (ROWS.TILE * COLUMNS.TILE)]
+        acc = acc + (bias if affine.scale is None else tl.zeros_like(bias),)
+    if CODE.INTERIOR:
         if inner:
-            acc = window_sums(
-                acc, w, x_base, w_base, ih0, iw0, c_ok, IN_H, IN_W, kernel_rows, chunks, stride_xh, stride_xw,
-                stride_wm, stride_wr, stride_ws, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
-                MULTIPLIERS, TILE_H, TILE_W, CHUNK, EVEN_C, RESIDENT, ROW_LOOP, False,
-            )  # fmt: skip
+            acc = window_sums(acc, w, patch, taps, loop, ROWS, COLUMNS, CHANNELS, CODE, False)
         else:
-            acc = window_sums(
-                acc, w, x_base, w_base, ih0, iw0, c_ok, IN_H, IN_W, kernel_rows, chunks, stride_xh, stride_xw,
-                stride_wm, stride_wr, stride_ws, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
-                MULTIPLIERS, TILE_H, TILE_W, CHUNK, EVEN_C, RESIDENT, ROW_LOOP, True,
-            )  # fmt: skip
+            acc = window_sums(acc, w, patch, taps, loop, ROWS, COLUMNS, CHANNELS, CODE, True)
     else:
-        acc = window_sums(
-            acc, w, x_base, w_base, ih0, iw0, c_ok, IN_H, IN_W, kernel_rows, chunks, stride_xh, stride_xw, stride_wm,
-            stride_wr, stride_ws, KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_H,
-            TILE_W, CHUNK, EVEN_C, RESIDENT, ROW_LOOP, True,
-        )  # fmt: skip
+        acc = window_sums(acc, w, patch, taps, loop, ROWS, COLUMNS, CHANNELS, CODE, True)
     return acc

@@ -17,10 +17,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise.gradient_steps import channel_bases, load_gradients
-from grouped_conv.kernels.depthwise.input_grad import depthwise_constants, near_strides
-from grouped_conv.kernels.depthwise.tile_sums import is_read, load_vector, tap_of
+from grouped_conv.kernels.depthwise.bundles import Gradients, Patch, Pixels
+from grouped_conv.kernels.depthwise.gradient_steps import channel_bases, load_gradients, share_of
+from grouped_conv.kernels.depthwise.input_grad import gradient_constants, near_strides
+from grouped_conv.kernels.depthwise.tile_sums import is_read, load_vector, span, tap_of
 from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig, walk_of
+from grouped_conv.kernels.device_code.bundles import Strides
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets
 from grouped_conv.kernels.device_code.index import inside, next_pixels, shuffled
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
@@ -31,160 +33,114 @@ from grouped_conv.kernels.values.problem import ConvProblem
 
 @triton.jit
 def tile_gradients(
-    dy_ptr,
-    known_ptr,
-    image,
-    oh0,
-    ow0,
-    from_h,
-    from_w,
-    tile_ok,
-    c,
-    k,
-    k_ok,
-    first,
-    stride_gn,
-    stride_gh,
-    stride_gw,
-    stride_kn,
-    stride_kh,
-    stride_kw,
-    K_PER_GROUP: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-):
+    gradients, pixels, from_h, from_w, share, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+):  # fmt: skip
     """The gradients of a register tile, index (u * TILE_W + v) * MULTIPLIERS + m; zeros before (from_h, from_w)."""
-    rows = pixel_offsets(image, oh0, ow0, stride_gn, stride_gh, stride_gw)
-    dy = channel_bases(dy_ptr, rows, c, k, first, SHUFFLE, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE)
+    g_rows = pixel_offsets(pixels.image, pixels.h, pixels.w, gradients.g)
+    dy = channel_bases(gradients.dy, g_rows, share, first, DERIVATIVE.SHUFFLE, DERIVATIVE.OUT_CHANNELS, CHANNELS)
     known = dy
-    if ACTIVATION != "none":
-        rows = pixel_offsets(image, oh0, ow0, stride_kn, stride_kh, stride_kw)
-        known = channel_bases(known_ptr, rows, c, k, first, SHUFFLE_KNOWN, OUT_CHANNELS, K_PER_GROUP, MULTIPLIERS, WIDE)
+    if DERIVATIVE.ACTIVATION != "none":
+        k_rows = pixel_offsets(pixels.image, pixels.h, pixels.w, gradients.k)
+        known = channel_bases(
+            gradients.known, k_rows, share, first, DERIVATIVE.SHUFFLE_KNOWN, DERIVATIVE.OUT_CHANNELS, CHANNELS
+        )
+    here: tl.constexpr = Gradients(dy, known, gradients.height, gradients.width, gradients.g, gradients.k)
     loaded = ()
-    for t in tl.static_range(TILE_H * TILE_W):
-        ok = tile_ok & (oh0 + t // TILE_W >= from_h) & (ow0 + t % TILE_W >= from_w)
-        loaded = loaded + load_gradients(
-            dy, known, (t // TILE_W) * stride_gh + (t % TILE_W) * stride_gw,
-            (t // TILE_W) * stride_kh + (t % TILE_W) * stride_kw, ok[:, None], k_ok, ACTIVATION, NEGATIVE_SLOPE,
-            MULTIPLIERS, EVEN_C, WIDE,
-        )  # fmt: skip
+    for t in tl.static_range(ROWS.TILE * COLUMNS.TILE):
+        ok = pixels.ok & (pixels.h + t // COLUMNS.TILE >= from_h) & (pixels.w + t % COLUMNS.TILE >= from_w)
+        g_offset = (t // COLUMNS.TILE) * gradients.g.h + (t % COLUMNS.TILE) * gradients.g.w
+        k_offset = (t // COLUMNS.TILE) * gradients.k.h + (t % COLUMNS.TILE) * gradients.k.w
+        loaded = loaded + load_gradients(here, g_offset, k_offset, ok[:, None], share.k_ok, CHANNELS, DERIVATIVE)
     return loaded
 
 
 @triton.constexpr_function
-def meets(t, p, row, column, ROWS, COLUMNS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_W):
+def meets(t, p, row, column, rows, columns, multipliers):
     """Does output `p` of a tile take the input at (row, column) of its window by the tap of sum `t`?"""
-    tap_h = tap_of(row, p // TILE_W, STRIDE_H, DILATION_H, ROWS)
-    tap_w = tap_of(column, p % TILE_W, STRIDE_W, DILATION_W, COLUMNS)
-    return tap_h == t // MULTIPLIERS // COLUMNS and tap_w == t // MULTIPLIERS % COLUMNS
+    taps, _, _, _, wide = columns
+    tap_h = tap_of(row, p // wide, rows)
+    tap_w = tap_of(column, p % wide, columns)
+    return tap_h == t // multipliers // taps and tap_w == t // multipliers % taps
 
 
 @triton.jit
 def add_products(
-    acc,
-    x,
-    dy,
-    row: tl.constexpr,
-    column: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-):
+    acc, x, dy, row: tl.constexpr, column: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Add the input at (row, column) of the tile's window, times the gradients of its outputs, to the taps' sums."""
     added = ()
-    for t in tl.static_range(ROWS * COLUMNS * MULTIPLIERS):
+    for t in tl.static_range(ROWS.TAPS * COLUMNS.TAPS * CHANNELS.MULTIPLIERS):
         total = acc[t]
-        for p in tl.static_range(TILE_H * TILE_W):
-            if meets(t, p, row, column, ROWS, COLUMNS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS, TILE_W):
-                total = total + x * dy[p * MULTIPLIERS + t % MULTIPLIERS]
+        for p in tl.static_range(ROWS.TILE * COLUMNS.TILE):
+            if meets(t, p, row, column, ROWS, COLUMNS, CHANNELS.MULTIPLIERS):
+                total = total + x * dy[p * CHANNELS.MULTIPLIERS + t % CHANNELS.MULTIPLIERS]
         added = added + (total,)
     return added
 
 
 @triton.jit
+def add_window(
+    acc, dy, patch, tile_ok, c_ok, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    """Add the products of every input of the tile's window, each loaded once; the patch's coordinates are [BLOCK_P]."""
+    for i in tl.static_range(span(ROWS)):
+        if is_read(i, ROWS):
+            row_ok = tile_ok & inside(patch.h + i, patch.height)
+            for j in tl.static_range(span(COLUMNS)):
+                if is_read(j, COLUMNS):
+                    ok = (row_ok & inside(patch.w + j, patch.width))[:, None]
+                    x_ptrs = patch.base + (i * patch.stride_h + j * patch.stride_w)
+                    x = load_vector(x_ptrs, ok if CHANNELS.EVEN else ok & c_ok, True)
+                    acc = add_products(acc, x, dy, i, j, ROWS, COLUMNS, CHANNELS)
+    return acc
+
+
+@triton.jit
+def store_sums(
+    target, acc, c, first, first_r, first_s, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, IN_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Add the threads' sums and store them in [K, KERNEL_H, KERNEL_W]; a program's last taps may not exist."""
+    for t in tl.static_range(ROWS.TAPS * COLUMNS.TAPS * CHANNELS.MULTIPLIERS):
+        r = first_r + t // CHANNELS.MULTIPLIERS // COLUMNS.TAPS
+        s = first_s + t // CHANNELS.MULTIPLIERS % COLUMNS.TAPS
+        channel = (c * CHANNELS.PER_GROUP + (first + t % CHANNELS.MULTIPLIERS)).to(tl.int64)
+        place = channel * (KERNEL_H * KERNEL_W) + (r * KERNEL_W + s)
+        tl.store(target + place, tl.sum(acc[t], axis=0), mask=(c < IN_CHANNELS) & (r < KERNEL_H) & (s < KERNEL_W))
+
+
+@triton.jit
 def depthwise_weight_grad(
-    dy_ptr,
-    known_ptr,
-    x_ptr,
-    workspace_ptr,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    rows_each,
-    columns_each,
-    tiles,
-    part,
-    parts_h,
-    parts_w,
-    stride_gn,
-    stride_gh,
-    stride_gw,
-    stride_kn,
-    stride_kh,
-    stride_kw,
-    stride_xn,
-    stride_xh,
-    stride_xw,
-    CHANNELS: tl.constexpr,
-    K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
+    dy_ptr, known_ptr, x_ptr, workspace_ptr,
+    IN_H, IN_W, OUT_H, OUT_W, rows_each, columns_each, tiles, part, parts_h, parts_w,
+    stride_gn, stride_gh, stride_gw, stride_kn, stride_kh, stride_kw, stride_xn, stride_xh, stride_xw,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, DERIVATIVE: tl.constexpr,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, BLOCK_P: tl.constexpr, IN_CHANNELS: tl.constexpr,
     INPUT_SHUFFLE: tl.constexpr,
-):
-    TILES_C: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
-    EVEN_C: tl.constexpr = CHANNELS % BLOCK_C == 0
+):  # fmt: skip
+    TILES_C: tl.constexpr = (IN_CHANNELS + CHANNELS.BLOCK - 1) // CHANNELS.BLOCK
+    PARTS_M: tl.constexpr = CHANNELS.PER_GROUP // CHANNELS.MULTIPLIERS
     pid = tl.program_id(0)
     pid_c = pid % TILES_C
     outer = pid // TILES_C
-    first_s = outer % parts_w * COLUMNS
-    first_r = outer // parts_w % parts_h * ROWS
+    first_s = outer % parts_w * COLUMNS.TAPS
+    first_r = outer // parts_w % parts_h * ROWS.TAPS
     outer = outer // parts_w // parts_h
-    first = outer % (K_PER_GROUP // MULTIPLIERS) * MULTIPLIERS
-    split = outer // (K_PER_GROUP // MULTIPLIERS)
+    first = outer % PARTS_M * CHANNELS.MULTIPLIERS
+    split = outer // PARTS_M
 
-    c = pid_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_ok = (c < CHANNELS)[None, :]
-    k = pid_c * (BLOCK_C * K_PER_GROUP) + tl.arange(0, BLOCK_C * MULTIPLIERS if WIDE else BLOCK_C)
-    k_ok = (k < CHANNELS * K_PER_GROUP)[None, :] if WIDE else c_ok
-    in_channel = c
+    share = share_of(pid_c, IN_CHANNELS, CHANNELS)
+    in_channel = share.c
     if INPUT_SHUFFLE > 1:  # a shuffle in C / s groups undoes one in s
-        in_channel = shuffled(c, CHANNELS // INPUT_SHUFFLE, CHANNELS)
-    down = first_r * DILATION_H - PAD_H
-    right = first_s * DILATION_W - PAD_W
+        in_channel = shuffled(share.c, IN_CHANNELS // INPUT_SHUFFLE, IN_CHANNELS)
+    gradients: tl.constexpr = Gradients(
+        dy_ptr, known_ptr, OUT_H, OUT_W, Strides(stride_gn, 1, stride_gh, stride_gw),
+        Strides(stride_kn, 1, stride_kh, stride_kw),
+    )  # fmt: skip
+    down = first_r * ROWS.DILATION - ROWS.PAD
+    right = first_s * COLUMNS.DILATION - COLUMNS.PAD
 
     begin = split * part
     end = tl.minimum(begin + part, tiles)
@@ -197,45 +153,32 @@ def depthwise_weight_grad(
     over_h = BLOCK_P // columns_each % rows_each
     over_w = BLOCK_P % columns_each
     acc = ()
-    for _ in tl.static_range(ROWS * COLUMNS * MULTIPLIERS):
-        acc = acc + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)
+    for _ in tl.static_range(ROWS.TAPS * COLUMNS.TAPS * CHANNELS.MULTIPLIERS):
+        acc = acc + (tl.zeros((BLOCK_P, CHANNELS.BLOCK), tl.float32),)
     for step in tl.range(begin, end, BLOCK_P):
         tile_ok = step + lane < end
-        from_h = tile_h * TILE_H
-        from_w = tile_w * TILE_W
-        oh0 = tl.minimum(from_h, OUT_H - TILE_H)
-        ow0 = tl.minimum(from_w, OUT_W - TILE_W)
+        from_h = tile_h * ROWS.TILE
+        from_w = tile_w * COLUMNS.TILE
+        oh0 = tl.minimum(from_h, OUT_H - ROWS.TILE)
+        ow0 = tl.minimum(from_w, OUT_W - COLUMNS.TILE)
         dy = tile_gradients(
-            dy_ptr, known_ptr, image, oh0, ow0, from_h, from_w, tile_ok, c, k, k_ok, first, stride_gn, stride_gh,
-            stride_gw, stride_kn, stride_kh, stride_kw, K_PER_GROUP, MULTIPLIERS, TILE_H, TILE_W, EVEN_C, WIDE,
-            ACTIVATION, NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
+            gradients, Pixels(image, oh0, ow0, tile_ok, OUT_H, OUT_W), from_h, from_w, share, first, ROWS, COLUMNS,
+            CHANNELS, DERIVATIVE,
         )  # fmt: skip
-        ih0 = oh0 * STRIDE_H + down
-        iw0 = ow0 * STRIDE_W + right
-        x_base = x_ptr + (
-            pixel_offsets(image, ih0, iw0, stride_xn, stride_xh, stride_xw)[:, None] + in_channel[None, :]
-        )
-        for i in tl.static_range((TILE_H - 1) * STRIDE_H + (ROWS - 1) * DILATION_H + 1):
-            if is_read(i, TILE_H, STRIDE_H, DILATION_H, ROWS):
-                row_ok = tile_ok & inside(ih0 + i, IN_H)
-                for j in tl.static_range((TILE_W - 1) * STRIDE_W + (COLUMNS - 1) * DILATION_W + 1):
-                    if is_read(j, TILE_W, STRIDE_W, DILATION_W, COLUMNS):
-                        ok = (row_ok & inside(iw0 + j, IN_W))[:, None]
-                        x_ptrs = x_base + (i * stride_xh + j * stride_xw)
-                        x = load_vector(x_ptrs, ok if EVEN_C else ok & c_ok, True)
-                        acc = add_products(
-                            acc, x, dy, i, j, ROWS, COLUMNS, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIERS,
-                            TILE_H, TILE_W,
-                        )  # fmt: skip
+        ih0 = oh0 * ROWS.STRIDE + down
+        iw0 = ow0 * COLUMNS.STRIDE + right
+        x_rows = pixel_offsets(image, ih0, iw0, Strides(stride_xn, 1, stride_xh, stride_xw))
+        x_base = x_ptr + (x_rows[:, None] + in_channel[None, :])
+        acc = add_window(
+            acc, dy, Patch(x_base, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw), tile_ok, share.c_ok, ROWS, COLUMNS,
+            CHANNELS,
+        )  # fmt: skip
         image, tile_h, tile_w = next_pixels(image, tile_h, tile_w, over_n, over_h, over_w, rows_each, columns_each)
 
-    target = workspace_ptr + tl.cast(split, tl.int64) * (CHANNELS * K_PER_GROUP * KERNEL_H * KERNEL_W)
-    for t in tl.static_range(ROWS * COLUMNS * MULTIPLIERS):
-        r = first_r + t // MULTIPLIERS // COLUMNS
-        s = first_s + t // MULTIPLIERS % COLUMNS
-        channel = (c * K_PER_GROUP + (first + t % MULTIPLIERS)).to(tl.int64)
-        place = channel * (KERNEL_H * KERNEL_W) + (r * KERNEL_W + s)
-        tl.store(target + place, tl.sum(acc[t], axis=0), mask=(c < CHANNELS) & (r < KERNEL_H) & (s < KERNEL_W))
+    target = workspace_ptr + tl.cast(split, tl.int64) * (IN_CHANNELS * CHANNELS.PER_GROUP * KERNEL_H * KERNEL_W)
+    store_sums(
+        target, acc, share.c, first, first_r, first_s, KERNEL_H, KERNEL_W, ROWS, COLUMNS, CHANNELS, IN_CHANNELS
+    )  # fmt: skip
 
 
 def plan_depthwise_weight_grad(
@@ -269,15 +212,10 @@ def plan_depthwise_weight_grad(
         *reading.integers,
     )
     constants: dict[str, Any] = {
-        **depthwise_constants(problem),
-        "ROWS": walk.rows,
-        "COLUMNS": walk.columns,
-        "TILE_H": config.tile_h,
-        "TILE_W": config.tile_w,
+        **gradient_constants(problem, config, (walk.rows, walk.columns)),
+        "KERNEL_H": problem.kernel_size[0],
+        "KERNEL_W": problem.kernel_size[1],
         "BLOCK_P": config.block_p,
-        "BLOCK_C": config.block_c,
-        "MULTIPLIERS": config.multipliers,
-        "WIDE": config.multipliers == problem.k_per_group and config.multipliers in (1, 2, 4),
         **loading.constants,
         **reading.constants,
     }

@@ -6,13 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.depthwise.forward_rules import INT32_MAX, MAX_PROGRAMS
+from grouped_conv.kernels.depthwise.forward_rules import too_many_products, why_not_depthwise
+from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.config import KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
-MAX_PRODUCTS = 512
-"""Products per channel in straight-line code, as forward: so many compile in seconds."""
 MAX_HELD = 112
 """Sums and gradients of a register tile per thread, in fp32, above which code is not tried."""
 
@@ -129,26 +128,14 @@ def padding_efficiency(problem: ConvProblem, config: DepthwiseWeightGradConfig) 
 
 def why_invalid(problem: ConvProblem, config: DepthwiseWeightGradConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "weight_grad":
-        return f"depthwise_weight_grad computes the weight's gradient, not the direction {problem.direction}"
-    if not problem.layout.is_uniform or problem.c_per_group != 1:
-        return "depthwise_weight_grad needs equal groups of one input channel"
-    if problem.k_per_group % config.multipliers:
-        return f"multipliers={config.multipliers} must divide the multiplier {problem.k_per_group}"
+    wrong = why_not_depthwise(problem, config)
+    if wrong is not None:
+        return wrong
     tile = (config.tile_h, config.tile_w)
     if any(size > out > 0 for size, out in zip(tile, problem.out_size, strict=True)):
         return f"register tiles of {tile} are larger than the output {problem.out_size}"
     walk = walk_of(problem, config)
     products = math.prod(tile) * walk.rows * walk.columns * config.multipliers
-    if products > MAX_PRODUCTS:
-        return (
-            f"{products} products per channel in straight-line code, at most {MAX_PRODUCTS}; use fewer rows or columns"
-        )
-    if walk.programs > MAX_PROGRAMS:
-        return f"{walk.programs} programs are more than a grid of {MAX_PROGRAMS}"
-    steps = math.ceil(walk.tiles / config.block_p)
-    if config.splits > max(steps, 1):
-        return f"splits={config.splits} are more than the {steps} steps of {config.block_p} tiles"
     windows = [
         d * k + s * t for d, k, s, t in zip(problem.dilation, problem.kernel_size, problem.stride, tile, strict=True)
     ]
@@ -158,10 +145,12 @@ def why_invalid(problem: ConvProblem, config: DepthwiseWeightGradConfig) -> str 
         "columns": problem.in_size[1] + windows[1],
         "channels": problem.out_channels + config.block_c * problem.k_per_group,
     }
-    for name, size in sizes.items():
-        if size > INT32_MAX // 4:
-            return f"{size} {name} are more than {INT32_MAX // 4}"
-    return None
+    return (
+        too_many_products(products, "fewer rows or columns")
+        or refusals.grid(walk.programs)
+        or refusals.splits(config.splits, math.ceil(walk.tiles / config.block_p), f"{config.block_p} tiles")
+        or refusals.indices(sizes, refusals.INT32_MAX // 4)
+    )
 
 
 def per_thread(config: DepthwiseWeightGradConfig, device: DeviceSpec) -> float:

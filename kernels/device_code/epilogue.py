@@ -72,18 +72,18 @@ def affine(acc, scale_ptr, bias_ptr, channel, channel_ok):
 
 
 @triton.jit
-def pixel_offsets(image, out_h, out_w, stride_n, stride_h, stride_w):
+def pixel_offsets(image, h, w, strides):
     """Offset of each pixel's first channel, [BLOCK_M] in int64."""
-    return image.to(tl.int64) * stride_n + out_h.to(tl.int64) * stride_h + out_w.to(tl.int64) * stride_w
+    return image.to(tl.int64) * strides.n + h.to(tl.int64) * strides.h + w.to(tl.int64) * strides.w
 
 
 @triton.jit
-def row_offsets(m, image, out_h, out_w, stride_n, stride_h, stride_w, DENSE: tl.constexpr):
+def row_offsets(m, image, h, w, strides, DENSE: tl.constexpr):
     """The same for pixels numbered `m`; where they follow each other in memory (DENSE), by one product."""
     if DENSE:
-        rows = m.to(tl.int64) * stride_w
+        rows = m.to(tl.int64) * strides.w
     else:
-        rows = pixel_offsets(image, out_h, out_w, stride_n, stride_h, stride_w)
+        rows = pixel_offsets(image, h, w, strides)
     return rows
 
 
@@ -105,56 +105,29 @@ def store_tile(ptr, values, rows, channel, stride_c, row_ok, channel_ok, VECTOR:
 
 
 @triton.jit
-def finish(
-    acc,
-    scale_ptr,
-    bias_ptr,
-    residual_ptr,
-    pre_ptr,
-    y_ptr,
-    image,
-    out_h,
-    out_w,
-    channel,
-    row_ok,
-    channel_ok,
-    stride_yn,
-    stride_yc,
-    stride_yh,
-    stride_yw,
-    stride_rn,
-    stride_rc,
-    stride_rh,
-    stride_rw,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    SHUFFLE: tl.constexpr = 1,
-    OUT_CHANNELS: tl.constexpr = 1,
-    shuffled_channel=None,
-    y_rows=None,
-    r_rows=None,
-):
+def add_residual(acc, ptr, rows, channel, stride_c, row_ok, channel_ok):
+    """Acc + the residual at `rows` + `channel * stride_c`, [BLOCK_M, BLOCK_N]."""
+    residual = ptr + (rows[:, None] + (channel * stride_c)[None, :])
+    return acc + tl.load(residual, mask=row_ok[:, None] & channel_ok[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def finish(acc, epilogue, y_rows, r_rows, row_ok, channel, channel_ok, FINISH: tl.constexpr, shuffled_channel=None):
     """Apply the epilogue to `acc`, [BLOCK_M, BLOCK_N], and store it; channel strides of 1 are constants.
 
-    The output's channels may be shuffled; they are then stored one by one, at `shuffled_channel` if the caller knows a
-    simpler form of where `shuffled` puts them. `y_rows` and `r_rows`, [BLOCK_M], are the offsets of the pixels in the
-    output and the residual where the caller knows a simpler form of them (`row_offsets`).
+    `y_rows` and `r_rows`, [BLOCK_M], are the offsets of the pixels in the output and in the residual. Shuffled
+    output channels are stored one by one, at `shuffled_channel` if the caller has a simpler form of it.
     """
-    acc = affine(acc, scale_ptr, bias_ptr, channel, channel_ok)
-    if residual_ptr is not None:
-        if r_rows is None:
-            r_rows = pixel_offsets(image, out_h, out_w, stride_rn, stride_rh, stride_rw)
-        residual = residual_ptr + (r_rows[:, None] + (channel * stride_rc)[None, :])
-        acc += tl.load(residual, mask=row_ok[:, None] & channel_ok[None, :], other=0.0).to(tl.float32)
-    if y_rows is None:
-        y_rows = pixel_offsets(image, out_h, out_w, stride_yn, stride_yh, stride_yw)
-    if pre_ptr is not None:
-        store_tile(pre_ptr, acc, y_rows, channel, stride_yc, row_ok, channel_ok, VECTOR)
-    acc = activate(acc, ACTIVATION, NEGATIVE_SLOPE)
-    if SHUFFLE == 1:
-        store_tile(y_ptr, acc, y_rows, channel, stride_yc, row_ok, channel_ok, VECTOR)
+    acc = affine(acc, epilogue.scale, epilogue.bias, channel, channel_ok)
+    if epilogue.residual is not None:
+        acc = add_residual(acc, epilogue.residual, r_rows, channel, epilogue.stride_rc, row_ok, channel_ok)
+    if epilogue.pre is not None:
+        store_tile(epilogue.pre, acc, y_rows, channel, epilogue.stride_yc, row_ok, channel_ok, FINISH.VECTOR)
+    ACTIVATION: tl.constexpr = FINISH.ACTIVATION
+    acc = activate(acc, ACTIVATION, FINISH.NEGATIVE_SLOPE)
+    if FINISH.SHUFFLE == 1:
+        store_tile(epilogue.y, acc, y_rows, channel, epilogue.stride_yc, row_ok, channel_ok, FINISH.VECTOR)
     else:
         if shuffled_channel is None:
-            shuffled_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
-        store_tile(y_ptr, acc, y_rows, shuffled_channel, stride_yc, row_ok, channel_ok, 1)
+            shuffled_channel = shuffled(channel, FINISH.SHUFFLE, FINISH.OUT_CHANNELS)
+        store_tile(epilogue.y, acc, y_rows, shuffled_channel, epilogue.stride_yc, row_ok, channel_ok, 1)

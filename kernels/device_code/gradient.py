@@ -42,7 +42,7 @@ def activation_gradient(grad, known, ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: t
 
 @triton.jit
 def load_or_zero(pointers, mask):
-    """What lies there, zeros where `mask` is false; None needs no mask, which is an instruction less per load."""
+    """The values at `pointers`, zeros where `mask` is false; None stands for no mask, an instruction less per load."""
     if mask is None:
         return tl.load(pointers)
     else:
@@ -50,21 +50,22 @@ def load_or_zero(pointers, mask):
 
 
 @triton.jit
-def load_gradient(grad_ptrs, known_ptrs, mask, scale, ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr):
+def load_gradient(grad_ptrs, known_ptrs, mask, scale, DERIVATIVE: tl.constexpr):
     """The gradient of `scale * convolution`'s convolution at these places, zeros where `mask` (or None) is false.
 
     Without an activation and a scale (None) this is one load, which the compiler can make asynchronous; otherwise the
     product is taken in fp32 and rounded once. `scale` broadcasts against the tile.
     """
+    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
     grad = load_or_zero(grad_ptrs, mask)
     if (ACTIVATION == "relu" or ACTIVATION == "relu6") and scale is None:  # a choice, which needs no fp32
         known = load_or_zero(known_ptrs, mask)
-        grad = activation_gradient(grad, known, ACTIVATION, NEGATIVE_SLOPE)
+        grad = activation_gradient(grad, known, ACTIVATION, DERIVATIVE.NEGATIVE_SLOPE)
     elif ACTIVATION != "none" or scale is not None:
         value = grad.to(tl.float32)
         if ACTIVATION != "none":
             known = load_or_zero(known_ptrs, mask).to(tl.float32)
-            value = activation_gradient(value, known, ACTIVATION, NEGATIVE_SLOPE)
+            value = activation_gradient(value, known, ACTIVATION, DERIVATIVE.NEGATIVE_SLOPE)
         if scale is not None:
             value = value * scale
         grad = value.to(grad_ptrs.dtype.element_ty)

@@ -50,53 +50,32 @@ def inside(coordinate, SIZE):
 
 
 @triton.jit
-def tap_bits(
-    ih0,
-    iw0,
-    IN_H,
-    IN_W,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    TAP_MODE: tl.constexpr,
-):
+def tap_bits(h, w, height, width, TAPS: tl.constexpr):
     """One word per row, [BLOCK_M, 1]: bit t says that tap t is inside; or row bits below 16 and column bits above."""
-    bits = tl.zeros_like(ih0)
-    if TAP_MODE == "word":
-        for tap in tl.static_range(KERNEL_H * KERNEL_W):
-            ok_h = inside(ih0 + (tap // KERNEL_W) * DILATION_H, IN_H)
-            ok_w = inside(iw0 + (tap % KERNEL_W) * DILATION_W, IN_W)
+    bits = tl.zeros_like(h)
+    if TAPS.MODE == "word":
+        for tap in tl.static_range(TAPS.ROWS * TAPS.COLUMNS):
+            ok_h = inside(h + (tap // TAPS.COLUMNS) * TAPS.DOWN, height)
+            ok_w = inside(w + (tap % TAPS.COLUMNS) * TAPS.RIGHT, width)
             bits = bits | ((ok_h & ok_w).to(tl.int32) << tap)
-    elif TAP_MODE == "row_column":
-        for step_h in tl.static_range(KERNEL_H):
-            bits = bits | (inside(ih0 + step_h * DILATION_H, IN_H).to(tl.int32) << step_h)
-        for step_w in tl.static_range(KERNEL_W):
-            bits = bits | (inside(iw0 + step_w * DILATION_W, IN_W).to(tl.int32) << (16 + step_w))
+    elif TAPS.MODE == "row_column":
+        for row in tl.static_range(TAPS.ROWS):
+            bits = bits | (inside(h + row * TAPS.DOWN, height).to(tl.int32) << row)
+        for column in tl.static_range(TAPS.COLUMNS):
+            bits = bits | (inside(w + column * TAPS.RIGHT, width).to(tl.int32) << (16 + column))
     return bits[:, None]
 
 
 @triton.jit
-def tap_mask(
-    bits,
-    ih0,
-    iw0,
-    IN_H,
-    IN_W,
-    tap,
-    kernel_h,
-    kernel_w,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    TAP_MODE: tl.constexpr,
-):
+def tap_mask(reach, tap, row, column, TAPS: tl.constexpr):
     """Is this tap of each row inside the image? Taps are scalars or [1, BLOCK_K], below 32 (rows, columns below 16)."""
-    if TAP_MODE == "word":
-        return ((bits >> tap) & 1) != 0
-    elif TAP_MODE == "row_column":
-        return ((bits >> kernel_h) & (bits >> (16 + kernel_w)) & 1) != 0
+    if TAPS.MODE == "word":
+        return ((reach.bits >> tap) & 1) != 0
+    elif TAPS.MODE == "row_column":
+        return ((reach.bits >> row) & (reach.bits >> (16 + column)) & 1) != 0
     else:
-        return inside(ih0[:, None] + kernel_h * DILATION_H, IN_H) & inside(iw0[:, None] + kernel_w * DILATION_W, IN_W)
+        ok_h = inside(reach.h[:, None] + row * TAPS.DOWN, reach.height)
+        return ok_h & inside(reach.w[:, None] + column * TAPS.RIGHT, reach.width)
 
 
 @triton.jit

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.device_code.epilogue import finish, row_offsets, store_tile
+from grouped_conv.kernels.device_code.bundles import Epilogue, Reach, Strides, Taps
+from grouped_conv.kernels.device_code.epilogue import finish, pixel_offsets, row_offsets, store_tile
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, decode_tile, shuffled, tap_bits
-from grouped_conv.kernels.device_code.reduction import flat_reduction, tap_reduction
+from grouped_conv.kernels.device_code.reduction import Loop, Part, Source, Weights, flat_reduction, tap_reduction
 from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig, tiles, total_trips
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch, power_of_two_divisor
 from grouped_conv.kernels.launching.operands import (
-    FLOAT32_VECTOR,
     Operand,
     epilogue_arguments,
+    input_shuffle_constants,
     is_dense,
-    shuffle_constants,
-    store_vector,
     stride_integers,
 )
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
 from grouped_conv.kernels.values.problem import ConvProblem
 
 SHORT_LOOP = 8
@@ -34,127 +34,71 @@ SHORT_LOOP = 8
 after the `wgmma.fence` that orders it (found by executing the PTX)."""
 
 
+class Tile(NamedTuple):
+    """The tile of a program; WIDE_M where pixels are counted in 64 bits, DENSE_* where they follow each other."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    SPLIT_K: int
+    SWIZZLE_M: int
+    WIDE_M: bool
+    DENSE_Y: bool
+    DENSE_R: bool
+
+
 @triton.jit
 def implicit_gemm(
-    x_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    residual_ptr,
-    pre_ptr,
-    y_ptr,
-    workspace_ptr,
-    M,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    tiles_m,
-    trips,
-    total_trips,
-    out_channels,
-    stride_xn,
-    stride_xh,
-    stride_xw,
-    stride_yn,
-    stride_yc,
-    stride_yh,
-    stride_yw,
-    stride_rn,
-    stride_rc,
-    stride_rh,
-    stride_rw,
-    C_PER_GROUP: tl.constexpr,
-    K_PER_GROUP: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    SWIZZLE_M: tl.constexpr,
-    LOOP_ORDER: tl.constexpr,
-    CACHE_A: tl.constexpr,
-    X_ALIGN: tl.constexpr,
-    WIDE_M: tl.constexpr,
-    TAP_MODE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    INPUT_SHUFFLE: tl.constexpr,
-    IN_CHANNELS: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    DENSE_Y: tl.constexpr,
-    DENSE_R: tl.constexpr,
-):
-    DEPTH: tl.constexpr = KERNEL_H * KERNEL_W * C_PER_GROUP
-    EVEN_N: tl.constexpr = K_PER_GROUP % BLOCK_N == 0
-    TILES_N: tl.constexpr = (K_PER_GROUP + BLOCK_N - 1) // BLOCK_N
-    pid_m, pid_n, group, split = decode_tile(tiles_m, TILES_N, SPLIT_K, SWIZZLE_M)
+    x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, workspace_ptr,
+    M, IN_H, IN_W, OUT_H, OUT_W, tiles_m, trips, total_trips, out_channels,
+    stride_xn, stride_xh, stride_xw,
+    stride_yn, stride_yc, stride_yh, stride_yw,
+    stride_rn, stride_rc, stride_rh, stride_rw,
+    K_PER_GROUP: tl.constexpr, X_ALIGN: tl.constexpr, WINDOW: tl.constexpr, TAP_MODE: tl.constexpr,
+    TILE: tl.constexpr, LOOP: tl.constexpr, FINISH: tl.constexpr,
+):  # fmt: skip
+    DEPTH: tl.constexpr = WINDOW.KERNEL_H * WINDOW.KERNEL_W * LOOP.C_PER_GROUP
+    TILES_N: tl.constexpr = (K_PER_GROUP + TILE.BLOCK_N - 1) // TILE.BLOCK_N
+    TAPS: tl.constexpr = Taps(WINDOW.KERNEL_H, WINDOW.KERNEL_W, WINDOW.DILATION_H, WINDOW.DILATION_W, TAP_MODE)
+    pid_m, pid_n, group, split = decode_tile(tiles_m, TILES_N, TILE.SPLIT_K, TILE.SWIZZLE_M)
 
-    m, image, out_h, out_w = decode_pixels(pid_m, OUT_H, OUT_W, BLOCK_M, WIDE_M)
+    m, image, out_h, out_w = decode_pixels(pid_m, OUT_H, OUT_W, TILE.BLOCK_M, TILE.WIDE_M)
     row_ok = m < M
-    ih0 = out_h.to(tl.int32) * STRIDE_H - PAD_H
-    iw0 = out_w.to(tl.int32) * STRIDE_W - PAD_W
-    x_offsets = image.to(tl.int64) * stride_xn + ih0.to(tl.int64) * stride_xh + iw0.to(tl.int64) * stride_xw
-    x_rows = x_ptr + x_offsets  # [BLOCK_M]; read only where a tap is inside
-    if INPUT_SHUFFLE == 1:
-        x_rows += group.to(tl.int64) * C_PER_GROUP
+    ih0 = out_h.to(tl.int32) * WINDOW.STRIDE_H - WINDOW.PAD_H
+    iw0 = out_w.to(tl.int32) * WINDOW.STRIDE_W - WINDOW.PAD_W
+    x_rows = x_ptr + pixel_offsets(image, ih0, iw0, Strides(stride_xn, 1, stride_xh, stride_xw))  # [BLOCK_M]
+    if LOOP.INPUT_SHUFFLE == 1:
+        x_rows += group.to(tl.int64) * LOOP.C_PER_GROUP
     ih0 = tl.where(row_ok, ih0, OUTSIDE)
-    bits = tap_bits(ih0, iw0, IN_H, IN_W, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    source = Source(x_rows, stride_xh, stride_xw)
+    reach = Reach(tap_bits(ih0, iw0, IN_H, IN_W, TAPS), ih0, iw0, IN_H, IN_W)
 
-    n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = pid_n * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)
     col_ok = n < K_PER_GROUP
-    w_cols = w_ptr + (group.to(tl.int64) * K_PER_GROUP + n) * DEPTH  # [BLOCK_N]
+    weights = Weights(w_ptr + (group.to(tl.int64) * K_PER_GROUP + n) * DEPTH, col_ok)  # [BLOCK_N]
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if LOOP_ORDER == "flat":
-        acc = flat_reduction(
-            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, trips,
-            total_trips, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, EVEN_N, TAP_MODE, CACHE_A,
-            PRECISION, NUM_STAGES, group, INPUT_SHUFFLE, IN_CHANNELS,
-        )  # fmt: skip
+    acc = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+    if LOOP.ORDER == "flat":
+        acc = flat_reduction(acc, source, weights, reach, Part(split, trips, total_trips), group, TAPS, LOOP)
     else:
-        acc = tap_reduction(
-            acc, x_rows, w_cols, col_ok, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw, split, trips,
-            total_trips, C_PER_GROUP, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, EVEN_N,
-            LOOP_ORDER == "taps_inner", X_ALIGN, TAP_MODE, CACHE_A, PRECISION, NUM_STAGES,
-        )  # fmt: skip
+        acc = tap_reduction(acc, source, weights, reach, Part(split, trips, total_trips), X_ALIGN, TAPS, LOOP)
 
     channel = group * K_PER_GROUP + n
-    if SHUFFLE * K_PER_GROUP == OUT_CHANNELS:  # a shuffle in as many groups as the convolution's: no division
-        shuffled_channel = n * SHUFFLE + group
+    if FINISH.SHUFFLE * K_PER_GROUP == FINISH.OUT_CHANNELS:  # as many groups as the convolution's: no division
+        shuffled_channel = n * FINISH.SHUFFLE + group
     else:
-        shuffled_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
-    if SPLIT_K == 1:
-        y_rows = row_offsets(m, image, out_h, out_w, stride_yn, stride_yh, stride_yw, DENSE_Y)
+        shuffled_channel = shuffled(channel, FINISH.SHUFFLE, FINISH.OUT_CHANNELS)
+    if TILE.SPLIT_K == 1:
+        y_rows = row_offsets(m, image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw), TILE.DENSE_Y)
         r_rows = y_rows
         if residual_ptr is not None:
-            r_rows = row_offsets(m, image, out_h, out_w, stride_rn, stride_rh, stride_rw, DENSE_R)
+            r_rows = row_offsets(m, image, out_h, out_w, Strides(stride_rn, 1, stride_rh, stride_rw), TILE.DENSE_R)
         finish(
-            acc, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, image, out_h, out_w, channel, row_ok, col_ok,
-            stride_yn, stride_yc, stride_yh, stride_yw, stride_rn, stride_rc, stride_rh, stride_rw, ACTIVATION,
-            NEGATIVE_SLOPE, VECTOR, SHUFFLE, OUT_CHANNELS, shuffled_channel, y_rows, r_rows,
+            acc, Epilogue(scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc), y_rows, r_rows,
+            row_ok, channel, col_ok, FINISH, shuffled_channel,
         )  # fmt: skip
     else:
         part = workspace_ptr + split.to(tl.int64) * M * out_channels  # [SPLIT_K, M, out_channels] in fp32
-        store_tile(part, acc, m.to(tl.int64) * out_channels, channel, 1, row_ok, col_ok, VECTOR)
-
-
-def tap_mode(problem: ConvProblem) -> str:
-    """How a row remembers which taps are inside: one bit per tap, row and column bits, or comparisons in the loop."""
-    if problem.taps <= 31:
-        return "word"
-    return "row_column" if max(problem.kernel_size) <= 15 else "direct"
+        store_tile(part, acc, m.to(tl.int64) * out_channels, channel, 1, row_ok, col_ok, FINISH.VECTOR)
 
 
 def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operands: Mapping[str, Operand]) -> Launch:
@@ -194,38 +138,32 @@ def plan_implicit_gemm(problem: ConvProblem, config: ImplicitGemmConfig, operand
     if split:
         buffers.append(Buffer("workspace_ptr", "workspace", "float32"))
     constants = {
-        "C_PER_GROUP": problem.c_per_group,
         "K_PER_GROUP": problem.k_per_group,
-        **window_constants(problem),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        **(counts if static else {}),
-        "SPLIT_K": config.split_k,
-        "SWIZZLE_M": config.swizzle_m,
-        "LOOP_ORDER": config.loop_order,
-        "CACHE_A": config.cache_a,
         "X_ALIGN": min(power_of_two_divisor(x.strides[2]), power_of_two_divisor(x.strides[3])),
-        "WIDE_M": m > INT32_MAX - config.block_m,
+        "WINDOW": window_constant(problem),
         "TAP_MODE": tap_mode(problem),
-        "PRECISION": problem.precision,
-        "NUM_STAGES": config.num_stages,
-        **shuffle_constants(problem),
-        "DENSE_Y": is_dense(problem, output),
-        "DENSE_R": problem.epilogue.residual and is_dense(problem, operands["residual"]),
+        "TILE": Tile(
+            config.block_m,
+            config.block_n,
+            config.split_k,
+            config.swizzle_m,
+            WIDE_M=m > INT32_MAX - config.block_m,
+            DENSE_Y=is_dense(problem, output),
+            DENSE_R=problem.epilogue.residual and is_dense(problem, operands["residual"]),
+        ),
+        "LOOP": Loop(
+            config.loop_order,
+            problem.c_per_group,
+            config.block_k,
+            EVEN_N=problem.k_per_group % config.block_n == 0,
+            CACHE_A=config.cache_a,
+            PRECISION=problem.precision,
+            NUM_STAGES=config.num_stages,
+            **input_shuffle_constants(problem),
+        ),
+        **(counts if static else {}),
         **finishing.constants,
-        "VECTOR": FLOAT32_VECTOR if split else store_vector(problem, output),
         **({} if split else {"workspace_ptr": None}),
         **{name: value for pair in strides for name, value in pair.constants.items()},
     }
     return Launch(implicit_gemm, config, (programs, 1, 1), tuple(buffers), tuple(integers), constants, trips)
-
-
-def window_extent(problem: ConvProblem, x: Operand) -> int:
-    """Elements between the first and the last value one output pixel reads; what the loop's offsets must hold."""
-    reach = [d * (k - 1) for d, k in zip(problem.dilation, problem.kernel_size, strict=True)]
-    return (
-        (reach[0] + problem.dilation[0]) * x.strides[2]
-        + (reach[1] + problem.dilation[1]) * x.strides[3]
-        + problem.in_channels
-    )

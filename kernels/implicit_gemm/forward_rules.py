@@ -6,20 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.values.config import CACHE_POLICIES, KernelConfig, power_of_two
+from grouped_conv.kernels.values import refusals
+from grouped_conv.kernels.values.config import CACHE_POLICIES, GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
-MAX_ACCUMULATORS = 128
-"""fp32 sums per thread above which ptxas spilled on every architecture tried but sm_100 (compiled, not timed)."""
-MAX_PROGRAMS = 2**31 - 1
 MIN_SPLIT_TRIPS = 2
 """Blocks of the reduction that each part of a split must have; below that the second pass costs more than it saves."""
 LOOP_ORDERS = ("flat", "channels_inner", "taps_inner")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImplicitGemmConfig(KernelConfig):
+class ImplicitGemmConfig(GemmConfig):
     """Block sizes and knobs of the implicit-GEMM kernel.
 
     Attributes:
@@ -37,9 +35,7 @@ class ImplicitGemmConfig(KernelConfig):
 
     family: ClassVar[str] = "implicit_gemm"
 
-    block_m: int = 128
     block_n: int = 128
-    block_k: int = 64
     split_k: int = 1
     swizzle_m: int = 1
     loop_order: str = "flat"
@@ -47,10 +43,7 @@ class ImplicitGemmConfig(KernelConfig):
     static_trips: bool = True
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        GemmConfig.__post_init__(self)
         if self.split_k < 1 or self.swizzle_m < 1:
             raise ValueError(f"split_k and swizzle_m must be at least 1, but got {self.split_k} and {self.swizzle_m}")
         if self.loop_order not in LOOP_ORDERS or self.cache_a not in CACHE_POLICIES:
@@ -60,12 +53,7 @@ class ImplicitGemmConfig(KernelConfig):
             )
 
     def __str__(self) -> str:
-        words = [
-            f"{self.block_m}x{self.block_n}x{self.block_k}",
-            f"w{self.num_warps}",
-            f"s{self.num_stages}",
-            self.loop_order,
-        ]
+        words = [GemmConfig.__str__(self), self.loop_order]
         words += [f"split{self.split_k}"] if self.split_k > 1 else []
         words += [f"sw{self.swizzle_m}"] if self.swizzle_m > 1 else []
         words += [self.cache_a] if self.cache_a else []
@@ -93,26 +81,30 @@ def workspace(problem: ConvProblem, config: ImplicitGemmConfig) -> tuple[int, ..
 
 def why_invalid(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "forward":
-        return f"implicit_gemm computes the forward direction, not {problem.direction}"
-    if not problem.layout.is_uniform:
-        return "implicit_gemm needs equal, consecutive groups"
+    return (
+        refusals.uniform(problem, config)
+        or _loop_reason(problem, config)
+        or refusals.grid(tiles(problem, config)[2])
+        or _split_reason(problem, config)
+    )
+
+
+def _loop_reason(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
     if config.loop_order != "flat" and problem.input_shuffle > 1:
-        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled input has not"
+        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled input does not have"
     if config.loop_order != "flat" and problem.c_per_group % config.block_k:
         return (
             f"loop_order {config.loop_order} needs C_PER_GROUP={problem.c_per_group} "
             f"divisible by block_k={config.block_k}"
         )
-    _, _, programs = tiles(problem, config)
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
-    blocks = math.ceil(problem.gemm[3] / config.block_k)
-    if config.split_k > 1 and blocks < MIN_SPLIT_TRIPS * config.split_k:
-        return (
-            f"split_k={config.split_k} leaves less than {MIN_SPLIT_TRIPS} of {blocks} blocks of the reduction to a part"
-        )
     return None
+
+
+def _split_reason(problem: ConvProblem, config: ImplicitGemmConfig) -> str | None:
+    blocks = math.ceil(problem.gemm[3] / config.block_k)
+    if config.split_k == 1 or blocks >= MIN_SPLIT_TRIPS * config.split_k:
+        return None
+    return f"split_k={config.split_k} leaves less than {MIN_SPLIT_TRIPS} of {blocks} blocks of the reduction to a part"
 
 
 def one_warp(problem: ConvProblem) -> ImplicitGemmConfig:
@@ -122,24 +114,15 @@ def one_warp(problem: ConvProblem) -> ImplicitGemmConfig:
 
 def why_not_on(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    threads = device.warp_size * config.num_warps
-    sums = config.block_m * config.block_n // threads
-    if sums > MAX_ACCUMULATORS * (device.warp_size // 32) and device.arch != 100:
-        return f"{sums} accumulators per thread spill (at most {MAX_ACCUMULATORS * (device.warp_size // 32)})"
-    needed = pipeline_buffers(problem, config, device)
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+    return refusals.pipelined(problem, config, pipeline_buffers(problem, config, device), device)
 
 
 def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
     """Bytes of shared memory of the pipelined loop's operand tiles; 0 without a pipeline, where compilers differ.
 
-    Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
-    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile that is not copied ahead has one
-    buffer, and two of those may take turns in it. Never more than compiled code has (tests).
+    Asynchronous copies keep `num_stages - 1` tiles in flight, and registers hold the tile being multiplied; wgmma
+    reads its operands from shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile that is not
+    copied ahead has one buffer, and two of those may take turns in it. Never more than compiled code has (tests).
     """
     if config.num_stages == 1:
         return 0

@@ -9,240 +9,188 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Gradient, Reach, Strides, Taps
+from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, shuffled, tap_bits, tap_mask
 from grouped_conv.kernels.device_code.reduction import load_weight, multiply_add
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import (
-    InputGradConfig,
-    class_size,
-    class_step,
-    most_taps,
-    tiles,
-    trips,
-)
+from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig, tiles, trips
 from grouped_conv.kernels.launching.gradient_operands import gradient_arguments
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
-from grouped_conv.kernels.launching.operands import Operand, stride_integers
-from grouped_conv.kernels.launching.window import window_constants
+from grouped_conv.kernels.launching.operands import (
+    Operand,
+    input_shuffle_constants,
+    store_vector,
+    stride_integers,
+)
+from grouped_conv.kernels.launching.window import window_constant
+from grouped_conv.kernels.values.classes import class_size, class_step, most_taps
 from grouped_conv.kernels.values.problem import ConvProblem
 
 
-@triton.jit
-def class_taps(
-    residue,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PAD: tl.constexpr,
-    DILATION: tl.constexpr,
-    STEP: tl.constexpr,
-    rows=None,
-):
-    """(first kernel row, number of rows, output row of the first less the class's row) of input rows of one class.
+class Steps(NamedTuple):
+    """Kernel rows (columns) from one tap of a class to its next, and the most taps that a class has."""
 
-    `rows` is KERNEL where the compiler must not know how many there are: see `SHORT_LOOP`.
-    """
-    if STRIDE == 1:
-        return 0, KERNEL, PAD
-    else:
-        if rows is None:
-            rows = tl.full((), KERNEL, tl.int32)
-        first = rows
-        for back in tl.static_range(min(STEP, KERNEL)):
-            row = min(STEP, KERNEL) - 1 - back
-            hit = (residue + (PAD - DILATION * row)) % STRIDE == 0
-            first = tl.where(hit, row, first)
-        return first, (rows - first + STEP - 1) // STEP, (residue + PAD - DILATION * first) // STRIDE
+    STEP_H: int
+    STEP_W: int
+    MOST_H: int
+    MOST_W: int
+
+
+class Sums(NamedTuple):
+    """What `gradient_sums` adds up: groups and their pack, the kernel's taps, the tile; SWAP sums it transposed."""
+
+    C_PER_GROUP: int
+    K_PER_GROUP: int
+    PACK: int
+    TAPS: int
+    KERNEL_W: int
+    STEP_H: int
+    STEP_W: int
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    ORDER: str
+    SWAP: bool
+    PRECISION: str
+
+
+class Tile(NamedTuple):
+    """Around the sums: whether packed groups are isolated, how pixels are counted and taps masked, stages, stores."""
+
+    ISOLATE: bool
+    WIDE_M: bool
+    TAP_MODE: str
+    VECTOR: int
+    NUM_STAGES: int
+
+
+class ClassTaps(NamedTuple):
+    """The taps of a program's class: the first row and column, how many columns, and the length of the reduction."""
+
+    first_h: tl.tensor
+    first_w: tl.tensor
+    columns: tl.tensor
+    depth: tl.tensor
+
+
+class PackColumns(NamedTuple):
+    """A program's pack among all groups; its columns, [BLOCK_N], in the pack's channels, and which are inside."""
+
+    pack: tl.tensor
+    groups: tl.tensor
+    index: tl.tensor
+    ok: tl.tensor
 
 
 @triton.jit
 def input_grad(
-    dy_ptr,
-    known_ptr,
-    scale_ptr,
-    w_ptr,
-    dx_ptr,
-    M,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    CLASS_H,
-    CLASS_W,
-    tiles_m,
-    groups,
-    kernel_rows,
-    kernel_columns,
-    stride_gn,
-    stride_gh,
-    stride_gw,
-    stride_kn,
-    stride_kh,
-    stride_kw,
-    stride_xn,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    C_PER_GROUP: tl.constexpr,
-    K_PER_GROUP: tl.constexpr,
-    PACK: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
-    MOST_H: tl.constexpr,
-    MOST_W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LOOP_ORDER: tl.constexpr,
-    ISOLATE: tl.constexpr,
-    SWAP: tl.constexpr,
-    WIDE_M: tl.constexpr,
-    TAP_MODE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    INPUT_SHUFFLE: tl.constexpr,
-    IN_CHANNELS: tl.constexpr,
-    VECTOR: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):
-    COLUMNS: tl.constexpr = PACK * C_PER_GROUP
-    TILES_N: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
+    dy_ptr, known_ptr, scale_ptr, w_ptr, dx_ptr,
+    M, IN_H, IN_W, OUT_H, OUT_W, CLASS_H, CLASS_W, tiles_m, groups, kernel_rows, kernel_columns,
+    stride_gn, stride_gh, stride_gw,
+    stride_kn, stride_kh, stride_kw,
+    stride_xn, stride_xc, stride_xh, stride_xw,
+    WINDOW: tl.constexpr, STEPS: tl.constexpr, SUMS: tl.constexpr, TILE: tl.constexpr, DERIVATIVE: tl.constexpr,
+    INPUT_SHUFFLE: tl.constexpr, IN_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    COLUMNS: tl.constexpr = SUMS.PACK * SUMS.C_PER_GROUP
+    TILES_N: tl.constexpr = (COLUMNS + SUMS.BLOCK_N - 1) // SUMS.BLOCK_N
     pid = tl.program_id(0)
     pid_n = pid % TILES_N
-    class_w = pid // TILES_N % STRIDE_W
-    class_h = pid // (TILES_N * STRIDE_W) % STRIDE_H
-    pid_m = pid // (TILES_N * STRIDE_W * STRIDE_H) % tiles_m
-    pack = pid // (TILES_N * STRIDE_W * STRIDE_H) // tiles_m
+    class_w = pid // TILES_N % WINDOW.STRIDE_W
+    class_h = pid // (TILES_N * WINDOW.STRIDE_W) % WINDOW.STRIDE_H
+    pid_m = pid // (TILES_N * WINDOW.STRIDE_W * WINDOW.STRIDE_H) % tiles_m
+    pack = pid // (TILES_N * WINDOW.STRIDE_W * WINDOW.STRIDE_H) // tiles_m
 
-    first_h, count_h, shift_h = class_taps(class_h, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H, kernel_rows)
-    first_w, count_w, shift_w = class_taps(class_w, KERNEL_W, STRIDE_W, PAD_W, DILATION_W, STEP_W, kernel_columns)
-    BACK_H: tl.constexpr = DILATION_H * STEP_H // STRIDE_H  # output rows from one tap of a class to the next
-    BACK_W: tl.constexpr = DILATION_W * STEP_W // STRIDE_W
+    first_h, count_h, shift_h = class_taps(
+        class_h, WINDOW.KERNEL_H, WINDOW.STRIDE_H, WINDOW.PAD_H, WINDOW.DILATION_H, STEPS.STEP_H, kernel_rows
+    )
+    first_w, count_w, shift_w = class_taps(
+        class_w, WINDOW.KERNEL_W, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DILATION_W, STEPS.STEP_W, kernel_columns
+    )
+    BACK_H: tl.constexpr = (
+        WINDOW.DILATION_H * STEPS.STEP_H // WINDOW.STRIDE_H
+    )  # output rows from one tap of a class to the next
+    BACK_W: tl.constexpr = WINDOW.DILATION_W * STEPS.STEP_W // WINDOW.STRIDE_W
 
-    m, image, row_h, row_w = decode_pixels(pid_m, CLASS_H, CLASS_W, BLOCK_M, WIDE_M)
-    in_h = row_h.to(tl.int32) * STRIDE_H + class_h
-    in_w = row_w.to(tl.int32) * STRIDE_W + class_w
+    m, image, row_h, row_w = decode_pixels(pid_m, CLASS_H, CLASS_W, SUMS.BLOCK_M, TILE.WIDE_M)
+    in_h = row_h.to(tl.int32) * WINDOW.STRIDE_H + class_h
+    in_w = row_w.to(tl.int32) * WINDOW.STRIDE_W + class_w
     row_ok = (m < M) & (in_h < IN_H) & (in_w < IN_W)
     oh0 = row_h.to(tl.int32) + shift_h
     ow0 = row_w.to(tl.int32) + shift_w
-    g_rows = pixel_offsets(image, oh0, ow0, stride_gn, stride_gh, stride_gw)  # [BLOCK_M]; read where a tap is inside
+    g_rows = pixel_offsets(
+        image, oh0, ow0, Strides(stride_gn, 1, stride_gh, stride_gw)
+    )  # [SUMS.BLOCK_M]; read where a tap is inside
     k_rows = g_rows
-    if ACTIVATION != "none":
-        k_rows = pixel_offsets(image, oh0, ow0, stride_kn, stride_kh, stride_kw)
+    if DERIVATIVE.ACTIVATION != "none":
+        k_rows = pixel_offsets(image, oh0, ow0, Strides(stride_kn, 1, stride_kh, stride_kw))
     oh0 = tl.where(row_ok, oh0, OUTSIDE)
-    bits = tap_bits(oh0, ow0, OUT_H, OUT_W, MOST_H, MOST_W, -BACK_H, -BACK_W, TAP_MODE)
+    TAPS: tl.constexpr = Taps(STEPS.MOST_H, STEPS.MOST_W, -BACK_H, -BACK_W, TILE.TAP_MODE)
+    reach = Reach(tap_bits(oh0, ow0, OUT_H, OUT_W, TAPS), oh0, ow0, OUT_H, OUT_W)
 
-    column = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = pid_n * SUMS.BLOCK_N + tl.arange(0, SUMS.BLOCK_N)
     col_ok = column < COLUMNS
-    if PACK > 1:
-        col_ok = col_ok & (pack * PACK + column // C_PER_GROUP < groups)
-    depth = count_h * count_w * (PACK * K_PER_GROUP)
-    if STRIDE_H == 1 and STRIDE_W == 1:  # the same, unknown to the compiler
-        depth = kernel_rows * kernel_columns * (PACK * K_PER_GROUP)
+    if SUMS.PACK > 1:
+        col_ok = col_ok & (pack * SUMS.PACK + column // SUMS.C_PER_GROUP < groups)
+    depth = count_h * count_w * (SUMS.PACK * SUMS.K_PER_GROUP)
+    if WINDOW.STRIDE_H == 1 and WINDOW.STRIDE_W == 1:  # the same, unknown to the compiler
+        depth = kernel_rows * kernel_columns * (SUMS.PACK * SUMS.K_PER_GROUP)
+    gradient = Gradient(dy_ptr, known_ptr, scale_ptr, g_rows, k_rows, stride_gh, stride_gw, stride_kh, stride_kw)
+    taps = ClassTaps(first_h, first_w, count_w, depth)
+    columns = PackColumns(pack, groups, column, col_ok)
     acc = gradient_sums(
-        dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, bits, oh0, ow0, OUT_H, OUT_W, stride_gh, stride_gw,
-        stride_kh, stride_kw, pack, column, col_ok, first_h, first_w, count_w, groups, depth, 0, C_PER_GROUP,
-        K_PER_GROUP, PACK, KERNEL_H, KERNEL_W, STEP_H, STEP_W, BACK_H, BACK_W, MOST_W, BLOCK_M, BLOCK_N, BLOCK_K,
-        LOOP_ORDER, False, SWAP, TAP_MODE, PRECISION, ACTIVATION, NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS,
-        NUM_STAGES,
+        gradient, w_ptr, reach, taps, columns, 0, TAPS, SUMS, DERIVATIVE, False, TILE.NUM_STAGES
     )  # fmt: skip
-    if PACK > 1 and ISOLATE:
+    if SUMS.PACK > 1 and TILE.ISOLATE:
         if tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) > 0:  # 0 * inf of a neighbour, perhaps
-            for member in tl.range(PACK):
-                alone = gradient_sums(
-                    dy_ptr, known_ptr, scale_ptr, w_ptr, g_rows, k_rows, bits, oh0, ow0, OUT_H, OUT_W, stride_gh,
-                    stride_gw, stride_kh, stride_kw, pack, column, col_ok, first_h, first_w, count_w, groups,
-                    depth, member, C_PER_GROUP, K_PER_GROUP, PACK, KERNEL_H, KERNEL_W, STEP_H, STEP_W, BACK_H, BACK_W,
-                    MOST_W, BLOCK_M, BLOCK_N, BLOCK_K, LOOP_ORDER, True, SWAP, TAP_MODE, PRECISION, ACTIVATION,
-                    NEGATIVE_SLOPE, SHUFFLE, SHUFFLE_KNOWN, OUT_CHANNELS, 1,
-                )  # fmt: skip
-                acc = tl.where((column // C_PER_GROUP == member)[None, :], alone, acc)
+            for member in tl.range(SUMS.PACK):
+                alone = gradient_sums(gradient, w_ptr, reach, taps, columns, member, TAPS, SUMS, DERIVATIVE, True, 1)
+                acc = tl.where((column // SUMS.C_PER_GROUP == member)[None, :], alone, acc)
 
     channel = pack * COLUMNS + column
-    x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
+    x_rows = pixel_offsets(image, in_h, in_w, Strides(stride_xn, 1, stride_xh, stride_xw))
     if INPUT_SHUFFLE == 1:
-        store_tile(dx_ptr, acc, x_rows, channel, stride_xc, row_ok, col_ok, VECTOR)
+        store_tile(dx_ptr, acc, x_rows, channel, stride_xc, row_ok, col_ok, TILE.VECTOR)
     else:  # a shuffle in C / s groups undoes one in s
         place = shuffled(channel, IN_CHANNELS // INPUT_SHUFFLE, IN_CHANNELS)
         store_tile(dx_ptr, acc, x_rows, place, stride_xc, row_ok, col_ok, 1)
 
 
 @triton.jit
+def load_diagonal(pointers, k, k_ok, columns, SUMS: tl.constexpr, EVEN_K: tl.constexpr):
+    """[BLOCK_K, BLOCK_N] weights; of a pack only those between channels of one group."""
+    if SUMS.PACK > 1:
+        diagonal = (k // SUMS.K_PER_GROUP)[:, None] == (columns.index // SUMS.C_PER_GROUP)[None, :]
+        return tl.load(pointers, mask=diagonal & k_ok[:, None] & columns.ok[None, :], other=0.0)
+    else:
+        return load_weight(pointers, columns.ok, k_ok, SUMS.C_PER_GROUP % SUMS.BLOCK_N == 0, EVEN_K)
+
+
+@triton.jit
 def gradient_sums(
-    dy_ptr,
-    known_ptr,
-    scale_ptr,
-    w_ptr,
-    g_rows,
-    k_rows,
-    bits,
-    oh0,
-    ow0,
-    OUT_H,
-    OUT_W,
-    stride_gh,
-    stride_gw,
-    stride_kh,
-    stride_kw,
-    pack,
-    column,
-    col_ok,
-    first_h,
-    first_w,
-    count_w,
-    groups,
-    depth,
-    member,
-    C_PER_GROUP: tl.constexpr,
-    K_PER_GROUP: tl.constexpr,
-    PACK: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
-    BACK_H: tl.constexpr,
-    BACK_W: tl.constexpr,
-    MOST_W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LOOP_ORDER: tl.constexpr,
-    ALONE: tl.constexpr,
-    SWAP: tl.constexpr,
-    TAP_MODE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    NEGATIVE_SLOPE: tl.constexpr,
-    SHUFFLE: tl.constexpr,
-    SHUFFLE_KNOWN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):
+    grad, w_ptr, reach, taps, columns, member, TAPS: tl.constexpr, SUMS: tl.constexpr, DERIVATIVE: tl.constexpr,
+    ALONE: tl.constexpr, NUM_STAGES: tl.constexpr,
+):  # fmt: skip
     """The tile's sums, [BLOCK_M, BLOCK_N]; ALONE takes only the output channels of the pack's group `member`."""
+    PACK: tl.constexpr = SUMS.PACK
+    C_PER_GROUP: tl.constexpr = SUMS.C_PER_GROUP
+    K_PER_GROUP: tl.constexpr = SUMS.K_PER_GROUP
+    BLOCK_K: tl.constexpr = SUMS.BLOCK_K
+    PRECISION: tl.constexpr = SUMS.PRECISION
     DEPTH: tl.constexpr = PACK * K_PER_GROUP
-    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
-    WHOLE: tl.constexpr = LOOP_ORDER != "flat"  # no step hangs over a tap's end: what changes with the step is scalar
+    WHOLE: tl.constexpr = SUMS.ORDER != "flat"  # no step hangs over a tap's end: what changes with the step is scalar
     offs_k = tl.arange(0, BLOCK_K)
-    w_cols = w_ptr + (column % C_PER_GROUP)  # [BLOCK_N]
-    w_tile = w_cols[None, :] + ((pack.to(tl.int64) * DEPTH + offs_k) * (TAPS * C_PER_GROUP))[:, None]
-    acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
-    for k0 in tl.range(0, depth, BLOCK_K, num_stages=NUM_STAGES):
+    w_cols = w_ptr + (columns.index % C_PER_GROUP)  # [BLOCK_N]
+    w_tile = w_cols[None, :] + ((columns.pack.to(tl.int64) * DEPTH + offs_k) * (SUMS.TAPS * C_PER_GROUP))[:, None]
+    acc = tl.zeros((SUMS.BLOCK_N, SUMS.BLOCK_M) if SUMS.SWAP else (SUMS.BLOCK_M, SUMS.BLOCK_N), tl.float32)
+    for k0 in tl.range(0, taps.depth, BLOCK_K, num_stages=NUM_STAGES):
         if WHOLE:
             tap = k0 // DEPTH
             k_first = tl.multiple_of(k0 % DEPTH, BLOCK_K)
@@ -250,53 +198,47 @@ def gradient_sums(
         else:
             tap = (k0 + offs_k) // DEPTH  # [BLOCK_K]
             k = (k0 + offs_k) % DEPTH
-        tap_h = tap // tl.maximum(count_w, 1)  # a class without taps has no trips, but the pipeline looks ahead
-        tap_w = tap % tl.maximum(count_w, 1)
-        back_g = tap_h * (BACK_H * stride_gh) + tap_w * (BACK_W * stride_gw)
+        tap_h = tap // tl.maximum(taps.columns, 1)  # a class without taps has no trips, but the pipeline looks ahead
+        tap_w = tap % tl.maximum(taps.columns, 1)
+        back_g = tap_h * (-TAPS.DOWN * grad.stride_gh) + tap_w * (-TAPS.RIGHT * grad.stride_gw)
         back_k = back_g
-        if ACTIVATION != "none":
-            back_k = tap_h * (BACK_H * stride_kh) + tap_w * (BACK_W * stride_kw)
-        place = (first_h + STEP_H * tap_h) * KERNEL_W + (first_w + STEP_W * tap_w)
-        channel = pack * DEPTH + k
-        k_ok = k0 + offs_k < depth
+        if DERIVATIVE.ACTIVATION != "none":
+            back_k = tap_h * (-TAPS.DOWN * grad.stride_kh) + tap_w * (-TAPS.RIGHT * grad.stride_kw)
+        place = (taps.first_h + SUMS.STEP_H * tap_h) * SUMS.KERNEL_W + (taps.first_w + SUMS.STEP_W * tap_w)
+        channel = columns.pack * DEPTH + k
+        k_ok = k0 + offs_k < taps.depth
         if PACK > 1:
-            k_ok = k_ok & (pack * PACK + k // K_PER_GROUP < groups)
+            k_ok = k_ok & (columns.pack * PACK + k // K_PER_GROUP < columns.groups)
         if ALONE:
             k_ok = k_ok & (k // K_PER_GROUP == member)
         scale = None
-        if scale_ptr is not None:
-            scale = tl.load(scale_ptr + channel, mask=k_ok, other=0.0).to(tl.float32)[None, :]
+        if grad.scale is not None:
+            scale = tl.load(grad.scale + channel, mask=k_ok, other=0.0).to(tl.float32)[None, :]
         known_ptrs = None
         if WHOLE:
-            mask = tap_mask(
-                bits, oh0, ow0, OUT_H, OUT_W, (tap_h * MOST_W + tap_w) & 31, tap_h, tap_w, -BACK_H, -BACK_W, TAP_MODE
-            )
-            grad_ptrs = dy_ptr + (g_rows[:, None] + (pack * DEPTH + offs_k)[None, :]) + (k_first - back_g)
-            if ACTIVATION != "none":
-                known_ptrs = known_ptr + (k_rows[:, None] + (pack * DEPTH + offs_k)[None, :]) + (k_first - back_k)
-            w_ptrs = w_tile + tl.cast(k_first * TAPS + place, tl.int64) * C_PER_GROUP
+            mask = tap_mask(reach, (tap_h * TAPS.COLUMNS + tap_w) & 31, tap_h, tap_w, TAPS)
+            grad_ptrs = grad.dy + (grad.g_rows[:, None] + (columns.pack * DEPTH + offs_k)[None, :]) + (k_first - back_g)
+            if DERIVATIVE.ACTIVATION != "none":
+                known_ptrs = (
+                    grad.known + (grad.k_rows[:, None] + (columns.pack * DEPTH + offs_k)[None, :]) + (k_first - back_k)
+                )
+            w_ptrs = w_tile + tl.cast(k_first * SUMS.TAPS + place, tl.int64) * C_PER_GROUP
         else:
-            bit = ((tap_h * MOST_W + tap_w) & 31)[None, :]
-            mask = k_ok[None, :] & tap_mask(
-                bits, oh0, ow0, OUT_H, OUT_W, bit, tap_h[None, :], tap_w[None, :], -BACK_H, -BACK_W, TAP_MODE
-            )
-            grad_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
-            grad_ptrs = dy_ptr + (g_rows[:, None] + (grad_channel - back_g)[None, :])
-            if ACTIVATION != "none":
-                known_channel = shuffled(channel, SHUFFLE_KNOWN, OUT_CHANNELS)
-                known_ptrs = known_ptr + (k_rows[:, None] + (known_channel - back_k)[None, :])
-            w_ptrs = w_cols[None, :] + ((channel.to(tl.int64) * TAPS + place) * C_PER_GROUP)[:, None]
-        a = load_gradient(grad_ptrs, known_ptrs, mask, scale, ACTIVATION, NEGATIVE_SLOPE)  # [BLOCK_M, BLOCK_K]
-        if PACK > 1:
-            diagonal = (k // K_PER_GROUP)[:, None] == (column // C_PER_GROUP)[None, :]
-            b = tl.load(w_ptrs, mask=diagonal & k_ok[:, None] & col_ok[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
-        else:
-            b = load_weight(w_ptrs, col_ok, k_ok, C_PER_GROUP % BLOCK_N == 0, WHOLE)
-        if SWAP:
+            bit = ((tap_h * TAPS.COLUMNS + tap_w) & 31)[None, :]
+            mask = k_ok[None, :] & tap_mask(reach, bit, tap_h[None, :], tap_w[None, :], TAPS)
+            grad_channel = shuffled(channel, DERIVATIVE.SHUFFLE, DERIVATIVE.OUT_CHANNELS)
+            grad_ptrs = grad.dy + (grad.g_rows[:, None] + (grad_channel - back_g)[None, :])
+            if DERIVATIVE.ACTIVATION != "none":
+                known_channel = shuffled(channel, DERIVATIVE.SHUFFLE_KNOWN, DERIVATIVE.OUT_CHANNELS)
+                known_ptrs = grad.known + (grad.k_rows[:, None] + (known_channel - back_k)[None, :])
+            w_ptrs = w_cols[None, :] + ((channel.to(tl.int64) * SUMS.TAPS + place) * C_PER_GROUP)[:, None]
+        a = load_gradient(grad_ptrs, known_ptrs, mask, scale, DERIVATIVE)  # [BLOCK_M, BLOCK_K]
+        b = load_diagonal(w_ptrs, k, k_ok, columns, SUMS, WHOLE)
+        if SUMS.SWAP:
             acc = multiply_add(tl.trans(b), tl.trans(a), acc, PRECISION)
         else:
             acc = multiply_add(a, b, acc, PRECISION)
-    if SWAP:
+    if SUMS.SWAP:
         acc = tl.trans(acc)
     return acc
 
@@ -309,7 +251,8 @@ def plan_input_grad(problem: ConvProblem, config: InputGradConfig, operands: Map
     tiles_m, _, programs = tiles(problem, config)
     loading = gradient_arguments(problem, operands)
     strides = stride_integers("x", target)
-    steps = [class_step(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
+    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
+    steps = class_step(stride_h, dilation_h), class_step(stride_w, dilation_w)
     most = most_taps(problem)
     integers = (
         Integer.of("M", m),
@@ -324,27 +267,31 @@ def plan_input_grad(problem: ConvProblem, config: InputGradConfig, operands: Map
         *loading.integers,
         *strides.integers,
     )
-    before = problem.input_shuffle
     constants = {
-        "C_PER_GROUP": problem.c_per_group,
-        "K_PER_GROUP": problem.k_per_group,
-        "PACK": config.pack,
-        **window_constants(problem),
-        **{f"STEP_{axis}": size for axis, size in zip("HW", steps, strict=True)},
-        **{f"MOST_{axis}": size for axis, size in zip("HW", most, strict=True)},
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "LOOP_ORDER": config.loop_order,
-        "ISOLATE": config.isolate,
-        "SWAP": config.swap,
-        "WIDE_M": m > INT32_MAX - config.block_m,
-        "TAP_MODE": "word" if math.prod(most) <= 31 else "direct",
-        "PRECISION": problem.precision,
-        "INPUT_SHUFFLE": before,
-        "IN_CHANNELS": problem.in_channels if before > 1 else 1,
-        "VECTOR": 16 // problem.item_size if target.strides[1] == 1 else 1,
-        "NUM_STAGES": config.num_stages,
+        "WINDOW": window_constant(problem),
+        "STEPS": Steps(*steps, *most),
+        "SUMS": Sums(
+            problem.c_per_group,
+            problem.k_per_group,
+            config.pack,
+            problem.taps,
+            problem.kernel_size[1],
+            *steps,
+            config.block_m,
+            config.block_n,
+            config.block_k,
+            config.loop_order,
+            config.swap,
+            problem.precision,
+        ),
+        "TILE": Tile(
+            config.isolate,
+            WIDE_M=m > INT32_MAX - config.block_m,
+            TAP_MODE="word" if math.prod(most) <= 31 else "direct",
+            VECTOR=store_vector(problem, target),
+            NUM_STAGES=config.num_stages,
+        ),
+        **input_shuffle_constants(problem),
         **loading.constants,
         **strides.constants,
     }

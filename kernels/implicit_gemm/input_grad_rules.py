@@ -1,8 +1,6 @@
-"""The input gradient's classes, tiles and valid configurations; no kernel is loaded here.
+"""The input gradient's configuration, tiles and what it can run; no kernel is loaded here.
 
-An input row `ih` is reached by kernel row `r` when `ih + pad - dilation * r` is a multiple of the stride. Rows with the
-same remainder by the stride are reached by the same kernel rows: they are one class, and a program computes pixels of
-one class of rows and columns. So no product is with a zero that a stride inserted.
+A program computes pixels of one class (`values.classes`).
 """
 
 from __future__ import annotations
@@ -11,23 +9,22 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values import refusals
+from grouped_conv.kernels.values.classes import class_size, most_taps
+from grouped_conv.kernels.values.config import GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
-from grouped_conv.kernels.values.problem import ConvProblem, Pair
+from grouped_conv.kernels.values.problem import ConvProblem
 
-MAX_ACCUMULATORS = 128
-"""fp32 sums per thread above which ptxas spilled in the forward kernel, which has the same tiles."""
 MAX_BUSY_ACCUMULATORS = 63
-"""The same where a derivative or more than `MANY_TAPS` taps take registers too: 64 spilled 24 to 40 bytes."""
+"""fp32 sums per thread above which ptxas spilled when a derivative or more than `MANY_TAPS` taps need registers too."""
 MANY_TAPS = 9
-MAX_PROGRAMS = 2**31 - 1
 MAX_PACKED_CHANNELS = 16
 """Channels per group, in and out, up to which groups are packed."""
 LOOP_ORDERS = ("flat", "channels_inner")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputGradConfig(KernelConfig):
+class InputGradConfig(GemmConfig):
     """Block sizes of the input gradient's kernel.
 
     Attributes:
@@ -46,49 +43,23 @@ class InputGradConfig(KernelConfig):
     family: ClassVar[str] = "input_grad"
     direction: ClassVar[str] = "input_grad"
 
-    block_m: int = 128
-    block_n: int = 64
-    block_k: int = 64
     loop_order: str = "flat"
     pack: int = 1
     swap: bool = False
     isolate: bool = True
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        GemmConfig.__post_init__(self)
         if self.loop_order not in LOOP_ORDERS or self.pack < 1:
             raise ValueError(
                 f"loop_order {self.loop_order!r} must be one of {LOOP_ORDERS} and pack={self.pack} at least 1"
             )
 
     def __str__(self) -> str:
-        words = [f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages} {self.loop_order}"]
+        words = [GemmConfig.__str__(self), self.loop_order]
         words += [f"pack{self.pack}"] if self.pack > 1 else []
         words += ["swap"] if self.swap else []
         return " ".join(words + ([] if self.isolate else ["leaky"]))
-
-
-def class_step(stride: int, dilation: int) -> int:
-    """From one kernel row of a class to the next."""
-    return stride // math.gcd(stride, dilation)
-
-
-def most_taps(problem: ConvProblem) -> Pair:
-    """Kernel rows and columns of the largest class."""
-    high, wide = (
-        math.ceil(kernel / class_step(stride, dilation))
-        for kernel, stride, dilation in zip(problem.kernel_size, problem.stride, problem.dilation, strict=True)
-    )
-    return high, wide
-
-
-def class_size(problem: ConvProblem) -> Pair:
-    """Rows and columns of the largest class of input pixels."""
-    high, wide = (math.ceil(size / stride) for size, stride in zip(problem.in_size, problem.stride, strict=True))
-    return high, wide
 
 
 def packed(problem: ConvProblem, config: InputGradConfig) -> tuple[int, int, int]:
@@ -116,49 +87,54 @@ def trips(problem: ConvProblem, config: InputGradConfig) -> int:
 
 def why_invalid(problem: ConvProblem, config: InputGradConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "input_grad":
-        return f"input_grad computes the input's gradient, not the direction {problem.direction}"
-    if not problem.layout.is_uniform:
-        return "input_grad needs equal, consecutive groups"
+    return (
+        refusals.uniform(problem, config)
+        or _loop_reason(problem, config)
+        or _pack_reason(problem, config)
+        or refusals.grid(tiles(problem, config)[2])
+    )
+
+
+def _loop_reason(problem: ConvProblem, config: InputGradConfig) -> str | None:
     _, _, depth = packed(problem, config)
     if config.loop_order != "flat" and depth % config.block_k:
         return f"loop_order {config.loop_order} needs {depth} output channels divisible by block_k={config.block_k}"
     if config.loop_order != "flat" and config.pack > 1:
         return f"loop_order {config.loop_order} computes one group per tile, not packs of {config.pack}"
     if config.loop_order != "flat" and problem.epilogue.shuffle > 1:
-        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled output has not"
-    if config.pack > 1 and max(problem.c_per_group, problem.k_per_group) > MAX_PACKED_CHANNELS:
-        return (
-            f"groups of {problem.c_per_group} and {problem.k_per_group} channels are not packed "
-            f"(at most {MAX_PACKED_CHANNELS})"
-        )
-    _, _, programs = tiles(problem, config)
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
+        return f"loop_order {config.loop_order} reads consecutive channels, which a shuffled output does not have"
     return None
+
+
+def _pack_reason(problem: ConvProblem, config: InputGradConfig) -> str | None:
+    if config.pack == 1 or max(problem.c_per_group, problem.k_per_group) <= MAX_PACKED_CHANNELS:
+        return None
+    return (
+        f"groups of {problem.c_per_group} and {problem.k_per_group} channels are not packed "
+        f"(at most {MAX_PACKED_CHANNELS})"
+    )
 
 
 def why_not_on(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    threads = device.warp_size * config.num_warps
-    most = MAX_ACCUMULATORS * (device.warp_size // 32)
-    sums = config.block_m * config.block_n // threads
-    if sums > most and device.arch != 100:
-        return f"{sums} accumulators per thread spill (at most {most})"
-    wide = device.arch == 90 and (config.block_n if config.swap else config.block_m) >= 64 and config.num_warps % 4 == 0
-    if wide and problem.precision == "tf32":
-        return "wgmma wants TF32 operands that a gradient's are not: it would copy them 4 bytes at a time"
-    if wide and not config.swap and (problem.epilogue.activation != "none" or problem.epilogue.scale):
-        return "wgmma would read gradients from registers that were written after its fence; swap the operands"
-    busy = problem.epilogue.activation != "none" or problem.taps > MANY_TAPS
-    if device.backend == "cuda" and device.arch != 100 and sums > MAX_BUSY_ACCUMULATORS and busy:
-        return f"{sums} accumulators per thread spill beside {problem.taps} taps or an activation"
     rows = config.block_m * (1 if problem.epilogue.activation == "none" else 2) + config.block_n  # with what is known
-    needed = max(config.num_stages - 1, 1) * rows * config.block_k * problem.item_size
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
+    buffers = max(config.num_stages - 1, 1) * rows * config.block_k * problem.item_size
+    return (
+        refusals.wgmma_tf32(problem, config.block_n if config.swap else config.block_m, config, device)
+        or _register_reason(problem, config, device)
+        or refusals.pipelined(problem, config, buffers, device)
+    )
+
+
+def _register_reason(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec) -> str | None:
+    active = problem.epilogue.activation != "none"
+    fused = active or problem.epilogue.scale
+    if fused and not config.swap and refusals.takes_wgmma(config.block_m, config, device):
+        return "wgmma would read gradients from registers that were written after its fence; swap the operands"
+    sums = config.block_m * config.block_n // (device.warp_size * config.num_warps)
+    busy = device.backend == "cuda" and device.arch != 100 and (active or problem.taps > MANY_TAPS)
+    if busy and sums > MAX_BUSY_ACCUMULATORS:
+        return f"{sums} accumulators per thread spill with {problem.taps} taps or an activation"
     return None
 
 

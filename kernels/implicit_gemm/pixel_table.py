@@ -12,10 +12,12 @@ import math
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Taps
 from grouped_conv.kernels.device_code.index import decode_pixels, tap_bits
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig, pixels, table_entries
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch, power_of_two_divisor
 from grouped_conv.kernels.launching.operands import Operand
+from grouped_conv.kernels.launching.window import window_constant
 from grouped_conv.kernels.passes.configs import PixelTableConfig
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -44,30 +46,14 @@ def entry_has(entry, needed):
 
 @triton.jit
 def pixel_table(
-    table_ptr,
-    M,
-    entries,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    stride_xn,
-    stride_xh,
-    stride_xw,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    table_ptr, M, entries, IN_H, IN_W, OUT_H, OUT_W, stride_xn, stride_xh, stride_xw,
+    WINDOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     m, image, out_h, out_w = decode_pixels(tl.program_id(0), OUT_H, OUT_W, BLOCK, False)
-    in_h = out_h * STRIDE_H
-    in_w = out_w * STRIDE_W
-    bits = tap_bits(in_h - PAD_H, in_w - PAD_W, IN_H, IN_W, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, "row_column")
+    in_h = out_h * WINDOW.STRIDE_H
+    in_w = out_w * WINDOW.STRIDE_W
+    TAPS: tl.constexpr = Taps(WINDOW.KERNEL_H, WINDOW.KERNEL_W, WINDOW.DILATION_H, WINDOW.DILATION_W, "row_column")
+    bits = tap_bits(in_h - WINDOW.PAD_H, in_w - WINDOW.PAD_W, IN_H, IN_W, TAPS)
     bits = tl.where(m < M, tl.reshape(bits, (BLOCK,)), 0)
     offset = image * stride_xn + in_h * stride_xh + in_w * stride_xw  # not negative, below 2^31
     entry = (bits.to(tl.int64) << 32) | offset.to(tl.int64)
@@ -86,11 +72,7 @@ def plan_pixel_table(problem: ConvProblem, config: WeightGradConfig, x: Operand)
         *(Integer.of(f"stride_x{axis}", x.strides[index]) for index, axis in ((0, "n"), (2, "h"), (3, "w"))),
     )
     constants = {
-        **{f"KERNEL_{axis}": size for axis, size in zip("HW", problem.kernel_size, strict=True)},
-        **{f"STRIDE_{axis}": size for axis, size in zip("HW", problem.stride, strict=True)},
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[2],
-        **{f"DILATION_{axis}": size for axis, size in zip("HW", problem.dilation, strict=True)},
+        "WINDOW": window_constant(problem),
         "BLOCK": tile.block,
     }
     buffers = (Buffer("table_ptr", TABLE, "int64"),)

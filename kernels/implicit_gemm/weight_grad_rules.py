@@ -6,24 +6,22 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values import refusals
+from grouped_conv.kernels.values.config import GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
-MAX_ACCUMULATORS = 128
-"""fp32 sums per thread above which ptxas spilled in the forward kernel, which has the same tiles."""
-MAX_PROGRAMS = 2**31 - 1
 WORKSPACE_BYTES = 256 * 2**20
 """How large the partial sums may be unless the caller says otherwise; fewer splits keep a call below it."""
 
 ENTRY_BYTES = 8
 """Of the table of pixels: an offset and a word of taps."""
 TABLE_KERNEL = (15, 16)
-"""Rows and columns of the largest kernel whose taps have bits in a table's word, one bit left that stands for none."""
+"""Rows and columns of the largest kernel whose taps have bits in a table's word; one more bit means no tap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightGradConfig(KernelConfig):
+class WeightGradConfig(GemmConfig):
     """Block sizes of the weight gradient's kernel.
 
     Attributes:
@@ -31,7 +29,7 @@ class WeightGradConfig(KernelConfig):
         block_n: weights of one output channel per tile, in (kernel row, kernel column, channel) order.
         block_k: output pixels that one step of the reduction takes.
         splits: parts into which the output pixels are divided; a second kernel adds their sums in a fixed order.
-        pixel_table: read where pixels' windows lie from a table instead of computing it at every step. A 128x128x64
+        pixel_table: read the positions of pixels' windows from a table, do not compute them at every step. A 128x128x64
             step of 8 warps then has 211 to 214 instructions instead of 252 to 256 on sm_80, 118 to 125 instead of 173
             to 180 on sm_90. Costs a launch that writes 8 bytes per output pixel, and reading them once per tile.
             Calls whose offsets need 64 bits ignore it.
@@ -47,15 +45,12 @@ class WeightGradConfig(KernelConfig):
     pixel_table: bool = False
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        GemmConfig.__post_init__(self)
         if self.splits < 1:
             raise ValueError(f"splits must be at least 1, but got {self.splits}")
 
     def __str__(self) -> str:
-        words = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.num_warps}", f"s{self.num_stages}"]
+        words = [GemmConfig.__str__(self)]
         words += [f"split{self.splits}"] if self.splits > 1 else []
         return " ".join(words + (["table"] if self.pixel_table else []))
 
@@ -84,7 +79,7 @@ def workspace_bytes(problem: ConvProblem, splits: int) -> int:
 
 
 def table_entries(problem: ConvProblem, config: WeightGradConfig) -> int:
-    """Entries of the table of pixels: whole steps, and one more, which the last step of the loop reads in vain."""
+    """Entries of the table of pixels: whole steps, and one more, which the last step of the loop reads and ignores."""
     return (math.ceil(pixels(problem) / config.block_k) + 1) * config.block_k if config.pixel_table else 0
 
 
@@ -109,37 +104,34 @@ def fit_first_pass(
 
 def why_invalid(problem: ConvProblem, config: WeightGradConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "weight_grad":
-        return f"weight_grad computes the weight's gradient, not the direction {problem.direction}"
-    if not problem.layout.is_uniform:
-        return "weight_grad needs equal, consecutive groups"
-    _, _, programs = tiles(problem, config)
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
-    if config.pixel_table and (problem.kernel_size[0] > TABLE_KERNEL[0] or problem.kernel_size[1] > TABLE_KERNEL[1]):
+    return (
+        refusals.uniform(problem, config)
+        or refusals.grid(tiles(problem, config)[2])
+        or _table_reason(problem, config)
+        or split_reason(problem, config)
+    )
+
+
+def _table_reason(problem: ConvProblem, config: WeightGradConfig) -> str | None:
+    (high, wide), (most_high, most_wide) = problem.kernel_size, TABLE_KERNEL
+    if config.pixel_table and (high > most_high or wide > most_wide):
         return f"a pixel_table has bits for kernels up to {TABLE_KERNEL}, not for {problem.kernel_size}"
-    steps = math.ceil(pixels(problem) / config.block_k)
-    if config.splits > max(steps, 1):
-        return f"splits={config.splits} are more than the {steps} steps of {config.block_k} pixels"
     return None
+
+
+def split_reason(problem: ConvProblem, config: WeightGradConfig) -> str | None:
+    """More splits than there are steps of pixels."""
+    steps = math.ceil(pixels(problem) / config.block_k)
+    return refusals.splits(config.splits, steps, f"{config.block_k} pixels")
 
 
 def why_not_on(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    threads = device.warp_size * config.num_warps
-    most = MAX_ACCUMULATORS * (device.warp_size // 32)
-    sums = config.block_m * config.block_n // threads
-    if sums > most and device.arch != 100:
-        return f"{sums} accumulators per thread spill (at most {most})"
-    if problem.precision == "tf32" and device.arch == 90 and config.block_m >= 64 and config.num_warps % 4 == 0:
-        return "wgmma wants TF32 operands that a gradient's are not: it would copy them 4 bytes at a time"
     rows = config.block_m * (1 if problem.epilogue.activation == "none" else 2) + config.block_n  # with what is known
-    needed = max(config.num_stages - 1, 1) * rows * config.block_k * problem.item_size
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of pipeline buffers, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+    buffers = max(config.num_stages - 1, 1) * rows * config.block_k * problem.item_size
+    return refusals.wgmma_tf32(problem, config.block_m, config, device) or refusals.pipelined(
+        problem, config, buffers, device
+    )
 
 
 def one_warp(problem: ConvProblem) -> WeightGradConfig:

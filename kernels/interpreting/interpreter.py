@@ -7,7 +7,6 @@ the compiled launch. bf16 and TF32, which the interpreter gets wrong or ignores,
 from __future__ import annotations
 
 import itertools
-import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,6 +20,7 @@ from triton.runtime.interpreter import FunctionRewriter, TensorHandle
 from triton.runtime.jit import JITFunction
 
 from grouped_conv.kernels.interpreting.numerics import Repairs
+from grouped_conv.kernels.launching.compiling import patching
 from grouped_conv.kernels.launching.launch import POINTER_TYPE, Launch
 
 Watcher = Callable[[Launch, Mapping[str, Any]], AbstractContextManager[Callable[[], None]]]
@@ -28,8 +28,6 @@ Watcher = Callable[[Launch, Mapping[str, Any]], AbstractContextManager[Callable[
 watcher: Watcher | None = None
 """Called around each interpreted launch; what it yields is called after each program. For `interpreter_counting`."""
 
-_LOCK = threading.RLock()
-_depth = 0
 _rewritten: dict[Any, Callable[..., Any]] = {}
 _INTEGER_TYPES = {"i32": (np.int32, tl.int32), "i64": (np.int64, tl.int64)}
 
@@ -51,33 +49,7 @@ def interpreting() -> Iterator[None]:
 
     Blocks nest. Compiling inside one raises an error (see `compiling`).
     """
-    global _depth
-    with _LOCK:
-        _depth += 1
-        try:
-            if _depth > 1:
-                yield
-                return
-            with _patched():
-                yield
-        finally:
-            _depth -= 1
-
-
-@contextmanager
-def compiling() -> Iterator[None]:
-    """Guards a compilation: it waits for other threads' interpreted blocks, and refuses to run inside one.
-
-    Raises:
-        RuntimeError: inside `interpreting()`, or when TRITON_INTERPRET=1 was set before Triton was imported.
-    """
-    with _LOCK:
-        if _depth:
-            raise RuntimeError(
-                "cannot compile a kernel inside interpret(): Triton's language is patched there; leave the block first"
-            )
-        if not isinstance(tl.zeros, JITFunction):
-            raise RuntimeError("cannot compile a kernel: TRITON_INTERPRET=1 was set when Triton was imported")
+    with patching() as outermost, _patched() if outermost else nullcontext():
         yield
 
 

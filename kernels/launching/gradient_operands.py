@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from grouped_conv.kernels.device_code.bundles import Derivative
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer
 from grouped_conv.kernels.launching.operands import Arguments, Operand
 from grouped_conv.kernels.values.epilogue import FROM_OUTPUT, Epilogue
@@ -34,7 +35,7 @@ def gradient_arguments(problem: ConvProblem, operands: Mapping[str, Operand], *,
     Args:
         wide: whether strides are 64-bit; by default that of images is, the others where a window needs it.
 
-    The gradient lies in the output's channel order, and so does an output that the derivative is read from.
+    The gradient is in the output's channel order, and so is an output that the derivative is read from.
     """
     epilogue = problem.epilogue
     from_output = not reads_preactivation(epilogue)
@@ -58,11 +59,13 @@ def gradient_arguments(problem: ConvProblem, operands: Mapping[str, Operand], *,
         for index, axis in ((0, "n"), (2, "h"), (3, "w"))
     )
     constants = {
-        "ACTIVATION": epilogue.activation,
-        "NEGATIVE_SLOPE": epilogue.negative_slope,
-        "SHUFFLE": epilogue.shuffle,
-        "SHUFFLE_KNOWN": epilogue.shuffle if from_output else 1,
-        "OUT_CHANNELS": problem.out_channels if epilogue.shuffle > 1 else 1,
+        "DERIVATIVE": Derivative(
+            epilogue.activation,
+            epilogue.negative_slope,
+            epilogue.shuffle,
+            epilogue.shuffle if from_output else 1,
+            problem.out_channels if epilogue.shuffle > 1 else 1,
+        ),
         **({} if "known_ptr" in present else {"known_ptr": None}),
     }
     buffers = tuple(

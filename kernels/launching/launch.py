@@ -14,10 +14,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from grouped_conv.kernels.launching.compiling import compiling
 from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.refusals import INT32_MAX as INT32_MAX
 
 POINTER_TYPE = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "int64": "*i64"}
-INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class Integer:
 def power_of_two_divisor(value: int, most: int = 16) -> int:
     """The largest power of two up to `most` that divides `value` (`most` for zero)."""
     return min(most, value & -value) if value else most
+
+
+def as_constant(value: Any) -> Any:
+    """`value` for Triton: the fields of a bundle become constants of their own, which 3.6 does not do by itself."""
+    if isinstance(value, tuple):
+        return type(value)(*(triton.language.constexpr(as_constant(field)) for field in value))
+    return value
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Launch:
         return ASTSource(
             fn=self.kernel,
             signature=self.signature(),
-            constexprs={(index[parameter],): value for parameter, value in self.constants.items()},
+            constexprs={(index[parameter],): as_constant(value) for parameter, value in self.constants.items()},
             attrs={
                 (index[parameter],): [["tt.divisibility", divisor]] for parameter, divisor in promised if divisor > 1
             },
@@ -126,7 +134,5 @@ def compile_options(launch: Launch, target: GPUTarget) -> dict[str, Any]:
 
 def compile_launch(launch: Launch, target: GPUTarget) -> CompiledKernel:
     """Compile one launch for `target`; needs no GPU. Triton keeps the result in its cache on disk."""
-    from grouped_conv.kernels.interpreting.interpreter import compiling
-
     with compiling():
         return triton.compile(launch.source(), target=target, options=compile_options(launch, target))

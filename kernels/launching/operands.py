@@ -1,4 +1,4 @@
-"""How a call's tensors lie in memory, and the kernel arguments that follow from it."""
+"""How a call's tensors are stored in memory, and the kernel arguments that follow from it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from grouped_conv.kernels.device_code.bundles import Finish
 from grouped_conv.kernels.launching.launch import Buffer, Integer
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -68,6 +69,11 @@ def is_krsc(weight: Operand, shape: Shape4) -> bool:
     return all(weight.strides[axis] == wanted[axis] or shape[axis] == 1 for axis in range(4))
 
 
+def named_operands(canonical: Mapping[str, Operand], given: Mapping[str, Operand] | None) -> dict[str, Operand]:
+    """The given operands, and canonical ones where none is given, each in the buffer of its name."""
+    return {name: operand.named(name) for name, operand in {**canonical, **(given or {})}.items()}
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Some of a launch's arguments."""
@@ -107,20 +113,20 @@ def epilogue_arguments(problem: ConvProblem, operands: Mapping[str, Operand]) ->
     )
     taken = {buffer.parameter for buffer in buffers}
     constants: dict[str, Any] = {parameter: None for parameter in present if parameter not in taken}
-    constants["ACTIVATION"] = epilogue.activation if operands else "none"
-    constants["NEGATIVE_SLOPE"] = epilogue.negative_slope
+    constants["FINISH"] = Finish(
+        epilogue.activation if operands else "none",
+        epilogue.negative_slope,
+        store_vector(problem, operands["output"]) if operands else FLOAT32_VECTOR,
+        epilogue.shuffle,
+        problem.out_channels if epilogue.shuffle > 1 else 1,  # a constant only where there is a shuffle to divide
+    )
     return Arguments(buffers, (), constants)
 
 
-def shuffle_constants(problem: ConvProblem) -> dict[str, int]:
-    """The channel shuffles before and after; channel counts are constants only where there is a shuffle to divide."""
-    before, after = problem.input_shuffle, problem.epilogue.shuffle
-    return {
-        "INPUT_SHUFFLE": before,
-        "IN_CHANNELS": problem.in_channels if before > 1 else 1,
-        "SHUFFLE": after,
-        "OUT_CHANNELS": problem.out_channels if after > 1 else 1,
-    }
+def input_shuffle_constants(problem: ConvProblem) -> dict[str, int]:
+    """The channel shuffle of the input; the channel count is a constant only where there is a shuffle to divide."""
+    shuffle = problem.input_shuffle
+    return {"INPUT_SHUFFLE": shuffle, "IN_CHANNELS": problem.in_channels if shuffle > 1 else 1}
 
 
 def is_dense(problem: ConvProblem, operand: Operand) -> bool:

@@ -9,18 +9,19 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, class_step, most_taps
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.packed.rules import (
+    check_knobs,
+    one_warp_pack,
+    strip_columns,
+    tile_width,
+    why_not_packed,
+    why_spilled,
+)
+from grouped_conv.kernels.values.classes import class_size, class_step, most_taps
+from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem, Pair
-
-MAX_WIDTH = 64
-"""Channels of a tile, in and out."""
-MAX_PRODUCTS = 128
-"""Tile products that a tile may unroll: taps of a class x strip."""
-MAX_ACCUMULATORS = 128
-"""fp32 sums per thread above which ptxas spills whatever else there is."""
-INT32_MAX = 2**31 - 1
+from grouped_conv.kernels.values.refusals import INT32_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,17 +51,7 @@ class PackedInputGradConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m)
-        for name in ("pack", "strip", "tiles_per_program"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
-        if self.block_m < 16 or self.rows_ahead < 0 or not 0 <= self.max_registers <= 255:
-            raise ValueError(
-                f"block_m={self.block_m} must be at least 16, rows_ahead={self.rows_ahead} at least 0, "
-                f"max_registers={self.max_registers} in 0..255"
-            )
-        if self.num_stages != 1:
-            raise ValueError(f"num_stages must be 1, but got {self.num_stages}: stages would multiply every tap's tile")
+        check_knobs(self, "block_m", ("pack", "strip", "tiles_per_program"), "rows_ahead")
 
     def __str__(self) -> str:
         words = [f"pack{self.pack}", f"{self.block_m}x{self.strip}", f"w{self.num_warps}", f"t{self.tiles_per_program}"]
@@ -70,16 +61,12 @@ class PackedInputGradConfig(KernelConfig):
 
 def block_k(problem: ConvProblem, config: PackedInputGradConfig) -> int:
     """Output channels of a tile: the pack's, rounded up to a power of two of at least 16."""
-    return max(16, _power_of_two_above(config.pack * problem.k_per_group))
+    return tile_width(config.pack * problem.k_per_group)
 
 
 def block_n(problem: ConvProblem, config: PackedInputGradConfig) -> int:
     """Input channels of a tile: the pack's, rounded up to a power of two of at least 16."""
-    return max(16, _power_of_two_above(config.pack * problem.c_per_group))
-
-
-def _power_of_two_above(value: int) -> int:
-    return 1 << (value - 1).bit_length()
+    return tile_width(config.pack * problem.c_per_group)
 
 
 def back(problem: ConvProblem) -> Pair:
@@ -94,7 +81,7 @@ def back(problem: ConvProblem) -> Pair:
 def columns(problem: ConvProblem, config: PackedInputGradConfig) -> int:
     """Output columns that a strip reads of each output row."""
     (_, apart), (_, taps) = back(problem), most_taps(problem)
-    return len({u + s * apart for u in range(config.strip) for s in range(taps)})
+    return strip_columns(config.strip, taps, 1, apart)
 
 
 def grid(problem: ConvProblem, config: PackedInputGradConfig) -> tuple[int, int, int]:
@@ -120,18 +107,9 @@ def shared_memory(problem: ConvProblem, config: PackedInputGradConfig) -> int:
 
 def why_invalid(problem: ConvProblem, config: PackedInputGradConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "input_grad":
-        return f"packed_input_grad computes the input's gradient, not the direction {problem.direction}"
-    if not problem.layout.is_uniform:
-        return "packed_input_grad needs equal, consecutive groups"
-    width = config.pack * max(problem.c_per_group, problem.k_per_group)
-    if width > MAX_WIDTH:
-        return f"pack={config.pack} makes a tile {width} channels wide, more than {MAX_WIDTH}"
-    if config.pack > 1 and config.pack >= 2 * problem.groups:
-        return f"pack={config.pack} is more than twice the {problem.groups} groups"
-    taps = math.prod(most_taps(problem))
-    if taps * config.strip > MAX_PRODUCTS:
-        return f"{taps} taps x strip={config.strip} are more than {MAX_PRODUCTS} unrolled products"
+    wrong = why_not_packed(problem, config, math.prod(most_taps(problem)))
+    if wrong is not None:
+        return wrong
     _, tiles, packs = grid(problem, config)
     if programs(problem, config) > INT32_MAX or tiles + config.tiles_per_program > INT32_MAX:
         return f"{tiles} tiles of {packs} packs are more than a grid of {INT32_MAX} counts"
@@ -141,21 +119,13 @@ def why_invalid(problem: ConvProblem, config: PackedInputGradConfig) -> str | No
 def why_not_on(problem: ConvProblem, config: PackedInputGradConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
     sums = config.block_m * block_n(problem, config) * config.strip // (device.warp_size * config.num_warps)
-    most = MAX_ACCUMULATORS * (device.warp_size // 32)
-    if sums > most:
-        return f"{sums} accumulators per thread spill (at most {most})"
-    if device.arch in (90, 100) and config.block_m >= 64 and config.num_warps % 4 == 0:
+    spilled = why_spilled(problem, sums, shared_memory(problem, config), device)
+    if spilled is None and device.arch in (90, 100) and config.block_m >= 64 and config.num_warps % 4 == 0:
         # the unrolled chain of packed_groups on wgmma was found to write sums after the fence that orders them
         return f"block_m={config.block_m} on {config.num_warps} warps compiles to an asynchronous product"
-    needed = shared_memory(problem, config)
-    if device.backend == "cuda" and needed > device.shared_per_block:
-        return f"{needed} bytes of shared memory, {device.key} has {device.shared_per_block}"
-    if problem.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+    return spilled
 
 
 def one_warp(problem: ConvProblem) -> PackedInputGradConfig:
     """A configuration for one warp: 16 channels where a group has no more, one pixel at a time."""
-    pack = max(1, min(problem.groups, 16 // max(problem.c_per_group, problem.k_per_group)))
-    return PackedInputGradConfig(num_warps=1, block_m=16, pack=pack, strip=1, tiles_per_program=4)
+    return PackedInputGradConfig(num_warps=1, block_m=16, pack=one_warp_pack(problem), strip=1, tiles_per_program=4)

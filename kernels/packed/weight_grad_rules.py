@@ -6,17 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.packed.rules import (
+    check_knobs,
+    one_warp_pack,
+    strip_columns,
+    tile_width,
+    why_not_packed,
+    why_spilled,
+)
+from grouped_conv.kernels.values import refusals
+from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
-
-MAX_WIDTH = 64
-"""Channels of a pack, in and out; wider groups fill the tiles of `weight_grad` by themselves."""
-MAX_PRODUCTS = 128
-"""Tile products that one step may unroll: kernel rows of a program x kernel columns x strip."""
-MAX_ACCUMULATORS = 128
-"""fp32 sums per thread above which ptxas spills whatever else there is."""
-INT32_MAX = 2**31 - 1
+from grouped_conv.kernels.values.refusals import INT32_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +48,7 @@ class PackedWeightGradConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        power_of_two(block_k=self.block_k)
-        for name in ("pack", "strip", "splits"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but got {getattr(self, name)}")
-        if self.block_k < 16 or self.rows < 0 or not 0 <= self.max_registers <= 255:
-            raise ValueError(
-                f"block_k={self.block_k} must be at least 16, rows={self.rows} at least 0, "
-                f"max_registers={self.max_registers} in 0..255"
-            )
-        if self.num_stages != 1:
-            raise ValueError(f"num_stages must be 1, but got {self.num_stages}: stages would multiply every tap's tile")
+        check_knobs(self, "block_k", ("pack", "strip", "splits"), "rows")
 
     def __str__(self) -> str:
         words = [f"pack{self.pack}", f"{self.block_k}x{self.strip}", f"w{self.num_warps}"]
@@ -67,16 +59,12 @@ class PackedWeightGradConfig(KernelConfig):
 
 def block_m(problem: ConvProblem, config: PackedWeightGradConfig) -> int:
     """Output channels of a tile: the pack's, rounded up to a power of two of at least 16."""
-    return max(16, _power_of_two_above(config.pack * problem.k_per_group))
+    return tile_width(config.pack * problem.k_per_group)
 
 
 def block_n(problem: ConvProblem, config: PackedWeightGradConfig) -> int:
     """Input channels of a tile: the pack's, rounded up to a power of two of at least 16."""
-    return max(16, _power_of_two_above(config.pack * problem.c_per_group))
-
-
-def _power_of_two_above(value: int) -> int:
-    return 1 << (value - 1).bit_length()
+    return tile_width(config.pack * problem.c_per_group)
 
 
 def kernel_rows(problem: ConvProblem, config: PackedWeightGradConfig) -> int:
@@ -86,8 +74,7 @@ def kernel_rows(problem: ConvProblem, config: PackedWeightGradConfig) -> int:
 
 def columns(problem: ConvProblem, config: PackedWeightGradConfig) -> int:
     """Input columns that a strip reads of each input row."""
-    stride, dilation = problem.stride[1], problem.dilation[1]
-    return len({u * stride + s * dilation for u in range(config.strip) for s in range(problem.kernel_size[1])})
+    return strip_columns(config.strip, problem.kernel_size[1], problem.stride[1], problem.dilation[1])
 
 
 def grid(problem: ConvProblem, config: PackedWeightGradConfig) -> tuple[int, int, int, int]:
@@ -121,41 +108,25 @@ def accumulators(problem: ConvProblem, config: PackedWeightGradConfig, warp_size
 
 def why_invalid(problem: ConvProblem, config: PackedWeightGradConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "weight_grad":
-        return f"packed_weight_grad computes the weight's gradient, not the direction {problem.direction}"
-    if not problem.layout.is_uniform:
-        return "packed_weight_grad needs equal, consecutive groups"
-    width = config.pack * max(problem.c_per_group, problem.k_per_group)
-    if width > MAX_WIDTH:
-        return f"pack={config.pack} makes a tile {width} channels wide, more than {MAX_WIDTH}"
-    if config.pack > 1 and config.pack >= 2 * problem.groups:
-        return f"pack={config.pack} is more than twice the {problem.groups} groups"
-    taps = kernel_rows(problem, config) * problem.kernel_size[1]
-    if taps * config.strip > MAX_PRODUCTS:
-        return f"{taps} taps x strip={config.strip} are more than {MAX_PRODUCTS} unrolled products"
+    wrong = why_not_packed(problem, config, kernel_rows(problem, config) * problem.kernel_size[1])
+    if wrong is not None:
+        return wrong
     _, steps, packs, parts = grid(problem, config)
-    if config.splits > max(steps, 1):
-        return f"splits={config.splits} are more than the {steps} steps of {config.block_k} strips"
     if programs(problem, config) > INT32_MAX or steps + steps_each(problem, config) > INT32_MAX:
         return f"{steps} steps of {packs} packs and {parts} parts are more than a grid of {INT32_MAX} counts"
-    return None
+    return refusals.splits(config.splits, steps, f"{config.block_k} strips")
 
 
 def why_not_on(problem: ConvProblem, config: PackedWeightGradConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    sums = accumulators(problem, config, device.warp_size)
-    most = MAX_ACCUMULATORS * (device.warp_size // 32)
-    if sums > most:
-        return f"{sums} accumulators per thread spill (at most {most})"
-    if device.arch in (90, 100) and block_m(problem, config) >= 64 and config.num_warps % 4 == 0:
+    channels = block_m(problem, config)
+    spilled = why_spilled(problem, accumulators(problem, config, device.warp_size), 0, device)
+    if spilled is None and device.arch in (90, 100) and channels >= 64 and config.num_warps % 4 == 0:
         # the unrolled chain of packed_groups on wgmma was found to write sums after the fence that orders them
-        return f"{block_m(problem, config)} channels on {config.num_warps} warps compile to an asynchronous product"
-    if problem.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+        return f"{channels} channels on {config.num_warps} warps compile to an asynchronous product"
+    return spilled
 
 
 def one_warp(problem: ConvProblem) -> PackedWeightGradConfig:
     """A configuration for one warp: 16 channels where a group has no more, one kernel row at a time."""
-    pack = max(1, min(problem.groups, 16 // max(problem.c_per_group, problem.k_per_group)))
-    return PackedWeightGradConfig(num_warps=1, pack=pack, block_k=16, rows=1)
+    return PackedWeightGradConfig(num_warps=1, pack=one_warp_pack(problem), block_k=16, rows=1)

@@ -10,6 +10,7 @@ import math
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Strides
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets
 from grouped_conv.kernels.device_code.index import decode_pixels
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
@@ -25,25 +26,11 @@ TILE = 2048
 
 @triton.jit
 def ragged_gather(
-    parts_ptr,
-    positions_ptr,
-    dx_ptr,
-    M,
-    IN_H,
-    IN_W,
-    tiles_n,
-    channels,
-    readers,
-    width,
-    stride_xn,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    ALIGN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WIDE_M: tl.constexpr,
-):
+    parts_ptr, positions_ptr, dx_ptr,
+    M, IN_H, IN_W, tiles_n, channels, readers, width,
+    stride_xn, stride_xc, stride_xh, stride_xw,
+    ALIGN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE_M: tl.constexpr,
+):  # fmt: skip
     pid = tl.program_id(0)
     channel = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     channel_ok = channel < channels
@@ -56,7 +43,7 @@ def ragged_gather(
         place = tl.max_contiguous(tl.multiple_of(place, ALIGN), ALIGN)
         mask = row_ok[:, None] & (place >= 0)[None, :]  # a run has one reader: true or false as a whole
         acc += tl.load(rows[:, None] + place[None, :], mask=mask, other=0.0)
-    x_rows = pixel_offsets(image, in_h, in_w, stride_xn, stride_xh, stride_xw)
+    x_rows = pixel_offsets(image, in_h, in_w, Strides(stride_xn, 1, stride_xh, stride_xw))
     target = dx_ptr + (x_rows[:, None] + (channel * stride_xc)[None, :])
     tl.store(target, acc.to(dx_ptr.dtype.element_ty), mask=row_ok[:, None] & channel_ok[None, :])
 

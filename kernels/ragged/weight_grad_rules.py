@@ -1,7 +1,7 @@
 """What the ragged weight gradient needs to know on the host: configuration, tables, valid problems; loads no kernel.
 
 A table row is a (group, tile of its output channels, tile of its weights); every split of the pixels runs all rows. The
-sums lie in the order of the flat weight storage, and so does the gradient.
+sums are in the order of the flat weight storage, and so is the gradient.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from grouped_conv.kernels.implicit_gemm.weight_grad_rules import MAX_PROGRAMS, WeightGradConfig, pixels
-from grouped_conv.kernels.implicit_gemm.weight_grad_rules import why_not_on as uniform_why_not_on
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig, split_reason
+from grouped_conv.kernels.implicit_gemm.weight_grad_rules import why_not_on as why_not_on
 from grouped_conv.kernels.ragged.forward_rules import (
     bucket_offsets,
     channel_index,
@@ -22,7 +22,7 @@ from grouped_conv.kernels.ragged.forward_rules import (
     weight_elements,
     weight_offsets,
 )
-from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.problem import ConvProblem
 
 ROW = 8
@@ -85,7 +85,7 @@ def reduce_table(problem: ConvProblem) -> np.ndarray:
 
 
 def tables(problem: ConvProblem, config: RaggedWeightGradConfig) -> dict[str, np.ndarray]:
-    """The arrays that the launches read besides the operands, by buffer name."""
+    """The arrays that the launches read in addition to the operands, by buffer name."""
     arrays = {"tile_table": tile_table(problem, config), "weight_rows": reduce_table(problem)}
     if traits(problem.layout).gather:
         arrays["channel_index"] = channel_index(problem.layout)
@@ -110,30 +110,20 @@ def tiles(problem: ConvProblem, config: RaggedWeightGradConfig) -> tuple[int, in
 
 def why_invalid(problem: ConvProblem, config: RaggedWeightGradConfig) -> str | None:
     """Why `config` cannot run `problem` on any device; `None` when it can."""
-    if problem.direction != "weight_grad":
-        return f"ragged_weight_grad computes the weight's gradient, not the direction {problem.direction}"
-    layout = problem.layout
-    if layout.is_uniform:
-        return "ragged_weight_grad is for unequal, overlapping or listed groups; these are equal and consecutive"
-    if config.pixel_table:
-        return "ragged_weight_grad reads no pixel_table"
-    if problem.input_shuffle > 1 or problem.epilogue.shuffle > 1:
-        return "ragged_weight_grad shuffles no channels; a layout's index lists can say the same of the input"
-    for bucket in layout.buckets:
-        if (problem.taps * bucket.inputs + config.block_n) * bucket.inputs >= 2**31:
+    return (
+        refusals.ragged(problem, config)
+        or ("ragged_weight_grad reads no pixel_table" if config.pixel_table else None)
+        or _depth_reason(problem, config)
+        or refusals.grid(tiles(problem, config)[1])
+        or split_reason(problem, config)
+    )
+
+
+def _depth_reason(problem: ConvProblem, config: RaggedWeightGradConfig) -> str | None:
+    for bucket in problem.layout.buckets:
+        if (problem.taps * bucket.inputs + config.block_n) * bucket.inputs > refusals.INT32_MAX:
             return f"{problem.taps} taps of {bucket.inputs} channels are too deep for 32-bit indices"
-    _, programs = tiles(problem, config)
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
-    steps = math.ceil(pixels(problem) / config.block_k)
-    if config.splits > max(steps, 1):
-        return f"splits={config.splits} are more than the {steps} steps of {config.block_k} pixels"
     return None
-
-
-def why_not_on(problem: ConvProblem, config: RaggedWeightGradConfig, device: DeviceSpec) -> str | None:
-    """Why a valid `config` cannot run on `device`; `None` when it can."""
-    return uniform_why_not_on(problem, config, device)
 
 
 def one_warp(problem: ConvProblem) -> RaggedWeightGradConfig:

@@ -8,16 +8,16 @@ from functools import lru_cache
 from typing import ClassVar
 
 from grouped_conv.kernels.separable.problem import SeparableProblem
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values import refusals
+from grouped_conv.kernels.values.config import KernelConfig, check_blocks
 from grouped_conv.kernels.values.device import DeviceSpec
 
 METHODS = ("direct", "dot")
 WIDTHS = (16, 32, 64)
-MAX_PROGRAMS = 2**31 - 1
 MAX_SUMS = 64
 """fp32 sums per thread of the 1x1 convolution above which ptxas spilled (sm_80 and sm_90, compiled, not timed)."""
 MAX_SUMS_SM_120 = 32
-"""The same on sm_120 beside unrolled steps of packed groups in slices of 32: 64 spilled 24 to 40 bytes (Triton 3.8)."""
+"""The same on sm_120 with unrolled steps of packed groups in slices of 32: 64 spilled 24 to 40 bytes (Triton 3.8)."""
 UNROLLED_STEPS = 9
 """Steps of the first convolution that may be unrolled; more run in a loop, or the code of a large kernel explodes."""
 UNROLLED_REGISTERS = 172
@@ -51,9 +51,7 @@ class SeparableConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        check_blocks(self.block_m, self.block_n, self.block_k)
         if self.width not in WIDTHS or self.method not in METHODS:
             raise ValueError(
                 f"width {self.width!r} must be one of {WIDTHS} and method {self.method!r} one of {METHODS}"
@@ -137,12 +135,11 @@ def tiles(problem: SeparableProblem, config: SeparableConfig) -> tuple[int, int,
 
 
 def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | None:
-    """`None` when the fused kernel can compute `problem` with `config` on some device; otherwise why not."""
+    """Why `config` cannot run `problem` on any device; `None` when it can."""
     first = problem.first
-    if first.direction != "forward":
-        return f"separable computes the forward direction, not {first.direction}"
-    if not first.layout.is_uniform:
-        return "separable needs equal, consecutive groups"
+    wrong = refusals.uniform(first, config)
+    if wrong is not None:
+        return wrong
     if first.input_shuffle > 1 or first.epilogue.shuffle > 1 or problem.epilogue.shuffle > 1:
         return "separable shuffles no channels"
     if config.method == "direct" and (first.c_per_group, first.k_per_group) != (1, 1):
@@ -150,32 +147,26 @@ def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | Non
             "method 'direct' needs one channel per group in and out, "
             f"but got C_PER_GROUP={first.c_per_group}, K_PER_GROUP={first.k_per_group}"
         )
-    programs = tiles(problem, config)[2]
-    if programs > MAX_PROGRAMS:
-        return f"{programs} programs are more than a grid of {MAX_PROGRAMS}"
-    return None
+    return refusals.grid(tiles(problem, config)[2])
 
 
 def why_not_on(problem: SeparableProblem, config: SeparableConfig, device: DeviceSpec) -> str | None:
-    """`None` when `config` fits `device`; otherwise which of its limits it passes."""
+    """Why a valid `config` cannot run on `device`; `None` when it can."""
     threads = config.num_warps * device.warp_size
     sums = config.block_m * config.block_n // threads
     if sums > MAX_SUMS * (device.warp_size // 32):
-        return f"{sums} sums per thread do not fit the registers beside a slice"
+        return f"{sums} sums per thread and a slice do not fit the registers"
     if device.arch == 120 and sums > MAX_SUMS_SM_120 and config.width >= 32 and slices_of(problem, config).pack > 1:
-        return f"{sums} sums per thread spill on sm_120 beside slices of {config.width}"
-    needed = shared_memory(problem, config)
-    if needed > device.shared_per_block:
-        return f"{needed} bytes of tiles, {device.key} has {device.shared_per_block} of shared memory"
-    if problem.first.precision == "tf32" and device.arch == "gfx90a":
-        return "gfx90a has no TF32"
-    return None
+        return f"{sums} sums per thread spill on sm_120 with slices of {config.width}"
+    return refusals.shared_memory(shared_memory(problem, config), "tiles", device) or refusals.tf32(
+        problem.precision, device
+    )
 
 
 def shared_memory(problem: SeparableProblem, config: SeparableConfig) -> int:
     """An estimate of the compiled kernel's shared memory, in bytes.
 
-    The operands of both multiplications lie there at once, those of the first as often as its loop has stages.
+    It holds the operands of both multiplications at once, those of the first as often as its loop has stages.
     """
     cut = slices_of(problem, config)
     copies = 1 if is_unrolled(problem, config) else config.num_stages

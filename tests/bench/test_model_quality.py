@@ -132,7 +132,7 @@ def test_the_report_says_whose_figures_they_are():
 
 
 def test_measured_a100_matmuls_are_predicted():
-    column = quality.beside(PUBLISHED[0], A100, None)
+    column = quality.compare_column(PUBLISHED[0], A100, None)
     assert column.large is not None
     assert column.large.far == 0
     assert 0.9 <= column.large.low <= column.large.high <= 1.1

@@ -14,8 +14,9 @@ from grouped_conv.autotune.model.implicit_gemm.forward_axes import axes
 from grouped_conv.kernels import ConvProblem, DeviceSpec, ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.families import why_invalid
-from grouped_conv.kernels.implicit_gemm.forward_rules import MAX_ACCUMULATORS, load_widths, pipeline_buffers, why_not_on
+from grouped_conv.kernels.implicit_gemm.forward_rules import load_widths, pipeline_buffers, why_not_on
 from grouped_conv.kernels.launching.launch import compile_launch
+from grouped_conv.kernels.values.refusals import MAX_ACCUMULATORS
 
 DEVICES = ("a100", "h100-sxm", "rtx5090", "mi300x")  # sm_80, sm_90, sm_120, gfx942
 CONV4 = alexnet_layers(128)["conv4"]

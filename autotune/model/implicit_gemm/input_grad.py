@@ -11,12 +11,11 @@ from grouped_conv.autotune.model.shared.streaming import Work
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import (
     MAX_PACKED_CHANNELS,
     InputGradConfig,
-    class_size,
-    most_taps,
     packed,
     tiles,
     trips,
 )
+from grouped_conv.kernels.values.classes import class_size, most_taps
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

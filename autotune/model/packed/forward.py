@@ -28,8 +28,6 @@ from grouped_conv.autotune.model.shared.machine import (
 from grouped_conv.autotune.model.shared.model import Model
 from grouped_conv.autotune.model.shared.streaming import Work
 from grouped_conv.kernels.packed.forward_rules import (
-    MAX_PRODUCTS,
-    MAX_WIDTH,
     PackedGroupsConfig,
     block_k,
     block_n,
@@ -39,6 +37,7 @@ from grouped_conv.kernels.packed.forward_rules import (
     programs,
     shared_memory,
 )
+from grouped_conv.kernels.packed.rules import MAX_PRODUCTS, MAX_WIDTH
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

@@ -27,9 +27,7 @@ from grouped_conv.autotune.model.shared.machine import (
 )
 from grouped_conv.autotune.model.shared.model import Model
 from grouped_conv.autotune.model.shared.streaming import Work
-from grouped_conv.kernels.implicit_gemm.input_grad_rules import class_size, most_taps
 from grouped_conv.kernels.packed.input_grad_rules import (
-    MAX_WIDTH,
     PackedInputGradConfig,
     back,
     block_k,
@@ -39,6 +37,8 @@ from grouped_conv.kernels.packed.input_grad_rules import (
     programs,
     shared_memory,
 )
+from grouped_conv.kernels.packed.rules import MAX_WIDTH
+from grouped_conv.kernels.values.classes import class_size, most_taps
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 

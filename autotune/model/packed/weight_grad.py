@@ -22,8 +22,8 @@ from grouped_conv.autotune.model.shared.machine import (
 from grouped_conv.autotune.model.shared.model import Model, variants
 from grouped_conv.autotune.model.shared.streaming import Work
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WORKSPACE_BYTES, workspace_bytes
+from grouped_conv.kernels.packed.rules import MAX_WIDTH
 from grouped_conv.kernels.packed.weight_grad_rules import (
-    MAX_WIDTH,
     PackedWeightGradConfig,
     accumulators,
     block_m,

@@ -8,11 +8,12 @@ from conv_oracle import check_output, make_tensors, run_call
 from depthwise_cases import BIAS_RELU, SMALL, DepthwiseCase, depthwise, shape_cases
 from emulated import emulator
 
+from grouped_conv.autotune.compiling.offline import compile_offline
 from grouped_conv.autotune.machine_code.instructions import Instruction
 from grouped_conv.autotune.model.depthwise import forward as depthwise_model
 from grouped_conv.autotune.model.heuristic import choose
-from grouped_conv.bench.gates import depthwise as depthwise_gate
-from grouped_conv.bench.gates.depthwise import compiled_for, issued
+from grouped_conv.bench.gates.depthwise import issued
+from grouped_conv.bench.gates.families import findings
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.call import plan_call
@@ -79,9 +80,9 @@ def test_inputs_and_outputs_move_in_whole_sectors(
 @pytest.mark.full
 @pytest.mark.parametrize("arch", [*EVERY_RUN, *(pytest.param(arch, marks=pytest.mark.sweep) for arch in SWEEP)])
 def test_compiles_well(arch: str) -> None:
-    findings = [*depthwise_gate.tile_findings(arch), *depthwise_gate.default_findings(arch)]
-    assert len(findings) > 8
-    assert {f"{finding.layer} {finding.config}": finding.faults for finding in findings if finding.faults} == {}
+    found = list(findings("depthwise", [arch]))
+    assert len(found) > 8
+    assert {f"{finding.layer} {finding.config}": finding.faults for finding in found if finding.faults} == {}
 
 
 def test_the_count_follows_the_loop() -> None:
@@ -104,7 +105,7 @@ def test_the_count_follows_the_loop() -> None:
 )
 def test_the_model_counts_what_is_compiled(arch: str, problem: ConvProblem, config: DepthwiseConfig) -> None:
     device = DeviceSpec.get(arch)
-    compiled = compiled_for(problem, config, device)
+    compiled = compile_offline(problem, device, config)[-1]
     _, code = depthwise_model.thread_instructions(problem, config, per_thread(config, device))
     assert compiled.resources.total.instructions == pytest.approx(code, rel=0.12)
 
@@ -114,7 +115,7 @@ def test_the_model_counts_what_is_compiled(arch: str, problem: ConvProblem, conf
 def test_31x31_compiles_quickly_and_does_not_spill(arch: str) -> None:
     problem = depthwise(128, (56, 56), (31, 31), batch=8)
     device = DeviceSpec.get(arch)
-    compiled = compiled_for(problem, choose(problem, device), device)
+    compiled = compile_offline(problem, device)[-1]
     assert compiled.resources.spill_bytes == 0
     assert compiled.resources.total.instructions < 4000  # a loop over rows: 31 x 31 x 8 products would be 61,504
 

@@ -13,7 +13,7 @@ from emulated import emulator
 from gradient_oracle import check_gradient, gradient_tensors, gradients, run_gradient
 from torch import Tensor
 
-from grouped_conv.bench.gates import depthwise_gradients as depthwise_grad_gate
+from grouped_conv.bench.gates.families import findings
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
 from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig
@@ -182,7 +182,8 @@ def test_compiled_code_is_right(arch: int, case: Case) -> None:
     "arch", [*(pytest.param(arch, marks=pytest.mark.sweep) for arch in (*EVERY_RUN[1:], *SWEEP)), EVERY_RUN[0]]
 )
 def test_compiles_well(arch: str) -> None:
-    found = list(depthwise_grad_gate.findings([arch]))
+    families = ("depthwise_input_grad", "depthwise_weight_grad")
+    found = [finding for family in families for finding in findings(family, [arch])]
     assert len(found) >= 10
     assert {f"{finding.layer} {finding.config}": finding.faults for finding in found if finding.faults} == {}
 

@@ -142,7 +142,7 @@ def test_bad_requests_are_refused() -> None:
     tensors["grad_output"] = tensors["grad_output"].contiguous()
     with pytest.raises(ValueError, match="grad_output must have its channels innermost"):
         plan_gradient(inputs, InputGradConfig(), placed(tensors))
-    with pytest.raises(ValueError, match="implicit_gemm computes the forward direction, not input_grad"):
+    with pytest.raises(ValueError, match="computes the forward direction, not the direction input_grad"):
         plan_gradient(inputs, heuristic.choose(problem, DeviceSpec.get("a100")))
 
 

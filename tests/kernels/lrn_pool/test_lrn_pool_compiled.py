@@ -16,13 +16,15 @@ from triton.backends.compiler import GPUTarget
 import grouped_conv
 from grouped_conv.autotune.machine_code.instructions import Instruction
 from grouped_conv.autotune.model.lrn_pool.forward import choose
-from grouped_conv.bench.gates import lrn_pool as lrn_pool_gate
 from grouped_conv.bench.gates.findings import EVERY_RUN
+from grouped_conv.bench.gates.lrn_pool import GATES, LAYERS, LIMIT, ORDERS, executed_instructions
 from grouped_conv.kernels import DeviceSpec
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
 from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, one_warp
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.planning.interpreting import through_driver
+
+(GATE,) = GATES
 
 
 class Emulator:
@@ -79,30 +81,31 @@ def test_aligned_problems_waste_no_sector(arch: int, capsys: pytest.CaptureFixtu
 @pytest.mark.full
 @pytest.mark.parametrize("arch", EVERY_RUN)
 def test_alexnets_layers_compile_well_by_default(arch: str, capsys: pytest.CaptureFixture[str]) -> None:
-    findings = list(lrn_pool_gate.findings([arch]))
+    found = list(GATE.findings(arch))
     with capsys.disabled():
-        print("", *findings, sep="\n")
-    assert [finding.layer for finding in findings] == ["norm1+pool1", "norm2+pool2", *lrn_pool_gate.ORDERS]
-    assert {finding.layer: finding.faults for finding in findings if finding.faults} == {}
+        print("", *found, sep="\n")
+    assert [finding.layer for finding in found] == ["norm1+pool1", "norm2+pool2", *ORDERS]
+    assert {finding.layer: finding.faults for finding in found if finding.faults} == {}
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("arch", EVERY_RUN)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_other_dtypes_compile_well(dtype: str, arch: str) -> None:
-    problem = lrn_pool_gate.layers(dtype=dtype)["norm1+pool1"]
-    finding = lrn_pool_gate.judge(arch, dtype, problem, choose(problem, DeviceSpec.get(arch)))
+    problem = replace(LAYERS["norm1+pool1"], dtype=dtype)
+    device = DeviceSpec.get(arch)
+    finding = GATE.judge(dtype, problem, choose(problem, device), device, LIMIT)
     assert finding.faults == (), finding
 
 
 @pytest.mark.full
-def test_the_gate_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lrn_pool_gate, "MAX_PER_OUTPUT", 10)
-    problem = lrn_pool_gate.layers()["norm2+pool2"]
-    finding = lrn_pool_gate.judge("sm_80", "norm2+pool2", problem, LrnPoolConfig(strip=1, rows=13))
+def test_the_gate_would_notice() -> None:
+    device, config = DeviceSpec.get("sm_80"), LrnPoolConfig(strip=1, rows=13)
+    problem = LAYERS["norm2+pool2"]
+    finding = GATE.judge("norm2+pool2", problem, config, device, 10.0)
     assert "per pooled value, at most 10.00 allowed" in finding.faults[0]
     odd = replace(problem, channels=258)
-    finding = lrn_pool_gate.judge("sm_80", "odd towers", odd, LrnPoolConfig(strip=1, rows=13))
+    finding = GATE.judge("odd towers", odd, config, device)
     assert any("stores by width" in fault for fault in finding.faults)
     assert any("loads by width" in fault for fault in finding.faults)
 
@@ -113,7 +116,7 @@ def test_executed_instructions_are_counted_by_trip() -> None:
     code[6] = Instruction(6, "BRA", "branch", target=10)
     code[12] = Instruction(12, "BRA", "branch", target=5)
     problem, config = LrnPoolProblem.of((1, 8, 5, 5)), LrnPoolConfig(rows=2)
-    assert lrn_pool_gate.executed_instructions(code, problem, config) == 10 + 5 * (8 - 3) + 2 * 3
+    assert executed_instructions(code, problem, config) == 10 + 5 * (8 - 3) + 2 * 3
 
 
 @pytest.mark.native
@@ -143,7 +146,8 @@ def test_random_sizes_natively(dtype: str, order: str, native: ModuleType) -> No
 
 @pytest.mark.native
 def test_alexnets_layers_in_full_by_the_public_call(native: ModuleType) -> None:
-    for problem in lrn_pool_gate.layers(batch=2).values():
+    for layer in LAYERS.values():
+        problem = replace(layer, batch=2)
         tensors = make_tensors(problem)
         with through_driver(), grouped_conv.trace() as calls:
             tensors["output"] = grouped_conv.lrn_max_pool2d(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.resources import Resources, read_resources
-from grouped_conv.bench.gates import packed as packed_groups_gate
+from grouped_conv.bench.gates.families import findings
 from grouped_conv.kernels import ConvProblem
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.launching.launch import compile_launch
@@ -112,10 +112,12 @@ def in_loop(stats: Any, line: Any) -> bool:
     import inspect
 
     from grouped_conv.kernels.device_code import epilogue as jit_epilogue
+    from grouped_conv.kernels.device_code import gradient as jit_gradient
     from grouped_conv.kernels.device_code import reduction as jit_reduction
     from grouped_conv.kernels.packed import sums as jit_packed
 
     for module, functions in (
+        (jit_gradient, ("load_gradient", "load_or_zero")),
         (jit_packed, ("load_row", "add_row")),
         (jit_epilogue, ("store_tile",)),
         (jit_reduction, ("multiply_add",)),
@@ -154,11 +156,11 @@ def test_infinity_stays_in_its_group_as_compiled(where: str, arch: int) -> None:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
 def test_compiles_well_by_default(arch: str) -> None:
     """ResNeXt-50 and ShuffleNet layers at their defaults: no spills, 16-byte accesses, instructions per output."""
-    findings = list(packed_groups_gate.findings([arch]))
-    for finding in findings:
+    found = list(findings("packed_groups", [arch]))
+    for finding in found:
         print(finding)
-    assert len(findings) >= 6
-    assert {finding.layer: finding.faults for finding in findings if finding.faults} == {}
+    assert len(found) >= 6
+    assert {finding.layer: finding.faults for finding in found if finding.faults} == {}
 
 
 @pytest.mark.full

@@ -19,9 +19,10 @@ from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.instructions import loops
 from grouped_conv.autotune.machine_code.resources import disassembled, read_resources
 from grouped_conv.autotune.model import families
-from grouped_conv.bench.gates import packed_gradients as packed_grad_gate
+from grouped_conv.bench.gates.engine import judged_launches
+from grouped_conv.bench.gates.families import GATES, findings
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
-from grouped_conv.bench.gates.gradient_gates import EPILOGUES, PLAIN
+from grouped_conv.bench.gates.rules import EPILOGUES, PLAIN
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.device_code import epilogue as jit_epilogue
 from grouped_conv.kernels.device_code import gradient as jit_gradient
@@ -107,7 +108,7 @@ def figures(stats: Any) -> tuple[float, float]:
 def in_loop(stats: Any, line: Any) -> bool:
     """Is this source line a step of the loop: a load of a gradient or a row, a product, a store of the input's?"""
     for module, functions in (
-        (jit_gradient, ("load_gradient",)),
+        (jit_gradient, ("load_gradient", "load_or_zero")),
         (jit_packed, ("load_row", "add_row")),
         (jit_epilogue, ("store_tile",)),
         (jit_reduction, ("multiply_add",)),
@@ -150,15 +151,19 @@ def test_compiles_well_by_default(arch: str) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("arch", [*EVERY_RUN, *SWEEP])
 def test_compiles_well_for_every_architecture(arch: str) -> None:
-    faultless(arch, packed_grad_gate.DTYPES, EPILOGUES)
+    faultless(arch, ["float16", "bfloat16"], EPILOGUES)
 
 
 def faultless(arch: str, dtypes: Sequence[str], epilogues: Sequence[Epilogue]) -> None:
-    findings = list(packed_grad_gate.findings([arch], dtypes, epilogues))
-    for finding in findings:
+    def wanted(problem: ConvProblem) -> bool:
+        return problem.dtype in dtypes and problem.epilogue in epilogues
+
+    families = ("packed_input_grad", "packed_weight_grad")
+    found = [finding for family in families for finding in findings(family, [arch], wanted)]
+    for finding in found:
         print(finding)
-    assert len(findings) == 12 * (len(epilogues) + len(dtypes) - 1)
-    assert {f"{f.family} {f.layer}": f.faults for f in findings if f.faults} == {}
+    assert len(found) == 12 * (len(epilogues) + len(dtypes) - 1)
+    assert {f"{f.family} {f.layer}": f.faults for f in found if f.faults} == {}
 
 
 @pytest.mark.full
@@ -168,7 +173,8 @@ def test_the_branch_for_non_finite_values_stays_a_loop(arch: str) -> None:
     problem = gradient_problem(thin(8, 8, 32, (28, 28), padding=1, batch=128, epilogue=Epilogue("relu")), "input_grad")
     config = PackedInputGradConfig(block_m=32, pack=2, strip=4, tiles_per_program=8, max_registers=255)
     device = DeviceSpec.get(arch)
-    kernel = compile_launch(packed_grad_gate.main_launch(problem, config), gpu_target(device))
+    (launch,) = judged_launches(problem, config)
+    kernel = compile_launch(launch, gpu_target(device))
     sizes = [len(loop) for loop in loops(disassembled(kernel)) if any(i.kind == "mma" for i in loop)]
     assert min(sizes) <= 100, sizes
     assert not read_resources(kernel).spill_bytes
@@ -208,7 +214,7 @@ def test_the_model_has_a_default_for_every_thin_layer(device: str, direction: st
 def test_the_space_begins_with_what_is_predicted_fastest() -> None:
     device = DeviceSpec.get("a100")
     for direction, model in MODELS.items():
-        _, problem = next(iter(packed_grad_gate.layers(direction)))
+        problem = GATES[f"packed_{direction}"][0].layers["rx50 stage 1"]
         space = model.ranked(problem, device)
         times = [model.predict(problem, config, device).weighed_us for config in space]
         assert len(space) > 20

@@ -13,14 +13,13 @@ from checkout import files_of
 from conv_oracle import run_call
 from emulated import emulator
 from ragged_cases import DTYPES, LAYOUTS, WINDOWS
-from ragged_gradient_call import plan_ragged_gradient
 from ragged_gradient_oracle import check_ragged_gradient, ragged_gradient_tensors, run_ragged_gradient
 from ragged_oracle import ragged_problem
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from grouped_conv.autotune.model.families import MODELS, models_for
-from grouped_conv.bench.gates import ragged_gradients as ragged_grad_gate
+from grouped_conv.bench.gates.families import findings
 from grouped_conv.bench.gates.findings import EVERY_RUN
 from grouped_conv.call_values.ragged_weights import views
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue, GroupLayout, KernelConfig
@@ -33,6 +32,7 @@ from grouped_conv.kernels.ragged import input_grad, weight_grad
 from grouped_conv.kernels.ragged.forward_rules import weight_elements
 from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig, readers, shares_channels
 from grouped_conv.kernels.ragged.weight_grad_rules import RaggedWeightGradConfig, reduce_table
+from grouped_conv.planning.steps import operand_of
 
 MORE = {
     "unread runs between consecutive groups": GroupLayout.explicit(
@@ -164,7 +164,8 @@ def test_planned_from_tensors() -> None:
     room = torch.empty(tensors["grad_output"].numel() + 1, dtype=torch.float16)
     moved = room[1:].view(tensors["grad_output"].permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
     tensors["grad_output"] = moved.copy_(tensors["grad_output"])
-    call = plan_ragged_gradient(forward, WEIGHT_CONFIGS[2], tensors, grad_scale=True)
+    operands = {name: operand_of(tensor) for name, tensor in tensors.items()}
+    call = plan_gradient(problem, WEIGHT_CONFIGS[2], operands, grad_scale=True)
     assert next(b for b in call.launches[0].buffers if b.name == "grad_output").alignment < 16
     tensors |= {name: torch.from_numpy(values) for name, values in call.tables.items()}
     run_call(call, tensors, interpret_launch)
@@ -293,8 +294,9 @@ def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(direction: str, na
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("arch", EVERY_RUN)
-def test_compiles_well(arch: str) -> None:
-    found = list(ragged_grad_gate.findings([arch]))
+@pytest.mark.parametrize("family", ["ragged_input_grad", "ragged_weight_grad"])
+def test_compiles_well(family: str, arch: str) -> None:
+    found = list(findings(family, [arch]))
     assert {finding.layer: finding.faults for finding in found if finding.faults} == {}
 
 
