@@ -14,6 +14,7 @@ from grouped_conv.autotune.search.progress import progress_bar, trial_json
 from grouped_conv.autotune.search.tuned_table import Tuned, frame_of
 from grouped_conv.autotune.search.tuner import Progress
 from grouped_conv.autotune.store.store import Store, default_store
+from grouped_conv.autotune.workloads.named import in_directions
 from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.preparing.targets import Target, target_of, tune_on
 from grouped_conv.preparing.traced_problems import problems_of
@@ -32,8 +33,6 @@ def named_problems(
     Raises:
         ValueError: for a model without an example input, or with no convolution in it.
     """
-    from grouped_conv.autotune.workloads.named import in_directions
-
     if isinstance(given, nn.Module):
         if example_input is None:
             raise ValueError("a model is tuned for the shapes of one input: give example_input")
