@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import in_json, invoke
 
 import grouped_conv
 from grouped_conv.autotune.lookup.explanation import Candidate, explain, why_it_lost
@@ -15,7 +15,6 @@ from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.store.store import Store, triton_version
 from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.cli.main import main
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
@@ -84,10 +83,10 @@ def test_a_model_is_explained_layer_by_layer(store: Store) -> None:
 
 def test_the_command_prints_text_or_json() -> None:
     layer = ["explain", "--layer", "N=2 C=8 H=9 K=16 R=3 pad=1 groups=2", "--device", "a100", "--direction", "all"]
-    text = CliRunner().invoke(main, layer)
+    text = invoke(*layer)
     assert text.exit_code == 0
     assert text.output.count("runner-up:") == 3
-    data = json.loads(CliRunner().invoke(main, [*layer, "--json", "--policy", "kernels"]).output)
+    data = in_json(*layer, "--policy", "kernels")
     assert [one["path"] for one in data.values()] == ["kernel"] * 3
     assert all(one["kernel"]["measured_us"] is None for one in data.values())
 
