@@ -61,8 +61,8 @@ def grouped_conv2d(
         activation: one of `grouped_conv.kernels.ACTIVATIONS`; none by default.
         residual: added before the activation; the output's shape.
         scale: number, 0-d tensor or `(K,)`, multiplied with the convolution; differentiable.
-        precision: products of float32 operands, `"ieee"` or `"tf32"`; by default `"tf32"` exactly where
-            `torch.backends.cudnn.conv.fp32_precision` says so.
+        precision: of the products of float32 operands, `"ieee"` or `"tf32"`; by default what
+            `torch.backends.cudnn.conv.fp32_precision` says.
         backend: `"aten"` or `"kernel"` forces one of them; by default the policy decides (`grouped_conv.policy`).
         negative_slope: of `leaky_relu`.
         input_shuffle: groups of a `torch.nn.functional.channel_shuffle` applied to the input first; divides C.

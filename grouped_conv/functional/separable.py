@@ -42,9 +42,9 @@ def separable_conv2d(
 ) -> Tensor:
     """`pointwise_activation(pointwise_scale * conv1x1(h) + pointwise_bias + residual)` of a grouped convolution's `h`.
 
-    `h = activation(scale * conv2d(input, weight) + bias)`. What `grouped_conv.trace()` shows is one record of path
-    `separable` where one kernel computed both, or one of path `two_calls` with the planner's reason and the records of
-    the two convolutions. Gradients compute `h` again instead of keeping it.
+    `h = activation(scale * conv2d(input, weight) + bias)`. `grouped_conv.trace()` shows one record of path `separable`
+    if one kernel computed both. Otherwise it shows one of path `two_calls`, with the planner's reason, and the records
+    of the two convolutions. The backward pass computes `h` again instead of keeping it.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
@@ -52,12 +52,12 @@ def separable_conv2d(
         pointwise_weight: `(OUT_CHANNELS, K, 1, 1)`.
         bias, pointwise_bias: `(K,)` and `(OUT_CHANNELS,)`.
         stride, padding, dilation: of the grouped convolution, as in `grouped_conv2d`.
-        groups: checked against the shapes, which imply it; may be left out.
+        groups: may be left out, because the shapes imply it; checked if given.
         activation, pointwise_activation: names of `grouped_conv.kernels.ACTIVATIONS`; none by default.
         scale, pointwise_scale: numbers, 0-d tensors or vectors like the biases.
         residual: added before the last activation; the output's shape.
-        precision: products of float32 operands of both, `"ieee"` or `"tf32"`, as in `grouped_conv2d`.
-        backend: `"aten"` for two convolutions of torch's, `"kernel"` to insist on our kernels, one or two of them.
+        precision: of the products of float32 operands in both, `"ieee"` or `"tf32"`, as in `grouped_conv2d`.
+        backend: `"aten"` forces two torch convolutions, `"kernel"` forces our kernels, one or two of them.
         negative_slope, pointwise_negative_slope: of `leaky_relu`.
 
     Raises:

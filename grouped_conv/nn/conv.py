@@ -56,9 +56,9 @@ class FusedLayer(nn.modules.conv._ConvNd):
 class GroupedConv2d(FusedLayer, nn.Conv2d):
     """A convolution layer with `torch.nn.Conv2d`'s parameters, state_dict, initialisation and padding modes.
 
-    The weight keeps its shape `(K, C / groups, R, S)`; its memory is channels_last, as the kernels read it, and so is
-    the output's. If the weight was given another memory format and is frozen (`requires_grad_(False)`), it is packed
-    once, not at every call, for channels_last inputs; writing to it through `weight.data` then goes unnoticed.
+    The weight keeps its shape `(K, C / groups, R, S)`. Its memory is channels_last, which the kernels read, and so is
+    the output's. A frozen weight (`requires_grad_(False)`) in another memory format is packed once instead of at every
+    call, for channels_last inputs. Do not write to such a weight through `weight.data`: the packed copy would be stale.
 
     Args:
         activation: name of an activation fused after the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
