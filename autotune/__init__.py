@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from grouped_conv.autotune.lookup.resolve import Choice, UntunedError, resolve
     from grouped_conv.autotune.machine_code.resources import Resources, read_resources
     from grouped_conv.autotune.measuring.self_check import check_kernels
-    from grouped_conv.autotune.model.cost import predict
+    from grouped_conv.autotune.model.families import predict
     from grouped_conv.autotune.model.heuristic import choose
-    from grouped_conv.autotune.model.implicit_gemm.forward_candidates import candidates
+    from grouped_conv.autotune.model.implicit_gemm.forward_axes import candidates
     from grouped_conv.autotune.model.shared.prediction import Prediction
     from grouped_conv.autotune.records.record import Record
     from grouped_conv.autotune.search.tuner import tune_offline
@@ -30,11 +30,11 @@ _HOMES = {
     "Resources": "machine_code.resources",
     "Store": "store.store",
     "UntunedError": "lookup.resolve",
-    "candidates": "model.implicit_gemm.forward_candidates",
+    "candidates": "model.implicit_gemm.forward_axes",
     "check_kernels": "measuring.self_check",
     "choose": "model.heuristic",
     "compile_offline": "compiling.offline",
-    "predict": "model.cost",
+    "predict": "model.families",
     "read_resources": "machine_code.resources",
     "resolve": "lookup.resolve",
     "tune_offline": "search.tuner",

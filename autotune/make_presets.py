@@ -22,7 +22,8 @@ from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
 from grouped_conv.autotune.search.efforts import plan_effort
 from grouped_conv.autotune.search.predicted_runner import PredictedRunner
 from grouped_conv.autotune.search.progress import progress_bar
-from grouped_conv.autotune.search.tuner import Tuned, tune_with
+from grouped_conv.autotune.search.tuned_table import Tuned
+from grouped_conv.autotune.search.tuner import tune_with
 from grouped_conv.autotune.store.store import Store, triton_version
 from grouped_conv.kernels import ABI_VERSION
 from grouped_conv.kernels.values.device import DeviceSpec

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 import grouped_conv
 from grouped_conv import GroupedConv2d
 from grouped_conv.autotune.model.heuristic import choose
-from grouped_conv.autotune.model.written_gradient import default_trade, written_bytes
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.context.workspace import max_workspace_bytes
 from grouped_conv.kernels.gradient_call import capped, gradient_problem, plan_gradient, written_problem
@@ -28,6 +27,7 @@ from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.models import AlexNet
+from grouped_conv.planning.written_gradient import written_bytes
 
 
 class Bottleneck(nn.Module):
@@ -142,7 +142,7 @@ def workspace(problem: ConvProblem, device: DeviceSpec) -> int:
     gradient, limit = gradient_problem(problem, "weight_grad"), max_workspace_bytes()
     epilogue = problem.epilogue
     written = 0 if epilogue.residual else written_bytes(problem)  # the residual's gradient is a result
-    if (epilogue.bias or epilogue.residual) and written <= limit and default_trade(problem, device).writes:
+    if (epilogue.bias or epilogue.residual) and written <= limit:
         gradient = written_problem(gradient)
     else:
         written = 0

@@ -18,9 +18,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from grouped_conv.kernels.families import KernelConfig, require_valid
-from grouped_conv.kernels.gradient_call import WORKSPACE, plan_gradient
-from grouped_conv.kernels.launching.calls import Call, Temporary
-from grouped_conv.kernels.launching.operands import Operand, channels_innermost, format_strides, output_strides
+from grouped_conv.kernels.gradient_call import assembled, plan_gradient
+from grouped_conv.kernels.launching.calls import Call
+from grouped_conv.kernels.launching.operands import (
+    Operand,
+    channels_innermost,
+    format_strides,
+    named_operands,
+    output_strides,
+)
 from grouped_conv.kernels.passes.packing import Packing
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -70,18 +76,8 @@ def plan_call(problem: ConvProblem, config: KernelConfig, operands: Mapping[str,
     Raises:
         ValueError: when the configuration cannot run the problem, with the reason.
     """
-    family = require_valid(problem, config)
-    given = {
-        name: operand.named(name) for name, operand in (canonical_operands(problem) | dict(operands or {})).items()
-    }
-    packing = Packing(problem.dtype, given)
-    if not channels_innermost(given["input"], problem.input_shape):
+    require_valid(problem, config)
+    packing = Packing(problem.dtype, named_operands(canonical_operands(problem), operands))
+    if not channels_innermost(packing.operands["input"], problem.input_shape):
         packing.pack("input", problem.input_shape)
-    if problem.layout.is_uniform:
-        packing.pack_weight(problem.weight_shape, family.weight_order(problem, config), problem.k_per_group)
-    launches, temporaries = packing.launches, packing.temporaries
-    launches.append(family.plan(problem, config, given))
-    second = family.second_pass(problem, config, given, False)
-    if second:
-        temporaries.append(Temporary(WORKSPACE, family.workspace(problem, config), "float32"))
-    return Call(problem, config, (*launches, *second), tuple(temporaries), family.tables(problem, config))
+    return assembled(problem, config, packing)

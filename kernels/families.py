@@ -97,8 +97,8 @@ class Family:
         weight_order: (problem, config) to how the kernel reads the weight: `krsc`, `taps` (one channel per group:
             [multiplier, R, S, C] in fp32), or `any`. Weight gradients do not read one; unequal groups have their
             weights in one flat storage.
-        tables: (problem, config) to the integer arrays that the kernel reads besides the operands, by buffer name; they
-            depend on the layout, the kernel size and the configuration alone.
+        tables: (problem, config) to the integer arrays that the kernel also reads, by buffer name; they depend on the
+            layout, the kernel size and the configuration alone.
         first_pass: (problem, config, operands) to the launches before the kernel, and the int64 elements of each buffer
             that they fill for it.
         second_pass: (problem, config, operands, whether the scale's gradient is wanted) to the launches that turn the
@@ -133,17 +133,18 @@ class Family:
         return self.config.direction
 
 
-def _later(module: str, function: str) -> Callable[..., Any]:
-    """A function of a module that loads kernels, imported when it is called."""
+def _later(rules: ModuleType, function: str) -> Callable[..., Any]:
+    """A function of the module next to `rules` that holds the kernel, imported when it is called."""
+    module = rules.__name__.removesuffix("_rules")
 
     def call(*arguments: Any) -> Any:
-        return getattr(import_module(f"grouped_conv.kernels.{module}"), function)(*arguments)
+        return getattr(import_module(module), function)(*arguments)
 
     return call
 
 
-def _family(config: type[KernelConfig], rules: ModuleType, plan: Callable[..., Launch], **more: Any) -> Family:
-    return Family(config, rules.why_invalid, rules.why_not_on, plan, rules.one_warp, **more)
+def _family(config: type[KernelConfig], rules: ModuleType, plan: str, **more: Any) -> Family:
+    return Family(config, rules.why_invalid, rules.why_not_on, _later(rules, plan), rules.one_warp, **more)
 
 
 def _reduced(problem: ConvProblem, config: Any, operands: Any, grad_scale: bool) -> list[Launch]:
@@ -164,70 +165,56 @@ _ROWS = (
     _family(
         implicit_gemm.ImplicitGemmConfig,
         implicit_gemm,
-        _later("implicit_gemm.forward", "plan_implicit_gemm"),
+        "plan_implicit_gemm",
         second_pass=_split_k_reduced,
         workspace=implicit_gemm.workspace,
     ),
-    _family(packed.PackedGroupsConfig, packed, _later("packed.forward", "plan_packed_groups")),
-    _family(
-        depthwise.DepthwiseConfig,
-        depthwise,
-        _later("depthwise.forward", "plan_depthwise"),
-        weight_order=depthwise.weight_order,
-    ),
-    _family(ragged.RaggedConfig, ragged, _later("ragged.forward", "plan_ragged"), ragged=True, tables=ragged.tables),
-    _family(
-        separable.SeparableConfig, separable, _later("separable.forward", "plan_separable"), problem=SeparableProblem
-    ),
-    _family(lrn_pool.LrnPoolConfig, lrn_pool, _later("lrn_pool.forward", "plan_lrn_pool"), problem=LrnPoolProblem),
-    _family(input_grad.InputGradConfig, input_grad, _later("implicit_gemm.input_grad", "plan_input_grad")),
-    _family(
-        packed_input_grad.PackedInputGradConfig,
-        packed_input_grad,
-        _later("packed.input_grad", "plan_packed_input_grad"),
-    ),
+    _family(packed.PackedGroupsConfig, packed, "plan_packed_groups"),
+    _family(depthwise.DepthwiseConfig, depthwise, "plan_depthwise", weight_order=depthwise.weight_order),
+    _family(ragged.RaggedConfig, ragged, "plan_ragged", ragged=True, tables=ragged.tables),
+    _family(separable.SeparableConfig, separable, "plan_separable", problem=SeparableProblem),
+    _family(lrn_pool.LrnPoolConfig, lrn_pool, "plan_lrn_pool", problem=LrnPoolProblem),
+    _family(input_grad.InputGradConfig, input_grad, "plan_input_grad"),
+    _family(packed_input_grad.PackedInputGradConfig, packed_input_grad, "plan_packed_input_grad"),
     _family(
         depthwise_input_grad.DepthwiseInputGradConfig,
         depthwise_input_grad,
-        _later("depthwise.input_grad", "plan_depthwise_input_grad"),
-        weight_order=depthwise_input_grad.weight_order,
+        "plan_depthwise_input_grad",
+        weight_order=depthwise.weight_order,
     ),
     _family(
         ragged_input_grad.RaggedInputGradConfig,
         ragged_input_grad,
-        _later("ragged.input_grad", "plan_ragged_input_grad"),
+        "plan_ragged_input_grad",
         ragged=True,
         tables=ragged_input_grad.tables,
-        second_pass=_later("ragged.input_grad", "plan_second_pass"),
+        second_pass=_later(ragged_input_grad, "plan_second_pass"),
         workspace=ragged_input_grad.workspace,
     ),
     _family(
         weight_grad.WeightGradConfig,
         weight_grad,
-        _later("implicit_gemm.weight_grad", "plan_weight_grad"),
-        first_pass=_later("implicit_gemm.weight_grad", "plan_first_pass"),
+        "plan_weight_grad",
+        first_pass=_later(weight_grad, "plan_first_pass"),
         second_pass=_reduced,
         fit_first_pass=weight_grad.fit_first_pass,
     ),
     _family(
-        packed_weight_grad.PackedWeightGradConfig,
-        packed_weight_grad,
-        _later("packed.weight_grad", "plan_packed_weight_grad"),
-        second_pass=_reduced,
+        packed_weight_grad.PackedWeightGradConfig, packed_weight_grad, "plan_packed_weight_grad", second_pass=_reduced
     ),
     _family(
         depthwise_weight_grad.DepthwiseWeightGradConfig,
         depthwise_weight_grad,
-        _later("depthwise.weight_grad", "plan_depthwise_weight_grad"),
+        "plan_depthwise_weight_grad",
         second_pass=_reduced,
     ),
     _family(
         ragged_weight_grad.RaggedWeightGradConfig,
         ragged_weight_grad,
-        _later("ragged.weight_grad", "plan_ragged_weight_grad"),
+        "plan_ragged_weight_grad",
         ragged=True,
         tables=ragged_weight_grad.tables,
-        second_pass=_later("ragged.weight_grad", "plan_second_pass"),
+        second_pass=_later(ragged_weight_grad, "plan_second_pass"),
         workspace=ragged_weight_grad.workspace,
     ),
 )
@@ -273,13 +260,12 @@ def why_invalid(problem: Problem, config: KernelConfig, device: DeviceSpec | Non
     )
 
 
-def require_valid(problem: Problem, config: KernelConfig) -> Family:
-    """The family of a configuration that can run the problem.
+def require_valid(problem: Problem, config: KernelConfig) -> None:
+    """Refuse a configuration that cannot run the problem.
 
     Raises:
-        ValueError: when it cannot, with the reason.
+        ValueError: with the reason.
     """
     reason = why_invalid(problem, config)
     if reason is not None:
         raise ValueError(f"{config} cannot run {problem}: {reason}")
-    return family_of(config)

@@ -3,13 +3,13 @@
 | gradient | launches                                                                                       |
 |----------|------------------------------------------------------------------------------------------------|
 | input    | pack weight (a KCRS weight only), the family's kernel                                           |
-| weight   | `pixel_table` where asked for, the family's kernel, which leaves a sum per split, `gradient_reduce` |
+| weight   | `pixel_table` (if configured), the family's kernel, which leaves a sum per split, `gradient_reduce` |
 | input, groups that share channels | the family's kernel, which leaves a part per group, and `ragged_gather` |
 | weight, unequal groups | the family's kernel and `ragged_weight_reduce`, for one flat buffer               |
 | bias     | `channel_sums`, which may write the residual's gradient as well, and `gradient_reduce`          |
 
-The residual's gradient is the output's behind the activation. Written before the others it is their `grad_output`, and
-they are those of `written_problem`.
+The residual's gradient is the output's gradient multiplied by the activation's derivative. If it is written first, the
+other kernels read it as `grad_output` and solve `written_problem`.
 
 The gradient of the scale comes out of `gradient_reduce` too: of `scale * conv(x, w)` it is `sum(w * d)` over each
 output channel, where `d` is the weight's gradient before it is multiplied by the scale. So no launch computes the
@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from grouped_conv.kernels.families import KernelConfig, family_of, require_valid
 from grouped_conv.kernels.launching.calls import Call, Temporary
-from grouped_conv.kernels.launching.operands import Operand, channels_innermost, format_strides
+from grouped_conv.kernels.launching.operands import Operand, channels_innermost, format_strides, named_operands
 from grouped_conv.kernels.passes.channel_sums import plan_channel_sums, sum_splits
 from grouped_conv.kernels.passes.packing import Packing
 from grouped_conv.kernels.values.epilogue import Epilogue
@@ -42,7 +42,7 @@ def gradient_problem(problem: ConvProblem, direction: str) -> ConvProblem:
 
 
 def written_problem(problem: ConvProblem) -> ConvProblem:
-    """The same gradient, read from what `plan_bias_gradient` stores: behind the activation, in the filters' order."""
+    """The same gradient, read from what `plan_bias_gradient` stores: without the activation, in the filters' order."""
     return replace(problem, epilogue=Epilogue(scale=problem.epilogue.scale))
 
 
@@ -78,33 +78,35 @@ def plan_gradient(
     Args:
         problem: from `gradient_problem`.
         operands: `grad_output`, `known` (what the activation's derivative needs), `input`, `weight`, `scale`,
-            `grad_input`, `grad_weight`, `grad_scale` as they lie in memory, those that are read with channels
+            `grad_input`, `grad_weight`, `grad_scale` as they are in memory, those that are read with channels
             innermost; missing ones are dense and 16-byte aligned.
         grad_scale: also write `grad_scale`; with a scale and the direction `weight_grad` only.
 
     Raises:
         ValueError: when the configuration or the memory layout cannot be run, with the reason.
     """
-    family = require_valid(problem, config)
-    given = {
-        name: operand.named(name)
-        for name, operand in (canonical_gradient_operands(problem) | dict(operands or {})).items()
-    }
+    require_valid(problem, config)
+    given = named_operands(canonical_gradient_operands(problem), operands)
     for name in ("grad_output", "known"):
         _require_channels_innermost(name, given[name], problem.output_shape)
-    packing = Packing(problem.dtype, given)
     if problem.direction == "weight_grad":
         _require_channels_innermost("input", given["input"], problem.input_shape)
-    elif problem.layout.is_uniform:
+    return assembled(problem, config, Packing(problem.dtype, given), grad_scale)
+
+
+def assembled(problem: ConvProblem, config: KernelConfig, packing: Packing, grad_scale: bool = False) -> Call:
+    """The call of a configuration that can run the problem, after the pack passes that `packing` has already."""
+    family, given = family_of(config), packing.operands
+    if problem.layout.is_uniform and problem.direction != "weight_grad":
         packing.pack_weight(problem.weight_shape, family.weight_order(problem, config), problem.k_per_group)
     before, filled = family.first_pass(problem, config, given)
-    first = family.plan(problem, config, given)
+    kernel = family.plan(problem, config, given)
     second = family.second_pass(problem, config, given, grad_scale)
-    temporaries = packing.temporaries
+    temporaries = [*packing.temporaries]
     if second:
         temporaries.append(Temporary(WORKSPACE, family.workspace(problem, config), "float32"))
     temporaries += [Temporary(name, (size,), "int64") for name, size in filled.items()]
-    launches = (*packing.launches, *before, first, *second)
+    launches = (*packing.launches, *before, kernel, *second)
     return Call(problem, config, launches, tuple(temporaries), family.tables(problem, config))
 
 
@@ -132,9 +134,9 @@ def plan_bias_gradient(
     grad_residual: bool = False,
     sm_count: int = 108,
 ) -> Call:
-    """The launches that sum the gradient behind the activation per channel, and may store it as it is.
+    """The launches that sum `grad_output` times the activation's derivative per channel, and may store that product.
 
-    Stored, it is the residual's gradient, and what the others may read in place of the output's: `written_problem`.
+    The stored product is the residual's gradient, and what the other kernels may read instead: see `written_problem`.
 
     Args:
         operands: as of `plan_gradient`, with `grad_bias` and `grad_residual`.
@@ -142,7 +144,7 @@ def plan_bias_gradient(
     """
     output = Operand(format_strides(problem.output_shape, True))
     canonical = canonical_gradient_operands(problem) | {"grad_bias": Operand((1, 1, 1, 1)), "grad_residual": output}
-    given = {name: operand.named(name) for name, operand in (canonical | dict(operands or {})).items()}
+    given = named_operands(canonical, operands)
     for name in ("grad_output", "known"):
         _require_channels_innermost(name, given[name], problem.output_shape)
     launch = plan_channel_sums(problem, given, grad_bias, grad_residual, sm_count)

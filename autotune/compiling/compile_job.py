@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from grouped_conv.autotune.compiling.offline import compile_offline
+from grouped_conv.autotune.compiling.offline import compiled_launches
 from grouped_conv.autotune.machine_code.failures import classify
 from grouped_conv.kernels.families import KernelConfig, why_invalid
 from grouped_conv.kernels.values.device import DeviceSpec
@@ -27,7 +27,7 @@ def compile_job(job: Mapping[str, Any]) -> dict[str, Any]:
     if reason is not None:
         return {"failure": "invalid", "detail": reason}
     try:
-        launches = compile_offline(problem, device, config)
+        launches = compiled_launches(problem, config, device)
         return {
             "launches": [{"kernel": launch.name, "resources": launch.resources.to_json()} for launch in launches],
         }

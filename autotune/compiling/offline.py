@@ -84,5 +84,10 @@ def compile_offline(
     reason = why_invalid(problem, chosen, spec)
     if reason is not None:
         raise ValueError(f"{chosen} cannot run {problem} on {spec.known_as}: {reason}")
-    target = gpu_target(spec)
-    return [CompiledLaunch(launch, compile_launch(launch, target)) for launch in plan(problem, chosen).launches]
+    return compiled_launches(problem, chosen, spec)
+
+
+def compiled_launches(problem: ConvProblem, config: KernelConfig, device: DeviceSpec) -> list[CompiledLaunch]:
+    """The launches of a configuration that can run the problem on the device, compiled, in launch order."""
+    target = gpu_target(device)
+    return [CompiledLaunch(launch, compile_launch(launch, target)) for launch in plan(problem, config).launches]

@@ -11,13 +11,10 @@ from typing import Any
 
 from grouped_conv.autotune.lookup.resolve import Choice, resolve
 from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model.cost import predict
-from grouped_conv.autotune.model.families import MODELS
-from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
+from grouped_conv.autotune.model.families import PIPELINE, models_for, predict
 from grouped_conv.autotune.model.shared.prediction import WASTE_LIMIT, Prediction
 from grouped_conv.autotune.records.ranking import TIE, is_usable
 from grouped_conv.autotune.records.record import canonical
-from grouped_conv.autotune.search.shortlist import PIPELINE
 from grouped_conv.autotune.store.store import Store, default_store, triton_version
 from grouped_conv.kernels import ABI_VERSION
 from grouped_conv.kernels.families import why_invalid
@@ -150,7 +147,7 @@ def explain(
 
 def _candidates(problem: ConvProblem, device: DeviceSpec, store: Store) -> Iterator[Candidate]:
     """Every family's defaults, then the usable rows of the store, which know more."""
-    for model in (MODELS if problem.direction == "forward" else GRADIENT_MODELS).values():
+    for model in models_for(problem).values():
         for config in model.defaults(problem, device):
             if why_invalid(problem, config, device) is None:
                 yield Candidate(config, predict(problem, config, device))

@@ -8,8 +8,7 @@ with the activation in their loads, which is what its layers ask for.
 
 from __future__ import annotations
 
-from grouped_conv.autotune.model.directions import in_directions
-from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.autotune.workloads.named import in_directions, workload
 from grouped_conv.kernels.gradient_call import written_problem
 from grouped_conv.kernels.values.problem import DIRECTIONS, ConvProblem
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from grouped_conv.autotune.measuring.live_runner import LiveRunner
 from grouped_conv.autotune.model import native_lane
 from grouped_conv.autotune.model.families import MODELS
-from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
 from grouped_conv.autotune.search.runner import Trial
 from grouped_conv.autotune.store.store import Store
 from grouped_conv.kernels.families import FAMILIES, why_invalid
@@ -133,5 +132,5 @@ def _config(family: str, problem: ConvProblem, device: DeviceSpec) -> KernelConf
     """The first of the family's defaults that can run the problem there; None when none can."""
     if device.key == native_lane.KEY:
         return native_lane.smallest(family, problem)
-    offered = (MODELS.get(family) or GRADIENT_MODELS[family]).defaults(problem, device)
+    offered = MODELS[family].defaults(problem, device)
     return next((config for config in offered if why_invalid(problem, config, device) is None), None)

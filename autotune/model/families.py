@@ -1,78 +1,70 @@
-"""What tuning must know of each kernel family, one row each: its defaults, its search space, its cost model."""
+"""What tuning knows of each kernel family, one row each, and the predicted time of a call of any of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from grouped_conv.autotune.model.depthwise import forward as depthwise_model
-from grouped_conv.autotune.model.implicit_gemm import forward as implicit_gemm_cost
-from grouped_conv.autotune.model.implicit_gemm import forward_defaults as implicit_gemm_defaults
-from grouped_conv.autotune.model.implicit_gemm import forward_space as implicit_gemm_search
-from grouped_conv.autotune.model.packed import forward as packed_groups_model
-from grouped_conv.autotune.model.ragged import forward as ragged_model
+from grouped_conv.autotune.machine_code.resources import Resources
+from grouped_conv.autotune.model.depthwise import forward as depthwise
+from grouped_conv.autotune.model.depthwise import input_grad as depthwise_input_grad
+from grouped_conv.autotune.model.depthwise import weight_grad as depthwise_weight_grad
+from grouped_conv.autotune.model.implicit_gemm import forward as implicit_gemm
+from grouped_conv.autotune.model.implicit_gemm import input_grad, weight_grad
+from grouped_conv.autotune.model.lrn_pool import forward as lrn_pool
+from grouped_conv.autotune.model.packed import forward as packed_groups
+from grouped_conv.autotune.model.packed import input_grad as packed_input_grad
+from grouped_conv.autotune.model.packed import weight_grad as packed_weight_grad
+from grouped_conv.autotune.model.ragged import forward as ragged
+from grouped_conv.autotune.model.ragged import input_grad as ragged_input_grad
+from grouped_conv.autotune.model.ragged import weight_grad as ragged_weight_grad
+from grouped_conv.autotune.model.separable import forward as separable
+from grouped_conv.autotune.model.shared.model import Model
 from grouped_conv.autotune.model.shared.prediction import Prediction
-from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig
-from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
-from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig
-from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
+from grouped_conv.kernels.families import Problem, families_for
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
-from grouped_conv.kernels.values.problem import ConvProblem
+
+MODELS: Mapping[str, Model] = MappingProxyType(
+    {
+        "implicit_gemm": implicit_gemm.MODEL,
+        "packed_groups": packed_groups.MODEL,
+        "depthwise": depthwise.MODEL,
+        "ragged": ragged.MODEL,
+        "separable": separable.MODEL,
+        "lrn_pool": lrn_pool.MODEL,
+        "input_grad": input_grad.MODEL,
+        "packed_input_grad": packed_input_grad.MODEL,
+        "depthwise_input_grad": depthwise_input_grad.MODEL,
+        "ragged_input_grad": ragged_input_grad.MODEL,
+        "weight_grad": weight_grad.MODEL,
+        "packed_weight_grad": packed_weight_grad.MODEL,
+        "depthwise_weight_grad": depthwise_weight_grad.MODEL,
+        "ragged_weight_grad": ragged_weight_grad.MODEL,
+    }
+)
+"""By the family's name; the names are those of `kernels.families.FAMILIES`."""
+
+PIPELINE = ("num_stages", "cache_a", "swizzle_m", "static_trips")
+"""Knobs that change only how a kernel loads and walks: configurations that differ in nothing else are alike."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One family as tuning sees it.
+def models_for(problem: Problem) -> dict[str, Model]:
+    """The families that compute the problem, by name."""
+    return {name: MODELS[name] for name in families_for(problem)}
 
-    Attributes:
-        predict: (problem, configuration, device, resources or None) to the predicted time.
-        defaults: (problem, device) to the few configurations that the heuristic compares; some may be invalid.
-        ranked: (problem, device) to the valid configurations worth compiling, best first by the model.
-        space: (problem, device) to all configurations that were thought of, each with the reason that leaves it out, or
-            None.
-        uses_tensor_cores: whether compiled code without a tensor-core instruction is a fault, for 16-bit and TF32.
-        tile: the part of a configuration of which a shortlist holds few.
+
+def model_of(config: KernelConfig) -> Model:
+    """What tuning knows of the configuration's family."""
+    return MODELS[config.family]
+
+
+def predict(
+    problem: Problem, config: KernelConfig, device: DeviceSpec, resources: Resources | None = None
+) -> Prediction:
+    """Predict the call of `problem` with `config` on `device`; nothing is measured.
+
+    Args:
+        resources: figures of the compiled main kernel; estimated when absent.
     """
-
-    predict: Callable[..., Prediction]
-    defaults: Callable[[ConvProblem, DeviceSpec], Iterable[KernelConfig]]
-    ranked: Callable[[ConvProblem, DeviceSpec], Iterable[KernelConfig]]
-    space: Callable[[ConvProblem, DeviceSpec], Iterable[tuple[KernelConfig, str | None]]]
-    uses_tensor_cores: bool = True
-    tile: Callable[[Any], Any] = str
-
-
-MODELS: dict[str, Model] = {
-    ImplicitGemmConfig.family: Model(
-        implicit_gemm_cost.predict,
-        implicit_gemm_defaults.defaults,
-        implicit_gemm_search.ranked,
-        implicit_gemm_search.space,
-        tile=lambda config: (config.block_m, config.block_n),
-    ),
-    RaggedConfig.family: Model(
-        ragged_model.predict,
-        ragged_model.defaults,
-        ragged_model.ranked,
-        ragged_model.space,
-        tile=lambda config: (config.block_m, config.block_n),
-    ),
-    PackedGroupsConfig.family: Model(
-        packed_groups_model.predict,
-        packed_groups_model.defaults,
-        packed_groups_model.ranked,
-        packed_groups_model.space,
-        tile=lambda config: (config.pack, config.strip),
-    ),
-    DepthwiseConfig.family: Model(
-        depthwise_model.predict,
-        depthwise_model.defaults,
-        depthwise_model.ranked,
-        depthwise_model.space,
-        uses_tensor_cores=False,
-        tile=lambda config: (config.tile_h, config.tile_w, config.block_c),
-    ),
-}
-"""By the family's name; `kernels.families.FAMILIES` has the same names."""
+    return model_of(config).predict(problem, config, device, resources)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from grouped_conv.autotune.model.cost import predict
-from grouped_conv.autotune.model.directions import models_for
+from grouped_conv.autotune.model.families import models_for, predict
 from grouped_conv.kernels.families import why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec

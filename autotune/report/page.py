@@ -13,9 +13,9 @@ from grouped_conv.autotune.report import plots as report_plots
 from grouped_conv.autotune.report.html import document, picture, table
 from grouped_conv.autotune.report.plots import DPI
 from grouped_conv.autotune.report.rows import failures, grids, kind_of, ranked, shown_us, trials_of
-from grouped_conv.autotune.report.tuned_table import aten_us_of
 from grouped_conv.autotune.report.writing import Run
 from grouped_conv.autotune.search.search import Search, time_of
+from grouped_conv.autotune.search.tuned_table import aten_us_of
 from grouped_conv.autotune.store.store import triton_version
 from grouped_conv.kernels import ABI_VERSION
 from grouped_conv.kernels.values.problem import ConvProblem

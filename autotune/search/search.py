@@ -11,7 +11,7 @@ from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
 from grouped_conv.autotune.records.ranking import is_usable, pick
 from grouped_conv.autotune.records.record import Record, canonical
 from grouped_conv.autotune.search.efforts import Plan
-from grouped_conv.autotune.search.predicted_runner import judged
+from grouped_conv.autotune.search.judging import judged
 from grouped_conv.autotune.search.runner import Outcome, Trial
 from grouped_conv.autotune.search.search_space import search_space
 from grouped_conv.autotune.search.strategies import make_strategy

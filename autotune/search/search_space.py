@@ -11,11 +11,10 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from grouped_conv.autotune.model import native_lane
-from grouped_conv.autotune.model.cost import predict
-from grouped_conv.autotune.model.directions import models_for
+from grouped_conv.autotune.model.families import models_for, predict
 from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.autotune.records.record import canonical
-from grouped_conv.kernels.families import CONFIGS, why_invalid
+from grouped_conv.kernels.families import FAMILIES, why_invalid
 from grouped_conv.kernels.values.config import KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
@@ -89,18 +88,16 @@ def explain(problem: ConvProblem, device: DeviceSpec) -> dict[str, tuple[int, Ma
     """
     kept = set(search_space(problem, device).configs)
     found: dict[str, tuple[int, Mapping[str, int]]] = {}
-    for name, model in models_for(problem).items():
-        if CONFIGS[name].direction != problem.direction:
+    models = models_for(problem)
+    for name, family in FAMILIES.items():
+        if family.problem is not type(problem) or family.direction != problem.direction:
             continue
         count = sum(config.family == name for config in kept)
-        whole = {} if device.key == native_lane.KEY else dict(model.space(problem, device))
+        looks = name in models and device.key != native_lane.KEY
+        whole = dict(models[name].space(problem, device)) if looks else {}
         left_out = [reason for config, reason in whole.items() if reason and config not in kept]
         reasons = Counter(re.sub(r"(?<![A-Za-z0-9])\d+(x\d+)*", "#", reason) for reason in left_out)
         if not count and not reasons:
-            reasons[_why_not_meant(problem, name)] = 0
+            reasons[why_invalid(problem, family.config()) or "not meant for such a problem"] = 0
         found[name] = (count, dict(reasons.most_common()))
     return found
-
-
-def _why_not_meant(problem: ConvProblem, family: str) -> str:
-    return why_invalid(problem, CONFIGS[family]()) or "not meant for such a problem"

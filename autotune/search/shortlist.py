@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from grouped_conv.autotune.model.directions import model_of
+from grouped_conv.autotune.model.families import PIPELINE, model_of
 from grouped_conv.autotune.records.record import canonical
 from grouped_conv.autotune.search.search_space import search_space
 from grouped_conv.kernels.values.config import KernelConfig
@@ -16,8 +16,6 @@ from grouped_conv.kernels.values.problem import ConvProblem
 
 PER_TILE = 2
 """Configurations that may share a tile at first; one good tile must not crowd out the others."""
-PIPELINE = ("num_stages", "cache_a", "swizzle_m", "static_trips")
-"""Knobs by which two of the first configurations must not differ alone."""
 
 
 def shortlist(problem: ConvProblem, device: DeviceSpec, limit: int) -> list[KernelConfig]:

@@ -6,17 +6,17 @@ Only trials without a settled row are run, so a search that was interrupted goes
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from grouped_conv.autotune.records.record import Record
-from grouped_conv.autotune.report.tuned_table import table_row
 from grouped_conv.autotune.search.efforts import Plan, plan_effort
 from grouped_conv.autotune.search.predicted_runner import PredictedRunner
 from grouped_conv.autotune.search.runner import Outcome, Runner, Trial
 from grouped_conv.autotune.search.search import Search
+from grouped_conv.autotune.search.tuned_table import Tuned, frame_of
 from grouped_conv.autotune.store.store import Store, default_store
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
@@ -42,19 +42,6 @@ class Event:
 
 
 Progress = Callable[[Event], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What came of it.
-
-    Attributes:
-        searches: by problem, in the order given.
-        interrupted: whether Ctrl-C ended it; what had been tried by then is kept.
-    """
-
-    searches: tuple[Search, ...]
-    interrupted: bool
 
 
 def tune_with(
@@ -201,22 +188,3 @@ def tune_offline(
     with PredictedRunner(device, jobs) as runner:
         tuned = tune_with(runner, problems, device, store, plan, progress)
     return frame_of([tuned])
-
-
-def frame_of(tuned: Iterable[Tuned]) -> pandas.DataFrame:
-    """One row per problem of every search; `attrs["interrupted"]` says whether Ctrl-C ended one.
-
-    Raises:
-        RuntimeError: when every configuration of a problem failed, with the first failure.
-        KeyboardInterrupt: when Ctrl-C came before there was anything to return.
-    """
-    import pandas
-
-    done = list(tuned)
-    interrupted = any(one.interrupted for one in done)
-    rows = [table_row(search) for one in done for search in one.searches if search.best() or not one.interrupted]
-    if interrupted and not rows:
-        raise KeyboardInterrupt
-    frame = pandas.DataFrame(rows)
-    frame.attrs["interrupted"] = interrupted
-    return frame

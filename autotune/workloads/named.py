@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from grouped_conv.autotune.workloads.layers import MODELS, Layer
-from grouped_conv.kernels.values.epilogue import Epilogue
-from grouped_conv.kernels.values.problem import ConvProblem
+from collections.abc import Iterable, Mapping
 
-__all__ = ["MODELS", "Layer", "layer_problem", "workload"]
+from grouped_conv.autotune.workloads.layers import MODELS, Layer
+from grouped_conv.kernels.gradient_call import gradient_problem
+from grouped_conv.kernels.values.epilogue import Epilogue
+from grouped_conv.kernels.values.problem import DIRECTIONS, ConvProblem
+
+__all__ = ["MODELS", "Layer", "in_directions", "layer_problem", "workload"]
 
 
 def workload(
@@ -50,3 +53,28 @@ def layer_problem(
         channels_last=channels_last,
         epilogue=epilogue or Epilogue(layer.activation, bias=True),
     )
+
+
+def in_directions(problems: Mapping[str, ConvProblem], directions: Iterable[str]) -> dict[str, ConvProblem]:
+    """Forward problems in each of the directions; a gradient's name is the layer's followed by the direction.
+
+    Problems that already are gradients stay as they are.
+
+    Raises:
+        ValueError: for an unknown direction.
+    """
+    wanted = tuple(directions)
+    unknown = [direction for direction in wanted if direction not in DIRECTIONS]
+    if unknown or not wanted:
+        raise ValueError(f"unknown directions {unknown}; accepted: {', '.join(DIRECTIONS)}")
+    found: dict[str, ConvProblem] = {}
+    for name, problem in problems.items():
+        if problem.direction != "forward":
+            found[name] = problem
+            continue
+        for direction in wanted:
+            forward = direction == "forward"
+            found[name if forward else f"{name} {direction}"] = (
+                problem if forward else gradient_problem(problem, direction)
+            )
+    return found

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.families import predict
 from grouped_conv.autotune.model.heuristic import choose
-from grouped_conv.autotune.model.implicit_gemm.forward import EDGE_LATENCY
+from grouped_conv.autotune.model.implicit_gemm.forward_cost import EDGE_LATENCY
 from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, MODEL_VERSION, Prediction
 from grouped_conv.bench.model_truth.agreement import Agreement, agreement, is_far, order
 from grouped_conv.bench.model_truth.gemm_shapes import SHAPES, Gemm
@@ -116,7 +116,7 @@ def compare(gemm: Gemm, device: DeviceSpec, estimator: Estimator) -> Row:
         one.config: one.us for one in reversed(proposals) if one.config is not None
     }  # of equal configurations the faster stays
     pairs = [(predict(problem, config, device).us, us) for config, us in reversed(held.items())]
-    seen = estimator.time_us(gemm, choice) if isinstance(choice, ImplicitGemmConfig) else None
+    seen = estimator.time_us(gemm, choice) if choice.family == "implicit_gemm" else None
     return Row(
         str(gemm),
         gemm.kind,

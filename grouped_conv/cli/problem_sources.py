@@ -10,8 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from grouped_conv.autotune.model.directions import in_directions
-from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.autotune.workloads.named import in_directions, workload
 from grouped_conv.kernels.values.epilogue import Epilogue
 from grouped_conv.kernels.values.problem import DIRECTIONS, ConvProblem
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from grouped_conv.autotune.report.writing import Run
     from grouped_conv.autotune.search.efforts import Plan
     from grouped_conv.autotune.store.store import Store
-    from grouped_conv.preparing.tuning import Target
+    from grouped_conv.preparing.targets import Target
 
 OFFLINE_DEVICE = "h100"
 """What is predicted for where no GPU is here and none was named."""
@@ -46,11 +46,9 @@ class Options:
 
     def targets(self) -> list[Target]:
         """The devices, or the one that is here, or the one that is predicted for by default."""
-        import torch
+        from grouped_conv.preparing.targets import default_device, target_of
 
-        from grouped_conv.preparing.tuning import target_of
-
-        return [target_of(name) for name in self.devices or ("cuda" if torch.cuda.is_available() else OFFLINE_DEVICE,)]
+        return [target_of(name) for name in self.devices or (default_device() or OFFLINE_DEVICE,)]
 
     def plan(self, target: Target) -> Plan:
         """What may be spent on each problem of a device."""
@@ -142,8 +140,8 @@ def _tune(
 ) -> None:
     """Tune for one device, add it to the report's runs and print what was found."""
     from grouped_conv.autotune.report import writing as report
-    from grouped_conv.autotune.search.tuner import frame_of
-    from grouped_conv.preparing.tuning import tune_on
+    from grouped_conv.autotune.search.tuned_table import frame_of
+    from grouped_conv.preparing.targets import tune_on
 
     plan = options.plan(target)
     lines = options.as_json and not sys.stdout.isatty()
@@ -188,7 +186,7 @@ def verify(device: str | None, families: tuple[str, ...], as_json: bool) -> None
     """
     from grouped_conv.autotune.measuring import self_check
     from grouped_conv.autotune.store.store import default_store
-    from grouped_conv.preparing.tuning import target_of
+    from grouped_conv.preparing.targets import target_of
 
     target = target_of(device)
     if target.index is None:

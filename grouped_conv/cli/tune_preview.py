@@ -17,7 +17,7 @@ from grouped_conv.autotune.store.store import Store
 from grouped_conv.autotune.workers.pool import default_jobs
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
-from grouped_conv.preparing.tuning import Target
+from grouped_conv.preparing.targets import Target
 
 COMPILE_SECONDS = 2.0
 """CPU time of one compilation where none was recorded: 1 to 3 s on the cores this was written on."""

@@ -193,7 +193,7 @@ def _make(operands: BackwardOperands, asked: BackwardRequest, place: Place) -> B
     if running and (by_kernel.bias or by_kernel.residual):
         residual = empty_results(operands, asked, Wanted(False, False, False, False, by_kernel.residual)).residual
         strides = None if residual is None else residual.stride()
-        running, writes = written_gradient.choose(running, decide_one, place.spec, strides, limit)
+        running, writes = written_gradient.choose(running, decide_one, strides, limit)
         chosen |= running
         records |= running
     calls = _Calls(operands, asked, by_kernel, writes)

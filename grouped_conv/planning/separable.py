@@ -103,7 +103,7 @@ def describe_block(operands: SeparableOperands, request: SeparableRequest) -> Se
 
 def _choose(problem: SeparableProblem, conditions: Conditions, executor: Executor) -> Decision:
     """What the planner says, where nothing forbids the fused kernel; the reason has the planner's answer either way."""
-    from grouped_conv.autotune.model.separable.forward import plan_fusion
+    from grouped_conv.autotune.model.fusion import plan_fusion
 
     if conditions.given is not None:
         return Decision(None, f"the configuration that was given is of {conditions.given.family}")

@@ -10,7 +10,8 @@ from grouped_conv.autotune.lookup.explanation import Explanation
 from grouped_conv.autotune.lookup.explanation import explain as explain_problem
 from grouped_conv.autotune.store.store import Store, default_store
 from grouped_conv.context.policies import get_policy
-from grouped_conv.preparing.tuning import Problems, named_problems, target_of
+from grouped_conv.preparing.targets import target_of
+from grouped_conv.preparing.tuning import Problems, named_problems
 
 
 def explain(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouped_conv.autotune.model.directions import in_directions
+from grouped_conv.autotune.workloads.named import in_directions
 from grouped_conv.context.tracing import CallRecord, trace
 from grouped_conv.converting.conversion import convert
 from grouped_conv.kernels.values.problem import ConvProblem

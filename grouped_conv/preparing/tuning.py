@@ -4,95 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from grouped_conv.autotune.measuring.live_runner import LiveRunner
-from grouped_conv.autotune.measuring.self_check import check_kernels
-from grouped_conv.autotune.model import native_lane
-from grouped_conv.autotune.search.efforts import Plan, plan_effort
-from grouped_conv.autotune.search.predicted_runner import PredictedRunner
+from grouped_conv.autotune.search.efforts import plan_effort
 from grouped_conv.autotune.search.progress import progress_bar, trial_json
-from grouped_conv.autotune.search.runner import Runner
-from grouped_conv.autotune.search.tuner import Progress, Tuned, frame_of, tune_with
+from grouped_conv.autotune.search.tuned_table import Tuned, frame_of
+from grouped_conv.autotune.search.tuner import Progress
 from grouped_conv.autotune.store.store import Store, default_store
-from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.autotune.workloads.named import in_directions
 from grouped_conv.kernels.values.problem import ConvProblem
-from grouped_conv.planning.live_device import live_device
+from grouped_conv.preparing.targets import Target, target_of, tune_on
 from grouped_conv.preparing.traced_problems import problems_of
 
 if TYPE_CHECKING:
     import pandas
 
 Problems = nn.Module | ConvProblem | Mapping[str, ConvProblem] | Sequence[ConvProblem]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where to tune.
-
-    Attributes:
-        spec: the device.
-        index: number of the CUDA device to measure on; None where nothing is measured, -1 for the native lane.
-    """
-
-    spec: DeviceSpec
-    index: int | None = None
-
-    @property
-    def measures(self) -> bool:
-        """Whether the device is there."""
-        return self.index is not None
-
-    def runner(self, jobs: int | None) -> Runner:
-        """A runner for the device, to be opened."""
-        if self.index is None:
-            return PredictedRunner(self.spec, jobs)
-        return LiveRunner(self.spec, self.index, jobs=jobs)
-
-
-def target_of(device: Any, example_input: Any = None) -> Target:
-    """The device that `tune` means.
-
-    Args:
-        device: a `DeviceSpec`, or a name `DeviceSpec.get` knows, for predictions, but where the current GPU is of that
-            model it is measured; a CUDA device as torch names it, or `cpu-native`, for measurements; None for the GPU
-            of `example_input` or the current one.
-
-    Raises:
-        ValueError: for an unknown name, a GPU of an architecture without kernels, or without any GPU.
-    """
-    if isinstance(device, DeviceSpec):
-        return Target(device)
-    if device == native_lane.KEY:
-        return Target(native_lane.DEVICE, -1)
-    if device is None:
-        tensors = example_input if isinstance(example_input, tuple) else (example_input,)
-        placed = [value.device for value in tensors if isinstance(value, torch.Tensor) and value.is_cuda]
-        if not placed and not torch.cuda.is_available():
-            raise ValueError(
-                "no GPU is here to measure on; name one to predict for, such as device='h100' (known: "
-                f"{', '.join(spec.key for spec in DeviceSpec.all())})"
-            )
-        device = placed[0] if placed else torch.device("cuda")
-    if isinstance(device, str) and device.partition(":")[0] != "cuda":
-        spec = DeviceSpec.get(device)
-        here = live_device(torch.cuda.current_device()) if torch.cuda.is_available() else None
-        if here is None or here.key != spec.key:
-            return Target(spec)
-        device = torch.device("cuda")
-    place = torch.device(device)
-    if place.type != "cuda" or not torch.cuda.is_available():
-        raise ValueError(f"device {str(place)!r} is no GPU of this machine")
-    index = torch.cuda.current_device() if place.index is None else place.index
-    found = live_device(index)
-    if found is None:
-        raise ValueError(f"the kernels do not know the architecture of {torch.cuda.get_device_name(index)}")
-    return Target(found, index)
 
 
 def named_problems(
@@ -103,8 +33,6 @@ def named_problems(
     Raises:
         ValueError: for a model without an example input, or with no convolution in it.
     """
-    from grouped_conv.autotune.model.directions import in_directions
-
     if isinstance(given, nn.Module):
         if example_input is None:
             raise ValueError("a model is tuned for the shapes of one input: give example_input")
@@ -163,34 +91,6 @@ def tune(
     with _reporting(progress, target) as report:
         tuned = tune_on(target, problems, where, plan, report)
     return trials_frame(tuned) if all_trials else frame_of([tuned])
-
-
-def tune_on(
-    target: Target,
-    problems: Mapping[str, ConvProblem],
-    store: Store,
-    plan: Plan,
-    progress: Progress | None,
-    jobs: int | None = None,
-) -> Tuned:
-    """Tune for one device; where it is measured, check the families that won and were never checked there.
-
-    Ctrl-C ends either in good order.
-    """
-    spec = target.spec
-    if spec.key == native_lane.KEY:
-        problems = {name: native_lane.as_computed(problem) for name, problem in problems.items()}
-    with target.runner(jobs) as runner:
-        tuned = tune_with(runner, problems, spec, store, plan, progress)
-        if isinstance(runner, LiveRunner) and not tuned.interrupted:
-            winners = [best for search in tuned.searches if (best := search.best()) is not None]
-            pairs = dict.fromkeys((best.config.family, best.config.direction) for best in winners)
-            known = store.self_checks(spec.key)
-            try:
-                check_kernels(spec, store, [pair for pair in pairs if pair not in known], runner=runner)
-            except KeyboardInterrupt:
-                tuned = replace(tuned, interrupted=True)
-    return tuned
 
 
 def trials_frame(tuned: Tuned) -> pandas.DataFrame:

@@ -1,20 +1,20 @@
 """Arguments that the helpers of the depthwise kernels take whole; names in capitals are known when compiling.
 
-A bundle of tensors is assigned to a local annotated `tl.constexpr`, or made in a call, where some of its fields may be
-constants: a plain local would make tensors of 32 bits of them.
+A bundle of tensors whose strides may be constants is made in the call that takes it: assigned to a local, its constants
+would become tensors of 32 bits, and a local annotated `tl.constexpr` cannot hold tensors in Triton 3.6.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import triton
 import triton.language as tl
 
 
 class TileAxis(NamedTuple):
     """The rows or the columns of the window and of a register tile.
-
-    A `constexpr_function` unpacks it by position: Triton 3.6 loses the names there.
 
     Attributes:
         TAPS: rows or columns of the kernel, or those that one piece of code multiplies.
@@ -27,6 +27,12 @@ class TileAxis(NamedTuple):
     PAD: int
     DILATION: int
     TILE: int
+
+
+@triton.constexpr_function
+def plain(axis: Iterable[int]) -> TileAxis:
+    """A `TileAxis` as a `constexpr_function` needs it: Triton 3.6 passes it without names, its numbers wrapped."""
+    return TileAxis(*[int(field) for field in axis])
 
 
 class Channels(NamedTuple):

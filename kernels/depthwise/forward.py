@@ -1,7 +1,7 @@
 """Forward depthwise convolution (one input channel per group, any multiplier): the kernel and its launch planner.
 
 Direct, in fp32, no `tl.dot`. A thread owns a register tile of TILE_H x TILE_W outputs in each of its channels, so that
-an input it has loaded serves many of them. Tiles are numbered by rows of tiles across all images.
+it uses an input many times once it has loaded it. Tiles are numbered by rows of tiles across all images.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def depthwise(
     lanes = tl.zeros((BLOCK_H * BLOCK_W, 1), tl.int32)
     first = part * CHANNELS.MULTIPLIERS
     w_base = w_ptr + ((c.to(tl.int64) * stride_wc + first * stride_wm)[None, :] + lanes)
-    taps: tl.constexpr = Taps(w_base, c_ok, None, stride_wm, stride_wr, stride_ws)
     w = ()
     if CODE.RESIDENT:
-        w = load_all_taps(taps, ROWS, COLUMNS, CHANNELS)
+        w = load_all_taps(
+            Taps(w_base, c_ok, None, stride_wm, stride_wr, stride_ws), ROWS, COLUMNS, CHANNELS
+        )  # fmt: skip
 
     channel = c * CHANNELS.PER_GROUP + first
     channel_ok = c < channels
@@ -59,8 +60,8 @@ def depthwise(
     if scale_ptr is not None or x_ptr.dtype.element_ty == tl.float32:
         scale = channel_vectors(scale_ptr, k_first, c_ok, CHANNELS, 1.0)
     bias = channel_vectors(bias_ptr, k_first, c_ok, CHANNELS, 0.0)
-    affine: tl.constexpr = Affine(scale, bias)
-    epilogue: tl.constexpr = Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc)
+    affine = Affine(scale, bias)
+    epilogue = Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc)
 
     for step in tl.range(STEPS):
         row0 = (block_h * STEPS + step) * BLOCK_H
@@ -74,8 +75,9 @@ def depthwise(
         ih0 = tl.where(row_ok, ih0, OUTSIDE)
         inner = is_interior(row0, block_w, rows, rows_each, IN_H, IN_W, ROWS, COLUMNS, BLOCK_H, BLOCK_W, CODE.INTERIOR)
         acc = tile_sums(
-            w, affine, Patch(x_base, ih0[:, None], iw0[:, None], IN_H, IN_W, stride_xh, stride_xw), taps,
-            Loop(0, kernel_rows, chunks), inner, ROWS, COLUMNS, CHANNELS, CODE,
+            w, affine, Patch(x_base, ih0[:, None], iw0[:, None], IN_H, IN_W, stride_xh, stride_xw),
+            Taps(w_base, c_ok, None, stride_wm, stride_wr, stride_ws), Loop(0, kernel_rows, chunks), inner, ROWS,
+            COLUMNS, CHANNELS, CODE,
         )  # fmt: skip
         finish_tile(
             acc, affine, epilogue, Strides(stride_yn, stride_yc, stride_yh, stride_yw),
@@ -85,7 +87,7 @@ def depthwise(
 
 
 def plan_depthwise(problem: ConvProblem, config: DepthwiseConfig, operands: Mapping[str, Operand]) -> Launch:
-    """The launch for `problem`; `operands` has the input with channels innermost and the weight as `config` asks."""
+    """The launch for `problem`; the input has channels innermost, the weight the order that `config` wants."""
     x, weight, output = (_turned(operands[name], config) for name in ("input", "weight", "output"))
     residual = _turned(operands["residual"], config) if problem.epilogue.residual else None
     across, along = axes_of(problem, config)
@@ -128,7 +130,7 @@ def _tile_axis(axis: Axis, tile: int) -> TileAxis:
 
 
 def _turned(operand: Operand, config: DepthwiseConfig) -> Operand:
-    """The operand with its last two axes exchanged where strips lie along the height."""
+    """The operand with its last two axes exchanged if strips run along the height."""
     n, c, h, w = operand.strides
     return operand if config.strip == "w" else Operand((n, c, w, h), operand.alignment, operand.buffer)
 

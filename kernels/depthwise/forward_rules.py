@@ -35,13 +35,13 @@ class DepthwiseConfig(KernelConfig):
         block_h, block_w: register tiles of a program across and along the strip.
         steps: blocks that a program walks across the strip, one after the other, with one set of channel vectors.
         multipliers: output channels per input channel that a program computes; must divide the multiplier.
-        strip: `w` or `h`: the axis of the image along which strips lie. `h` treats the image as if it were turned.
+        strip: `w` or `h`: the axis of the image along which strips run. `h` treats the image as if it were turned.
         pack_weight: a pass of its own brings the weight to fp32 with channels innermost: 2 loads for 8 weights in
             place of 8 loads and 8 conversions.
         resident: load all weights before the first step.
         row_loop: loop over kernel rows at run time, for kernels too large to be unrolled.
         chunk: columns of a kernel row that such a loop has in one piece of code, the rest in another; 0 for all.
-        interior: a block whose windows lie inside the image takes a path without bounds checks.
+        interior: a block whose windows are inside the image takes a path without bounds checks.
         static_channels: compile the numbers of channels in; addresses inside a row are then part of the load.
     """
 
@@ -297,7 +297,7 @@ def why_not_on(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec
 
 
 def weight_order(problem: ConvProblem, config: Any) -> str:
-    """`taps` for the packed weight, `any` for the weight where it lies."""
+    """`taps` for the packed weight, `any` for the weight as it is in memory."""
     return "taps" if config.pack_weight else "any"
 
 

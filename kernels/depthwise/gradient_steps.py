@@ -1,4 +1,4 @@
-"""Shared by the depthwise gradients: the output's gradient in fp32, a tensor per multiplier, and taps by input pixel.
+"""Parts of both depthwise gradients: the output's gradient in fp32, a tensor per multiplier, and the taps of a pixel.
 
 Input row `ih` meets kernel row `r` in output row `(ih + pad - dilation * r) / stride` if that is whole. A tile begins
 at a multiple of the stride, so that the place of that output row relative to the tile is known when compiling.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise.bundles import Share
+from grouped_conv.kernels.depthwise.bundles import Share, plain
 from grouped_conv.kernels.depthwise.tile_sums import load_vector
 from grouped_conv.kernels.device_code.gradient import load_gradient
 from grouped_conv.kernels.device_code.index import shuffled
@@ -18,38 +18,37 @@ from grouped_conv.kernels.device_code.index import shuffled
 @triton.constexpr_function
 def reached_tap(place, pixel, axis):
     """The kernel row (or column) by which input row `pixel` of a tile reads output row `place`; -1 for none."""
-    taps, stride, pad, dilation, _ = axis
-    distance = pixel + pad - stride * place
-    return distance // dilation if 0 <= distance < dilation * taps and distance % dilation == 0 else -1
+    axis = plain(axis)
+    tap, rest = divmod(pixel + axis.PAD - axis.STRIDE * place, axis.DILATION)
+    return tap if 0 <= tap < axis.TAPS and rest == 0 else -1
 
 
 @triton.constexpr_function
 def first_place(axis):
     """No tap of a tile reads an output row before this."""
-    taps, stride, pad, dilation, _ = axis
-    return -((dilation * (taps - 1) - pad) // stride)
+    axis = plain(axis)
+    return -((axis.DILATION * (axis.TAPS - 1) - axis.PAD) // axis.STRIDE)
 
 
 @triton.constexpr_function
 def end_place(axis):
     """No tap of a tile reads this output row or one after it."""
-    _, stride, pad, _, pixels = axis
-    return max(first_place(axis), (pixels - 1 + pad) // stride + 1)
+    axis = plain(axis)
+    return max(first_place(axis), (axis.TILE - 1 + axis.PAD) // axis.STRIDE + 1)
 
 
 @triton.constexpr_function
 def is_reached(place, axis):
     """Does any pixel of a tile read output row `place`?"""
-    *_, pixels = axis
-    return any(reached_tap(place, pixel, axis) >= 0 for pixel in range(pixels))
+    return any(reached_tap(place, pixel, axis) >= 0 for pixel in range(plain(axis).TILE))
 
 
 @triton.constexpr_function
 def is_first_use(place, tap, axis):
     """Is `place` the first output row that a tile multiplies by `tap`?"""
-    _, stride, pad, dilation, pixels = axis
-    used = [pixel + pad - dilation * tap for pixel in range(pixels)]
-    return any(distance % stride == 0 and distance // stride == place for distance in used[:stride])
+    axis = plain(axis)
+    used = [pixel + axis.PAD - axis.DILATION * tap for pixel in range(axis.TILE)]
+    return any(divmod(distance, axis.STRIDE) == (place, 0) for distance in used[: axis.STRIDE])
 
 
 @triton.jit
@@ -96,17 +95,17 @@ def split_multipliers(tile, MULTIPLIERS: tl.constexpr):
 
 
 @triton.jit
-def load_gradients(gradients, g_offset, k_offset, ok, k_ok, CHANNELS: tl.constexpr, DERIVATIVE: tl.constexpr):
+def load_gradients(dy, known, g_offset, k_offset, ok, k_ok, CHANNELS: tl.constexpr, DERIVATIVE: tl.constexpr):
     """The activation's input gradient, [BLOCK_P, BLOCK_C] in fp32 per multiplier; zeros where `ok` is false."""
     mask = ok
     if not CHANNELS.EVEN:
         mask = ok & k_ok
     loaded = ()
-    for m in tl.static_range(len(gradients.dy)):
+    for m in tl.static_range(len(dy)):
         known_ptrs = None
         if DERIVATIVE.ACTIVATION != "none":
-            known_ptrs = gradients.known[m] + k_offset
-        grad = load_gradient(gradients.dy[m] + g_offset, known_ptrs, mask, None, DERIVATIVE).to(tl.float32)
+            known_ptrs = known[m] + k_offset
+        grad = load_gradient(dy[m] + g_offset, known_ptrs, mask, None, DERIVATIVE).to(tl.float32)
         loaded = loaded + (grad,)
     if CHANNELS.WIDE:
         return split_multipliers(loaded[0], CHANNELS.MULTIPLIERS)

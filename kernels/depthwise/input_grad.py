@@ -1,8 +1,8 @@
 """The gradient of a depthwise convolution's input (one input channel per group): the kernel and its launch planner.
 
-Direct, in fp32, no `tl.dot`. A thread owns a register tile of TILE_H x TILE_W input pixels in each of its channels. An
-output's gradient that it has loaded serves every pixel that it reaches, and no product is with a zero that a stride
-inserted. The scale is taken into the weights, of which fewer are loaded than gradients.
+Direct, in fp32, no `tl.dot`. A thread owns a register tile of TILE_H x TILE_W input pixels in each of its channels. It
+loads the gradient of an output once and uses it for every pixel that the output read; no product is with a zero that a
+stride inserted. Weights are multiplied by the scale, since fewer weights than gradients are loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton.language as tl
 from grouped_conv.kernels.depthwise.bundles import Channels, Code, Gradients, Loop, Pixels, Place, TileAxis, Weights
 from grouped_conv.kernels.depthwise.gradient_steps import share_of
 from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig, straight_columns, walk_of
-from grouped_conv.kernels.depthwise.input_grad_sums import part_products
+from grouped_conv.kernels.depthwise.input_grad_sums import all_products
 from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGradConfig
 from grouped_conv.kernels.device_code.bundles import Strides
 from grouped_conv.kernels.device_code.classes import class_taps
@@ -79,28 +79,20 @@ def depthwise_input_grad(
             first_h, count_h, shift_h = class_taps(class_h, ROWS.TAPS, ROWS.STRIDE, ROWS.PAD, ROWS.DILATION, CODE.STEP)
             oh0 = oh0 + shift_h
 
-    g: tl.constexpr = Strides(stride_gn, 1, stride_gh, stride_gw)
-    k: tl.constexpr = Strides(stride_kn, 1, stride_kh, stride_kw)
-    g_rows = pixel_offsets(image, oh0, ow0, g)
+    g_rows = pixel_offsets(image, oh0, ow0, Strides(stride_gn, 1, stride_gh, stride_gw))
     k_rows = g_rows
     if DERIVATIVE.ACTIVATION != "none":
-        k_rows = pixel_offsets(image, oh0, ow0, k)
+        k_rows = pixel_offsets(image, oh0, ow0, Strides(stride_kn, 1, stride_kh, stride_kw))
     oh0 = tl.where(row_ok, oh0, OUTSIDE)[:, None]
-    gradients: tl.constexpr = Gradients(dy_ptr, known_ptr, OUT_H, OUT_W, g, k)
-    weights: tl.constexpr = Weights(w_ptr, scale_ptr, stride_wm, stride_wr, stride_ws, stride_wc)
-    at: tl.constexpr = Place(oh0, ow0[:, None], g_rows, k_rows)
-    loop: tl.constexpr = Loop(first_h, count_h, chunks)
-    acc = ()
-    for _ in tl.static_range(ROWS.TILE * COLUMNS.TILE):
-        acc = acc + (tl.zeros((BLOCK_H * BLOCK_W, CHANNELS.BLOCK), tl.float32),)
-    if CHANNELS.MULTIPLIERS == CHANNELS.PER_GROUP:  # no loop: its carried sums and hoisted weights spilled at 3x3
-        acc = part_products(acc, 0, gradients, weights, share, at, loop, ROWS, COLUMNS, CHANNELS, CODE, DERIVATIVE)
-    else:
-        for part in tl.range(parts):
-            acc = part_products(
-                acc, part * CHANNELS.MULTIPLIERS, gradients, weights, share, at, loop, ROWS, COLUMNS, CHANNELS, CODE,
-                DERIVATIVE,
-            )  # fmt: skip
+    acc = all_products(
+        Gradients(
+            dy_ptr, known_ptr, OUT_H, OUT_W, Strides(stride_gn, 1, stride_gh, stride_gw),
+            Strides(stride_kn, 1, stride_kh, stride_kw),
+        ),
+        Weights(w_ptr, scale_ptr, stride_wm, stride_wr, stride_ws, stride_wc), share,
+        Place(oh0, ow0[:, None], g_rows, k_rows), Loop(first_h, count_h, chunks), parts, ROWS, COLUMNS, CHANNELS, CODE,
+        DERIVATIVE,
+    )  # fmt: skip
 
     place = share.c
     if INPUT_SHUFFLE > 1:  # a shuffle in C / s groups undoes one in s
@@ -115,7 +107,7 @@ def depthwise_input_grad(
 def plan_depthwise_input_grad(
     problem: ConvProblem, config: DepthwiseInputGradConfig, operands: Mapping[str, Operand]
 ) -> Launch:
-    """The launch that writes `grad_input`; the weight lies as `config` asks."""
+    """The launch that writes `grad_input`; the weight has the order that `config` wants."""
     weight, target, scale = operands["weight"], operands["grad_input"], operands["scale"]
     walk = walk_of(problem, config)
     windows = [

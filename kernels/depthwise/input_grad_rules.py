@@ -12,7 +12,6 @@ from typing import ClassVar
 
 from grouped_conv.kernels.depthwise.forward_rules import MAX_SUMS, too_many_products, why_not_depthwise
 from grouped_conv.kernels.depthwise.forward_rules import per_thread as per_thread
-from grouped_conv.kernels.depthwise.forward_rules import weight_order as weight_order
 from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.config import KernelConfig, power_of_two
 from grouped_conv.kernels.values.device import DeviceSpec

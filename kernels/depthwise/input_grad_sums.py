@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise.bundles import Gradients, Place, Taps, TileAxis
+from grouped_conv.kernels.depthwise.bundles import Gradients, Place, Taps, TileAxis, plain
 from grouped_conv.kernels.depthwise.gradient_steps import (
     channel_bases,
     end_place,
@@ -23,10 +23,10 @@ from grouped_conv.kernels.device_code.index import inside
 @triton.constexpr_function
 def weight_index(t, row, column, rows, columns, multipliers):
     """The first of the weights that multiply the gradient at (row, column) for pixel `t` of a tile; -1 for none."""
-    taps, _, _, _, wide = columns
-    tap_h = reached_tap(row, t // wide, rows)
-    tap_w = reached_tap(column, t % wide, columns)
-    return -1 if tap_h < 0 or tap_w < 0 else (tap_h * taps + tap_w) * multipliers
+    across = plain(columns)
+    tap_h = reached_tap(row, t // across.TILE, rows)
+    tap_w = reached_tap(column, t % across.TILE, columns)
+    return -1 if tap_h < 0 or tap_w < 0 else (tap_h * across.TAPS + tap_w) * multipliers
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def place_products(
     """The sums after the gradient at one place of the window: one load, all its products."""
     g_offset = at.g + (row * gradients.g.h + column * gradients.g.w)
     k_offset = at.k + (row * gradients.k.h + column * gradients.k.w)
-    dy = load_gradients(gradients, g_offset, k_offset, ok, k_ok, CHANNELS, DERIVATIVE)
+    dy = load_gradients(gradients.dy, gradients.known, g_offset, k_offset, ok, k_ok, CHANNELS, DERIVATIVE)
     added = ()
     for t in tl.static_range(ROWS.TILE * COLUMNS.TILE):
         total = add_multipliers(
@@ -121,13 +121,29 @@ def looped_products(
         if CHUNK < COLUMNS.TAPS:
             for chunk in tl.range(loop.chunks):
                 part_at, w = back(row_at, w_row, gradients, taps, 0, chunk * BACK_W, 0, chunk * CHUNK)
-                part = Taps(w, taps.ok, taps.scale, taps.stride_m, taps.stride_r, taps.stride_s)
-                acc = window_products(acc, gradients, part, part_at, k_ok, ROW, PART, CHANNELS, DERIVATIVE)
+                acc = window_products(
+                    acc, gradients, Taps(w, taps.ok, taps.scale, taps.stride_m, taps.stride_r, taps.stride_s), part_at,
+                    k_ok, ROW, PART, CHANNELS, DERIVATIVE,
+                )  # fmt: skip
         if REST > 0:
             rest_at, w = back(row_at, w_row, gradients, taps, 0, CHUNKS * BACK_W, 0, CHUNKS * CHUNK)
-            rest = Taps(w, taps.ok, taps.scale, taps.stride_m, taps.stride_r, taps.stride_s)
-            acc = window_products(acc, gradients, rest, rest_at, k_ok, ROW, LAST, CHANNELS, DERIVATIVE)
+            acc = window_products(
+                acc, gradients, Taps(w, taps.ok, taps.scale, taps.stride_m, taps.stride_r, taps.stride_s), rest_at,
+                k_ok, ROW, LAST, CHANNELS, DERIVATIVE,
+            )  # fmt: skip
     return acc
+
+
+@triton.jit
+def tap_products(
+    acc, gradients, taps, at, loop, k_ok, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    CODE: tl.constexpr, DERIVATIVE: tl.constexpr,
+):  # fmt: skip
+    """The sums with the products of all taps."""
+    if CODE.ROW_LOOP:
+        return looped_products(acc, gradients, taps, at, loop, k_ok, ROWS, COLUMNS, CHANNELS, CODE, DERIVATIVE)
+    else:
+        return window_products(acc, gradients, taps, at, k_ok, ROWS, COLUMNS, CHANNELS, DERIVATIVE)
 
 
 @triton.jit
@@ -143,18 +159,34 @@ def part_products(
         known = channel_bases(
             gradients.known, at.k, share, first, DERIVATIVE.SHUFFLE_KNOWN, DERIVATIVE.OUT_CHANNELS, CHANNELS
         )
-    here: tl.constexpr = Gradients(dy, known, gradients.height, gradients.width, gradients.g, gradients.k)
     scale = None
     if weights.scale is not None:
         k = (share.c * CHANNELS.PER_GROUP + first)[None, :] + lanes
         scale = channel_vectors(weights.scale, k, share.c_ok, CHANNELS, 1.0)
     w_base = share.c.to(tl.int64) * weights.stride_c + tl.cast(first, tl.int64) * weights.stride_m
-    taps: tl.constexpr = Taps(
-        weights.w + (w_base[None, :] + lanes), share.c_ok, scale, weights.stride_m, weights.stride_r, weights.stride_s
-    )
-    start: tl.constexpr = Place(at.h, at.w, 0, 0)
-    if CODE.ROW_LOOP:
-        acc = looped_products(acc, here, taps, start, loop, share.k_ok, ROWS, COLUMNS, CHANNELS, CODE, DERIVATIVE)
+    w = weights.w + (w_base[None, :] + lanes)
+    return tap_products(
+        acc, Gradients(dy, known, gradients.height, gradients.width, gradients.g, gradients.k),
+        Taps(w, share.c_ok, scale, weights.stride_m, weights.stride_r, weights.stride_s), Place(at.h, at.w, 0, 0), loop,
+        share.k_ok, ROWS, COLUMNS, CHANNELS, CODE, DERIVATIVE,
+    )  # fmt: skip
+
+
+@triton.jit
+def all_products(
+    gradients, weights, share, at, loop, parts, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    CODE: tl.constexpr, DERIVATIVE: tl.constexpr,
+):  # fmt: skip
+    """The sums of a register tile, in `parts` of the output channels."""
+    acc = ()
+    for _ in tl.static_range(ROWS.TILE * COLUMNS.TILE):
+        acc = acc + (tl.zeros((at.h.shape[0], CHANNELS.BLOCK), tl.float32),)
+    if CHANNELS.MULTIPLIERS == CHANNELS.PER_GROUP:  # no loop: its carried sums and hoisted weights spilled at 3x3
+        acc = part_products(acc, 0, gradients, weights, share, at, loop, ROWS, COLUMNS, CHANNELS, CODE, DERIVATIVE)
     else:
-        acc = window_products(acc, here, taps, start, share.k_ok, ROWS, COLUMNS, CHANNELS, DERIVATIVE)
+        for part in tl.range(parts):
+            acc = part_products(
+                acc, part * CHANNELS.MULTIPLIERS, gradients, weights, share, at, loop, ROWS, COLUMNS, CHANNELS, CODE,
+                DERIVATIVE,
+            )  # fmt: skip
     return acc

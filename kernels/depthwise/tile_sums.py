@@ -9,30 +9,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise.bundles import Patch, TileAxis
+from grouped_conv.kernels.depthwise.bundles import Patch, TileAxis, plain
 from grouped_conv.kernels.device_code.index import inside
 
 
 @triton.constexpr_function
 def tap_of(position, output, axis):
     """The kernel row (or column) that output `output` of a tile takes from input `position`; -1 for none."""
-    taps, stride, _, dilation, _ = axis
-    distance = position - output * stride
-    return distance // dilation if 0 <= distance < dilation * taps and distance % dilation == 0 else -1
+    axis = plain(axis)
+    tap, rest = divmod(position - output * axis.STRIDE, axis.DILATION)
+    return tap if 0 <= tap < axis.TAPS and rest == 0 else -1
 
 
 @triton.constexpr_function
 def is_read(position, axis):
     """Does any output of a tile take anything from input `position`?"""
-    *_, outputs = axis
-    return any(tap_of(position, output, axis) >= 0 for output in range(outputs))
+    return any(tap_of(position, output, axis) >= 0 for output in range(plain(axis).TILE))
 
 
 @triton.constexpr_function
 def span(axis):
     """Positions from the first to the last that a tile's outputs take."""
-    taps, stride, _, dilation, outputs = axis
-    return (outputs - 1) * stride + (taps - 1) * dilation + 1
+    axis = plain(axis)
+    return (axis.TILE - 1) * axis.STRIDE + (axis.TAPS - 1) * axis.DILATION + 1
 
 
 @triton.constexpr_function
@@ -44,11 +43,10 @@ def is_new(row, column, rows, columns):
 @triton.constexpr_function
 def weight_index(t, row, column, rows, columns, multipliers):
     """Which loaded weight multiplies the input at (row, column) of the tile's window in sum `t`; -1 for none."""
-    *_, high = rows
-    taps, _, _, _, wide = columns
-    tap_h = tap_of(row, t // wide % high, rows)
-    tap_w = tap_of(column, t % wide, columns)
-    return -1 if tap_h < 0 or tap_w < 0 else (tap_h * taps + tap_w) * multipliers + t // (high * wide)
+    m, pixel = divmod(t, plain(rows).TILE * plain(columns).TILE)
+    tap_h = tap_of(row, pixel // plain(columns).TILE, rows)
+    tap_w = tap_of(column, pixel % plain(columns).TILE, columns)
+    return -1 if tap_h < 0 or tap_w < 0 else (tap_h * plain(columns).TAPS + tap_w) * multipliers + m
 
 
 @triton.jit

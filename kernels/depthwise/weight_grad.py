@@ -4,8 +4,8 @@ Direct, in fp32, no `tl.dot`. A program owns a block of channels, some taps of t
 A thread reads register tiles of the output's gradient and the inputs around them, and adds their products to one sum
 per tap and channel. At the end the threads' sums are added, in a fixed order, and stored in a workspace.
 
-The last tile of a row or column begins early enough to fit, its outputs that another tile has count as zero. So no
-product is with an input that the tap never meets, and an infinity spoils no other tap.
+The last tile of a row or column begins early enough to fit into the image; outputs that the tile before it also has
+count as zero. So a tap is never multiplied by an input that it does not meet, and an infinity spoils no other tap.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.depthwise.bundles import Gradients, Patch, Pixels
+from grouped_conv.kernels.depthwise.bundles import Gradients, Patch, Pixels, plain
 from grouped_conv.kernels.depthwise.gradient_steps import channel_bases, load_gradients, share_of
 from grouped_conv.kernels.depthwise.input_grad import gradient_constants, near_strides
 from grouped_conv.kernels.depthwise.tile_sums import is_read, load_vector, span, tap_of
@@ -45,23 +45,21 @@ def tile_gradients(
         known = channel_bases(
             gradients.known, k_rows, share, first, DERIVATIVE.SHUFFLE_KNOWN, DERIVATIVE.OUT_CHANNELS, CHANNELS
         )
-    here: tl.constexpr = Gradients(dy, known, gradients.height, gradients.width, gradients.g, gradients.k)
     loaded = ()
     for t in tl.static_range(ROWS.TILE * COLUMNS.TILE):
         ok = pixels.ok & (pixels.h + t // COLUMNS.TILE >= from_h) & (pixels.w + t % COLUMNS.TILE >= from_w)
         g_offset = (t // COLUMNS.TILE) * gradients.g.h + (t % COLUMNS.TILE) * gradients.g.w
         k_offset = (t // COLUMNS.TILE) * gradients.k.h + (t % COLUMNS.TILE) * gradients.k.w
-        loaded = loaded + load_gradients(here, g_offset, k_offset, ok[:, None], share.k_ok, CHANNELS, DERIVATIVE)
+        loaded = loaded + load_gradients(dy, known, g_offset, k_offset, ok[:, None], share.k_ok, CHANNELS, DERIVATIVE)
     return loaded
 
 
 @triton.constexpr_function
 def meets(t, p, row, column, rows, columns, multipliers):
     """Does output `p` of a tile take the input at (row, column) of its window by the tap of sum `t`?"""
-    taps, _, _, _, wide = columns
-    tap_h = tap_of(row, p // wide, rows)
-    tap_w = tap_of(column, p % wide, columns)
-    return tap_h == t // multipliers // taps and tap_w == t // multipliers % taps
+    across = plain(columns)
+    taps = (tap_of(row, p // across.TILE, rows), tap_of(column, p % across.TILE, columns))
+    return taps == divmod(t // multipliers, across.TAPS)
 
 
 @triton.jit
@@ -135,10 +133,6 @@ def depthwise_weight_grad(
     in_channel = share.c
     if INPUT_SHUFFLE > 1:  # a shuffle in C / s groups undoes one in s
         in_channel = shuffled(share.c, IN_CHANNELS // INPUT_SHUFFLE, IN_CHANNELS)
-    gradients: tl.constexpr = Gradients(
-        dy_ptr, known_ptr, OUT_H, OUT_W, Strides(stride_gn, 1, stride_gh, stride_gw),
-        Strides(stride_kn, 1, stride_kh, stride_kw),
-    )  # fmt: skip
     down = first_r * ROWS.DILATION - ROWS.PAD
     right = first_s * COLUMNS.DILATION - COLUMNS.PAD
 
@@ -162,8 +156,12 @@ def depthwise_weight_grad(
         oh0 = tl.minimum(from_h, OUT_H - ROWS.TILE)
         ow0 = tl.minimum(from_w, OUT_W - COLUMNS.TILE)
         dy = tile_gradients(
-            gradients, Pixels(image, oh0, ow0, tile_ok, OUT_H, OUT_W), from_h, from_w, share, first, ROWS, COLUMNS,
-            CHANNELS, DERIVATIVE,
+            Gradients(
+                dy_ptr, known_ptr, OUT_H, OUT_W, Strides(stride_gn, 1, stride_gh, stride_gw),
+                Strides(stride_kn, 1, stride_kh, stride_kw),
+            ),
+            Pixels(image, oh0, ow0, tile_ok, OUT_H, OUT_W), from_h, from_w, share, first, ROWS, COLUMNS, CHANNELS,
+            DERIVATIVE,
         )  # fmt: skip
         ih0 = oh0 * ROWS.STRIDE + down
         iw0 = ow0 * COLUMNS.STRIDE + right

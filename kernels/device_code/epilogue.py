@@ -105,6 +105,13 @@ def store_tile(ptr, values, rows, channel, stride_c, row_ok, channel_ok, VECTOR:
 
 
 @triton.jit
+def add_residual(acc, ptr, rows, channel, stride_c, row_ok, channel_ok):
+    """Acc + the residual at `rows` + `channel * stride_c`, [BLOCK_M, BLOCK_N]."""
+    residual = ptr + (rows[:, None] + (channel * stride_c)[None, :])
+    return acc + tl.load(residual, mask=row_ok[:, None] & channel_ok[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
 def finish(acc, epilogue, y_rows, r_rows, row_ok, channel, channel_ok, FINISH: tl.constexpr, shuffled_channel=None):
     """Apply the epilogue to `acc`, [BLOCK_M, BLOCK_N], and store it; channel strides of 1 are constants.
 
@@ -113,8 +120,7 @@ def finish(acc, epilogue, y_rows, r_rows, row_ok, channel, channel_ok, FINISH: t
     """
     acc = affine(acc, epilogue.scale, epilogue.bias, channel, channel_ok)
     if epilogue.residual is not None:
-        residual = epilogue.residual + (r_rows[:, None] + (channel * epilogue.stride_rc)[None, :])
-        acc += tl.load(residual, mask=row_ok[:, None] & channel_ok[None, :], other=0.0).to(tl.float32)
+        acc = add_residual(acc, epilogue.residual, r_rows, channel, epilogue.stride_rc, row_ok, channel_ok)
     if epilogue.pre is not None:
         store_tile(epilogue.pre, acc, y_rows, channel, epilogue.stride_yc, row_ok, channel_ok, FINISH.VECTOR)
     ACTIVATION: tl.constexpr = FINISH.ACTIVATION

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from grouped_conv.kernels.values import refusals
-from grouped_conv.kernels.values.config import CACHE_POLICIES, KernelConfig, power_of_two
+from grouped_conv.kernels.values.config import CACHE_POLICIES, GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -17,7 +17,7 @@ LOOP_ORDERS = ("flat", "channels_inner", "taps_inner")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImplicitGemmConfig(KernelConfig):
+class ImplicitGemmConfig(GemmConfig):
     """Block sizes and knobs of the implicit-GEMM kernel.
 
     Attributes:
@@ -35,9 +35,7 @@ class ImplicitGemmConfig(KernelConfig):
 
     family: ClassVar[str] = "implicit_gemm"
 
-    block_m: int = 128
     block_n: int = 128
-    block_k: int = 64
     split_k: int = 1
     swizzle_m: int = 1
     loop_order: str = "flat"
@@ -45,10 +43,7 @@ class ImplicitGemmConfig(KernelConfig):
     static_trips: bool = True
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        GemmConfig.__post_init__(self)
         if self.split_k < 1 or self.swizzle_m < 1:
             raise ValueError(f"split_k and swizzle_m must be at least 1, but got {self.split_k} and {self.swizzle_m}")
         if self.loop_order not in LOOP_ORDERS or self.cache_a not in CACHE_POLICIES:
@@ -58,12 +53,7 @@ class ImplicitGemmConfig(KernelConfig):
             )
 
     def __str__(self) -> str:
-        words = [
-            f"{self.block_m}x{self.block_n}x{self.block_k}",
-            f"w{self.num_warps}",
-            f"s{self.num_stages}",
-            self.loop_order,
-        ]
+        words = [GemmConfig.__str__(self), self.loop_order]
         words += [f"split{self.split_k}"] if self.split_k > 1 else []
         words += [f"sw{self.swizzle_m}"] if self.swizzle_m > 1 else []
         words += [self.cache_a] if self.cache_a else []
@@ -124,18 +114,15 @@ def one_warp(problem: ConvProblem) -> ImplicitGemmConfig:
 
 def why_not_on(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    buffers = pipeline_buffers(problem, config, device)
-    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
-        problem.precision, device
-    )
+    return refusals.pipelined(problem, config, pipeline_buffers(problem, config, device), device)
 
 
 def pipeline_buffers(problem: ConvProblem, config: ImplicitGemmConfig, device: DeviceSpec) -> int:
     """Bytes of shared memory of the pipelined loop's operand tiles; 0 without a pipeline, where compilers differ.
 
-    Asynchronous copies keep `num_stages - 1` tiles in flight besides none computed on; wgmma reads its operands from
-    shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile that is not copied ahead has one
-    buffer, and two of those may take turns in it. Never more than compiled code has (tests).
+    Asynchronous copies keep `num_stages - 1` tiles in flight, and registers hold the tile being multiplied; wgmma
+    reads its operands from shared memory while the next tiles arrive, so it keeps all `num_stages`. A tile that is not
+    copied ahead has one buffer, and two of those may take turns in it. Never more than compiled code has (tests).
     """
     if config.num_stages == 1:
         return 0

@@ -251,7 +251,8 @@ def plan_input_grad(problem: ConvProblem, config: InputGradConfig, operands: Map
     tiles_m, _, programs = tiles(problem, config)
     loading = gradient_arguments(problem, operands)
     strides = stride_integers("x", target)
-    steps = [class_step(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
+    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
+    steps = class_step(stride_h, dilation_h), class_step(stride_w, dilation_w)
     most = most_taps(problem)
     integers = (
         Integer.of("M", m),

@@ -11,12 +11,12 @@ from typing import ClassVar
 
 from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.classes import class_size, most_taps
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.config import GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
 MAX_BUSY_ACCUMULATORS = 63
-"""fp32 sums per thread beside a derivative or more than `MANY_TAPS` taps, above which ptxas spilled 24 to 40 bytes."""
+"""fp32 sums per thread above which ptxas spilled when a derivative or more than `MANY_TAPS` taps need registers too."""
 MANY_TAPS = 9
 MAX_PACKED_CHANNELS = 16
 """Channels per group, in and out, up to which groups are packed."""
@@ -24,7 +24,7 @@ LOOP_ORDERS = ("flat", "channels_inner")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputGradConfig(KernelConfig):
+class InputGradConfig(GemmConfig):
     """Block sizes of the input gradient's kernel.
 
     Attributes:
@@ -43,26 +43,20 @@ class InputGradConfig(KernelConfig):
     family: ClassVar[str] = "input_grad"
     direction: ClassVar[str] = "input_grad"
 
-    block_m: int = 128
-    block_n: int = 64
-    block_k: int = 64
     loop_order: str = "flat"
     pack: int = 1
     swap: bool = False
     isolate: bool = True
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        GemmConfig.__post_init__(self)
         if self.loop_order not in LOOP_ORDERS or self.pack < 1:
             raise ValueError(
                 f"loop_order {self.loop_order!r} must be one of {LOOP_ORDERS} and pack={self.pack} at least 1"
             )
 
     def __str__(self) -> str:
-        words = [f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages} {self.loop_order}"]
+        words = [GemmConfig.__str__(self), self.loop_order]
         words += [f"pack{self.pack}"] if self.pack > 1 else []
         words += ["swap"] if self.swap else []
         return " ".join(words + ([] if self.isolate else ["leaky"]))
@@ -128,8 +122,7 @@ def why_not_on(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec
     return (
         refusals.wgmma_tf32(problem, config.block_n if config.swap else config.block_m, config, device)
         or _register_reason(problem, config, device)
-        or refusals.pipelined(config.block_m * config.block_n, buffers, config, device)
-        or refusals.tf32(problem.precision, device)
+        or refusals.pipelined(problem, config, buffers, device)
     )
 
 
@@ -141,7 +134,7 @@ def _register_reason(problem: ConvProblem, config: InputGradConfig, device: Devi
     sums = config.block_m * config.block_n // (device.warp_size * config.num_warps)
     busy = device.backend == "cuda" and device.arch != 100 and (active or problem.taps > MANY_TAPS)
     if busy and sums > MAX_BUSY_ACCUMULATORS:
-        return f"{sums} accumulators per thread spill beside {problem.taps} taps or an activation"
+        return f"{sums} accumulators per thread spill with {problem.taps} taps or an activation"
     return None
 
 

@@ -46,32 +46,14 @@ def entry_has(entry, needed):
 
 @triton.jit
 def pixel_table(
-    table_ptr,
-    M,
-    entries,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    stride_xn,
-    stride_xh,
-    stride_xw,
-    WINDOW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
-    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
-    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
-    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
-    PAD_H: tl.constexpr = WINDOW.PAD_H
-    PAD_W: tl.constexpr = WINDOW.PAD_W
-    DILATION_H: tl.constexpr = WINDOW.DILATION_H
-    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    table_ptr, M, entries, IN_H, IN_W, OUT_H, OUT_W, stride_xn, stride_xh, stride_xw,
+    WINDOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     m, image, out_h, out_w = decode_pixels(tl.program_id(0), OUT_H, OUT_W, BLOCK, False)
-    in_h = out_h * STRIDE_H
-    in_w = out_w * STRIDE_W
-    TAPS: tl.constexpr = Taps(KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, "row_column")
-    bits = tap_bits(in_h - PAD_H, in_w - PAD_W, IN_H, IN_W, TAPS)
+    in_h = out_h * WINDOW.STRIDE_H
+    in_w = out_w * WINDOW.STRIDE_W
+    TAPS: tl.constexpr = Taps(WINDOW.KERNEL_H, WINDOW.KERNEL_W, WINDOW.DILATION_H, WINDOW.DILATION_W, "row_column")
+    bits = tap_bits(in_h - WINDOW.PAD_H, in_w - WINDOW.PAD_W, IN_H, IN_W, TAPS)
     bits = tl.where(m < M, tl.reshape(bits, (BLOCK,)), 0)
     offset = image * stride_xn + in_h * stride_xh + in_w * stride_xw  # not negative, below 2^31
     entry = (bits.to(tl.int64) << 32) | offset.to(tl.int64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from grouped_conv.kernels.values import refusals
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.config import GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -17,11 +17,11 @@ WORKSPACE_BYTES = 256 * 2**20
 ENTRY_BYTES = 8
 """Of the table of pixels: an offset and a word of taps."""
 TABLE_KERNEL = (15, 16)
-"""Rows and columns of the largest kernel whose taps have bits in a table's word, one bit left that stands for none."""
+"""Rows and columns of the largest kernel whose taps have bits in a table's word; one more bit means no tap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightGradConfig(KernelConfig):
+class WeightGradConfig(GemmConfig):
     """Block sizes of the weight gradient's kernel.
 
     Attributes:
@@ -29,7 +29,7 @@ class WeightGradConfig(KernelConfig):
         block_n: weights of one output channel per tile, in (kernel row, kernel column, channel) order.
         block_k: output pixels that one step of the reduction takes.
         splits: parts into which the output pixels are divided; a second kernel adds their sums in a fixed order.
-        pixel_table: read where pixels' windows lie from a table instead of computing it at every step. A 128x128x64
+        pixel_table: read the positions of pixels' windows from a table, do not compute them at every step. A 128x128x64
             step of 8 warps then has 211 to 214 instructions instead of 252 to 256 on sm_80, 118 to 125 instead of 173
             to 180 on sm_90. Costs a launch that writes 8 bytes per output pixel, and reading them once per tile.
             Calls whose offsets need 64 bits ignore it.
@@ -45,15 +45,12 @@ class WeightGradConfig(KernelConfig):
     pixel_table: bool = False
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        GemmConfig.__post_init__(self)
         if self.splits < 1:
             raise ValueError(f"splits must be at least 1, but got {self.splits}")
 
     def __str__(self) -> str:
-        words = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.num_warps}", f"s{self.num_stages}"]
+        words = [GemmConfig.__str__(self)]
         words += [f"split{self.splits}"] if self.splits > 1 else []
         return " ".join(words + (["table"] if self.pixel_table else []))
 
@@ -82,7 +79,7 @@ def workspace_bytes(problem: ConvProblem, splits: int) -> int:
 
 
 def table_entries(problem: ConvProblem, config: WeightGradConfig) -> int:
-    """Entries of the table of pixels: whole steps, and one more, which the last step of the loop reads in vain."""
+    """Entries of the table of pixels: whole steps, and one more, which the last step of the loop reads and ignores."""
     return (math.ceil(pixels(problem) / config.block_k) + 1) * config.block_k if config.pixel_table else 0
 
 
@@ -132,10 +129,8 @@ def why_not_on(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpe
     """Why a valid `config` cannot run on `device`; `None` when it can."""
     rows = config.block_m * (1 if problem.epilogue.activation == "none" else 2) + config.block_n  # with what is known
     buffers = max(config.num_stages - 1, 1) * rows * config.block_k * problem.item_size
-    return (
-        refusals.wgmma_tf32(problem, config.block_m, config, device)
-        or refusals.pipelined(config.block_m * config.block_n, buffers, config, device)
-        or refusals.tf32(problem.precision, device)
+    return refusals.wgmma_tf32(problem, config.block_m, config, device) or refusals.pipelined(
+        problem, config, buffers, device
     )
 
 

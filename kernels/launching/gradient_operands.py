@@ -35,7 +35,7 @@ def gradient_arguments(problem: ConvProblem, operands: Mapping[str, Operand], *,
     Args:
         wide: whether strides are 64-bit; by default that of images is, the others where a window needs it.
 
-    The gradient lies in the output's channel order, and so does an output that the derivative is read from.
+    The gradient is in the output's channel order, and so is an output that the derivative is read from.
     """
     epilogue = problem.epilogue
     from_output = not reads_preactivation(epilogue)

@@ -1,4 +1,4 @@
-"""How a call's tensors lie in memory, and the kernel arguments that follow from it."""
+"""How a call's tensors are stored in memory, and the kernel arguments that follow from it."""
 
 from __future__ import annotations
 
@@ -67,6 +67,11 @@ def is_krsc(weight: Operand, shape: Shape4) -> bool:
     """
     wanted = channels_last_strides(shape)
     return all(weight.strides[axis] == wanted[axis] or shape[axis] == 1 for axis in range(4))
+
+
+def named_operands(canonical: Mapping[str, Operand], given: Mapping[str, Operand] | None) -> dict[str, Operand]:
+    """The given operands, and canonical ones where none is given, each in the buffer of its name."""
+    return {name: operand.named(name) for name, operand in {**canonical, **(given or {})}.items()}
 
 
 @dataclass(frozen=True)

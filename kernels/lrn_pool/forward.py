@@ -1,26 +1,50 @@
 """Local response normalisation and max-pooling (with ReLU) in one pass over channels_last memory; no tensor cores.
 
 One thread owns VEC neighbouring channels of a strip of STRIP pooled columns and walks down the input rows of `rows`
-pooled rows. Each input pixel of its walk is loaded and normalised once: the columns that windows of the strip share
-stay in registers, and so do the maxima of the last rows, one for each column of the strip. Pixels outside the image are
-replaced by the nearest inside, which is in every window that reaches for them: so padding never wins a maximum, and
-loads need no mask.
+pooled rows. It loads and normalises each input pixel of its walk once: columns that windows of the strip share stay in
+registers, and so do the maxima of the last rows, one for each column of the strip. A pixel outside the image is
+replaced by the nearest one inside, which belongs to every window that reaches the outside pixel. So padding never wins
+a maximum, and loads need no mask.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
+from grouped_conv.kernels.device_code.bundles import Window
 from grouped_conv.kernels.device_code.epilogue import relu
 from grouped_conv.kernels.device_code.lanes import join_lanes, split_lanes, take_lanes, zero_lanes
 from grouped_conv.kernels.launching.launch import Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand
 from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, items, vector_width, why_invalid
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
+
+
+class Lrn(NamedTuple):
+    """The normalisation of one channel: DOWN channels below it and UP above it, and where it happens.
+
+    Attributes:
+        PLACE: "before" or "after" the pool, or "none".
+        RELU_FIRST: ReLU precedes the normalisation.
+        DOWN, UP: neighbours whose squares are summed.
+        STEP_DOWN, STEP_UP: how many of them one load reads; divisors of VEC.
+        ALPHA, BETA, K: `x / (K + ALPHA * sum of squares) ** BETA`.
+    """
+
+    PLACE: str
+    RELU_FIRST: bool
+    DOWN: int
+    UP: int
+    STEP_DOWN: int
+    STEP_UP: int
+    ALPHA: float
+    BETA: float
+    K: float
 
 
 @triton.jit
@@ -41,34 +65,25 @@ def load_lanes(ptr, offsets, mask, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_pixel(
-    ptr,
-    place,
-    in_tower,
-    tower,
-    VEC: tl.constexpr,
-    DOWN: tl.constexpr,
-    UP: tl.constexpr,
-    STEP_DOWN: tl.constexpr,
-    STEP_UP: tl.constexpr,
-):
-    """DOWN + VEC + UP neighbouring channels of a pixel, zeros beyond the tower; steps divide VEC, and VEC the tower.
+def load_pixel(ptr, place, in_tower, tower, LRN: tl.constexpr, VEC: tl.constexpr):
+    """DOWN + VEC + UP neighbouring channels of a pixel, zeros beyond the tower; VEC divides the tower.
 
-    Places and strides count vectors of VEC channels.
+    `place` counts vectors of VEC channels; `in_tower` is the vector's first channel in its tower.
     """
     offsets = place * VEC  # a product, so that the compiler sees its divisibility
     lanes = load_lanes(ptr, offsets, None, VEC)
-    if DOWN > 0:
-        for step in tl.static_range((DOWN + STEP_DOWN - 1) // STEP_DOWN):
-            reach = (step + 1) * STEP_DOWN
-            lanes = load_lanes(ptr, offsets - reach, in_tower >= reach, STEP_DOWN) + lanes
-        lanes = take_lanes(lanes, (DOWN + STEP_DOWN - 1) // STEP_DOWN * STEP_DOWN - DOWN, DOWN + VEC)
-    if UP > 0:
-        for step in tl.static_range((UP + STEP_UP - 1) // STEP_UP):
-            start = VEC + step * STEP_UP
-            inside = in_tower + (start + STEP_UP) <= tower
-            lanes = lanes + load_lanes(ptr, offsets + start, inside, STEP_UP)
-    return take_lanes(lanes, 0, DOWN + VEC + UP)
+    if LRN.DOWN > 0:
+        STEPS: tl.constexpr = (LRN.DOWN + LRN.STEP_DOWN - 1) // LRN.STEP_DOWN
+        for step in tl.static_range(STEPS):
+            reach = (step + 1) * LRN.STEP_DOWN
+            lanes = load_lanes(ptr, offsets - reach, in_tower >= reach, LRN.STEP_DOWN) + lanes
+        lanes = take_lanes(lanes, STEPS * LRN.STEP_DOWN - LRN.DOWN, LRN.DOWN + VEC)
+    if LRN.UP > 0:
+        for step in tl.static_range((LRN.UP + LRN.STEP_UP - 1) // LRN.STEP_UP):
+            start = VEC + step * LRN.STEP_UP
+            inside = in_tower + (start + LRN.STEP_UP) <= tower
+            lanes = lanes + load_lanes(ptr, offsets + start, inside, LRN.STEP_UP)
+    return take_lanes(lanes, 0, LRN.DOWN + VEC + LRN.UP)
 
 
 @triton.jit
@@ -111,23 +126,14 @@ def over_power(x, base, BETA: tl.constexpr):
 
 
 @triton.jit
-def normalise(
-    lanes,
-    VEC: tl.constexpr,
-    DOWN: tl.constexpr,
-    UP: tl.constexpr,
-    RELU_FIRST: tl.constexpr,
-    ALPHA: tl.constexpr,
-    BETA: tl.constexpr,
-    K: tl.constexpr,
-):
-    """Local response normalisation of the VEC lanes in the middle; ALPHA multiplies the sum of squares."""
-    if RELU_FIRST:
+def normalise(lanes, LRN: tl.constexpr, VEC: tl.constexpr):
+    """Local response normalisation of the VEC lanes in the middle."""
+    if LRN.RELU_FIRST:
         lanes = relu_lanes(lanes)
-    sums = window_sums(lanes, VEC, DOWN + 1 + UP)
+    sums = window_sums(lanes, VEC, LRN.DOWN + 1 + LRN.UP)
     out = ()
     for i in tl.static_range(VEC):
-        out = out + (over_power(lanes[DOWN + i], K + ALPHA * sums[i], BETA),)
+        out = out + (over_power(lanes[LRN.DOWN + i], LRN.K + LRN.ALPHA * sums[i], LRN.BETA),)
     return out
 
 
@@ -157,44 +163,12 @@ def clamped(coordinate, SIZE):
 
 @triton.jit
 def lrn_pool(
-    x_ptr,
-    y_ptr,
-    items,
-    vectors,
-    strips,
-    chunks,
-    rows,
-    tower,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    stride_xn,
-    stride_xh,
-    stride_xw,
-    stride_yn,
-    stride_yh,
-    stride_yw,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    LRN: tl.constexpr,
-    RELU_FIRST: tl.constexpr,
-    RELU_LAST: tl.constexpr,
-    DOWN: tl.constexpr,
-    UP: tl.constexpr,
-    STEP_DOWN: tl.constexpr,
-    STEP_UP: tl.constexpr,
-    ALPHA: tl.constexpr,
-    BETA: tl.constexpr,
-    K: tl.constexpr,
-    VEC: tl.constexpr,
-    STRIP: tl.constexpr,
+    x_ptr, y_ptr,
+    items, vectors, strips, chunks, rows, tower, IN_H, IN_W, OUT_H, OUT_W,
+    stride_xn, stride_xh, stride_xw, stride_yn, stride_yh, stride_yw,
+    WINDOW: tl.constexpr, LRN: tl.constexpr, RELU_LAST: tl.constexpr, VEC: tl.constexpr, STRIP: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     # item: one strip of pooled columns of one image, VEC channels of it
     item = tl.program_id(0) // chunks * BLOCK + tl.arange(0, BLOCK)
     item_ok = item < items
@@ -207,105 +181,71 @@ def lrn_pool(
     y_strip = image * stride_yn + out_w.to(tl.int64) * stride_yw + vector
 
     columns = ()
-    for j in tl.static_range((STRIP - 1) * STRIDE_W + KERNEL_W):
-        columns = columns + (clamped(out_w * STRIDE_W + (j - PAD_W), IN_W).to(tl.int64) * stride_xw,)
+    for j in tl.static_range((STRIP - 1) * WINDOW.STRIDE_W + WINDOW.KERNEL_W):
+        column = clamped(out_w * WINDOW.STRIDE_W + (j - WINDOW.PAD_W), IN_W)
+        columns = columns + (column.to(tl.int64) * stride_xw,)
 
     first = tl.program_id(0) % chunks * rows
     pooled_rows = tl.minimum(rows, OUT_H - first)
-    NEW: tl.constexpr = min(STRIDE_H, KERNEL_H)  # rows that a window does not share with the one above
-    WIDTH: tl.constexpr = STRIP * (VEC + (DOWN + UP if LRN == "after" else 0))
-    kept = zero_lanes((KERNEL_H - 1) * WIDTH, BLOCK)  # the last rows' maxima
-    for step in range(pooled_rows * NEW + (KERNEL_H - NEW)):
-        in_row = first * STRIDE_H + (step // NEW * STRIDE_H + step % NEW - PAD_H)
-        window = kept + row_maxima(
-            x_ptr, x_image + clamped(in_row, IN_H).to(tl.int64) * stride_xh, columns, in_tower, tower, KERNEL_W,
-            STRIDE_W, LRN, RELU_FIRST, DOWN, UP, STEP_DOWN, STEP_UP, ALPHA, BETA, K, VEC, STRIP,
-        )  # fmt: skip
-        kept = take_lanes(window, WIDTH, (KERNEL_H - 1) * WIDTH)
-        if (step >= KERNEL_H - 1) & ((step - (KERNEL_H - 1)) % NEW == 0):
+    LAST: tl.constexpr = WINDOW.KERNEL_H - 1
+    NEW: tl.constexpr = min(WINDOW.STRIDE_H, WINDOW.KERNEL_H)  # rows that a window does not share with the one above
+    WIDTH: tl.constexpr = STRIP * (VEC + (LRN.DOWN + LRN.UP if LRN.PLACE == "after" else 0))
+    kept = zero_lanes(LAST * WIDTH, BLOCK)  # the last rows' maxima
+    for step in range(pooled_rows * NEW + (WINDOW.KERNEL_H - NEW)):
+        in_row = clamped(first * WINDOW.STRIDE_H + (step // NEW * WINDOW.STRIDE_H + step % NEW - WINDOW.PAD_H), IN_H)
+        x_row = x_image + in_row.to(tl.int64) * stride_xh
+        window = kept + row_maxima(x_ptr, x_row, columns, in_tower, tower, WINDOW, LRN, VEC, STRIP)
+        kept = take_lanes(window, WIDTH, LAST * WIDTH)
+        if (step >= LAST) & ((step - LAST) % NEW == 0):
             pooled = take_lanes(window, 0, WIDTH)
-            for i in tl.static_range(1, KERNEL_H):
+            for i in tl.static_range(1, WINDOW.KERNEL_H):
                 pooled = maximum_lanes(pooled, take_lanes(window, i * WIDTH, WIDTH))
-            y_row = (first + (step - (KERNEL_H - 1)) // NEW).to(tl.int64) * stride_yh
-            finish_strip(
-                y_ptr, y_strip + y_row, stride_yw, out_w, OUT_W, item_ok, pooled, LRN, RELU_FIRST, RELU_LAST, DOWN,
-                UP, ALPHA, BETA, K, VEC, STRIP,
-            )  # fmt: skip
+            y_row = y_strip + (first + (step - LAST) // NEW).to(tl.int64) * stride_yh
+            finish_strip(y_ptr, y_row, stride_yw, out_w, OUT_W, item_ok, pooled, LRN, RELU_LAST, VEC, STRIP)
 
 
 @triton.jit
 def row_maxima(
-    x_ptr,
-    row,
-    columns,
-    in_tower,
-    tower,
-    KERNEL_W: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    LRN: tl.constexpr,
-    RELU_FIRST: tl.constexpr,
-    DOWN: tl.constexpr,
-    UP: tl.constexpr,
-    STEP_DOWN: tl.constexpr,
-    STEP_UP: tl.constexpr,
-    ALPHA: tl.constexpr,
-    BETA: tl.constexpr,
-    K: tl.constexpr,
-    VEC: tl.constexpr,
+    x_ptr, row, columns, in_tower, tower, WINDOW: tl.constexpr, LRN: tl.constexpr, VEC: tl.constexpr,
     STRIP: tl.constexpr,
-):
+):  # fmt: skip
     """Maxima of one input row over each of the strip's windows: STRIP times as many lanes as a pixel has."""
     maxima = ()
     pixels = ()
     for j in tl.static_range(len(columns)):
-        pixel = load_pixel(x_ptr, row + columns[j], in_tower, tower, VEC, DOWN, UP, STEP_DOWN, STEP_UP)
-        if LRN == "before":
-            pixel = normalise(pixel, VEC, DOWN, UP, RELU_FIRST, ALPHA, BETA, K)
+        pixel = load_pixel(x_ptr, row + columns[j], in_tower, tower, LRN, VEC)
+        if LRN.PLACE == "before":
+            pixel = normalise(pixel, LRN, VEC)
         pixels = pixels + pixel
     LANES: tl.constexpr = len(pixels) // len(columns)
     for u in tl.static_range(STRIP):
-        largest = take_lanes(pixels, u * STRIDE_W * LANES, LANES)
-        for j in tl.static_range(1, KERNEL_W):
-            largest = maximum_lanes(largest, take_lanes(pixels, (u * STRIDE_W + j) * LANES, LANES))
+        largest = take_lanes(pixels, u * WINDOW.STRIDE_W * LANES, LANES)
+        for j in tl.static_range(1, WINDOW.KERNEL_W):
+            largest = maximum_lanes(largest, take_lanes(pixels, (u * WINDOW.STRIDE_W + j) * LANES, LANES))
         maxima = maxima + largest
     return maxima
 
 
 @triton.jit
 def finish_strip(
-    y_ptr,
-    rows,
-    stride_yw,
-    out_w,
-    OUT_W,
-    item_ok,
-    pooled,
-    LRN: tl.constexpr,
-    RELU_FIRST: tl.constexpr,
-    RELU_LAST: tl.constexpr,
-    DOWN: tl.constexpr,
-    UP: tl.constexpr,
-    ALPHA: tl.constexpr,
-    BETA: tl.constexpr,
-    K: tl.constexpr,
-    VEC: tl.constexpr,
-    STRIP: tl.constexpr,
-):
+    y_ptr, row, stride_yw, out_w, OUT_W, item_ok, pooled, LRN: tl.constexpr, RELU_LAST: tl.constexpr,
+    VEC: tl.constexpr, STRIP: tl.constexpr,
+):  # fmt: skip
     """What follows the pool, and the store of one pooled row of the strip."""
     LANES: tl.constexpr = len(pooled) // STRIP
     for u in tl.static_range(STRIP):
         lanes = take_lanes(pooled, u * LANES, LANES)
-        if LRN == "after":
-            lanes = normalise(lanes, VEC, DOWN, UP, RELU_FIRST, ALPHA, BETA, K)
+        if LRN.PLACE == "after":
+            lanes = normalise(lanes, LRN, VEC)
         if RELU_LAST:
             lanes = relu_lanes(lanes)
-        offsets = ((rows + u * stride_yw) * VEC)[:, None] + tl.arange(0, VEC)[None, :]
+        offsets = ((row + u * stride_yw) * VEC)[:, None] + tl.arange(0, VEC)[None, :]
         mask = item_ok & (out_w + u < OUT_W)
         tl.store(y_ptr + offsets, join_lanes(lanes, VEC).to(y_ptr.dtype.element_ty), mask=mask[:, None])
 
 
 def plan_lrn_pool(problem: LrnPoolProblem, config: LrnPoolConfig, operands: Mapping[str, Operand]) -> Launch:
-    """The launch for `problem` with `config` on `input` and `output` as they lie in memory.
+    """The launch for `problem` with `config`, for the memory formats of `input` and `output`.
 
     Raises:
         ValueError: when the configuration or the memory layout cannot be run, with the reason.
@@ -334,23 +274,21 @@ def plan_lrn_pool(problem: LrnPoolProblem, config: LrnPoolConfig, operands: Mapp
             for index, axis in ((0, "n"), (2, "h"), (3, "w"))
         ),
     )
+    lrn = Lrn(
+        problem.lrn_place,
+        problem.relu_before_lrn,
+        down,
+        up,
+        min(vec, triton.next_power_of_2(max(down, 1))),
+        min(vec, triton.next_power_of_2(max(up, 1))),
+        problem.alpha / problem.size,
+        problem.beta,
+        problem.k,
+    )
     constants = {
-        "KERNEL_H": problem.kernel_size[0],
-        "KERNEL_W": problem.kernel_size[1],
-        "STRIDE_H": problem.stride[0],
-        "STRIDE_W": problem.stride[1],
-        "PAD_H": problem.padding[0],
-        "PAD_W": problem.padding[1],
-        "LRN": problem.lrn_place,
-        "RELU_FIRST": problem.relu_before_lrn,
+        "WINDOW": Window(*problem.kernel_size, *problem.stride, *problem.padding, 1, 1),
+        "LRN": lrn,
         "RELU_LAST": problem.relu_last,
-        "DOWN": down,
-        "UP": up,
-        "STEP_DOWN": min(vec, triton.next_power_of_2(max(down, 1))),
-        "STEP_UP": min(vec, triton.next_power_of_2(max(up, 1))),
-        "ALPHA": problem.alpha / problem.size,
-        "BETA": problem.beta,
-        "K": problem.k,
         "VEC": vec,
         "STRIP": config.strip,
         "BLOCK": config.block,

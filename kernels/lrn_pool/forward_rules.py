@@ -27,7 +27,7 @@ class LrnPoolConfig(KernelConfig):
     Attributes:
         block: threads' worth of work per program: each is a strip of pooled columns of a few channels.
         strip: pooled columns of a strip; a 3x3 pool of stride 2 normalises (2 * strip + 1) / strip pixels per column.
-        rows: pooled rows that a program walks down; it normalises the first row of its first window besides.
+        rows: pooled rows that a program walks down; it also normalises the first row of its first window.
     """
 
     family: ClassVar[str] = "lrn_pool"
@@ -59,14 +59,14 @@ def vector_width(problem: LrnPoolProblem, x: Operand, y: Operand) -> int:
 
 
 def items(problem: LrnPoolProblem, config: LrnPoolConfig, width: int) -> tuple[int, int, int]:
-    """(strips across a map, programs down a map, threads' worth of work beside each other) for vectors of `width`."""
+    """(strips across a map, programs down a map, threads' worth of work at one height) for vectors of `width`."""
     out_h, out_w = problem.out_size
     strips = math.ceil(out_w / config.strip)
     return strips, math.ceil(out_h / config.rows), problem.batch * strips * (problem.channels // width)
 
 
 def why_invalid(problem: LrnPoolProblem, config: LrnPoolConfig) -> str | None:
-    """`None` when `config` can run `problem` on some device; otherwise one line that says why not."""
+    """Why `config` cannot run `problem` on any device; `None` when it can."""
     if problem.size > MAX_WINDOW:
         return f"a window of {problem.size} channels is more than {MAX_WINDOW}"
     if not problem.channels_last:
@@ -78,7 +78,7 @@ def why_invalid(problem: LrnPoolProblem, config: LrnPoolConfig) -> str | None:
 
 
 def why_not_on(problem: LrnPoolProblem, config: LrnPoolConfig, device: DeviceSpec) -> str | None:
-    """`None` when a valid `config` can run on `device` without spilling; otherwise one line that says why not."""
+    """Why a valid `config` would spill on `device`; `None` when it does not."""
     lanes = kept_lanes(problem, config)
     return None if lanes <= MAX_KEPT_LANES else f"{lanes} row maxima per thread spill (at most {MAX_KEPT_LANES})"
 

@@ -11,7 +11,7 @@ from grouped_conv.kernels.values.problem import ITEM_SIZE, Pair, dtype_name, pai
 
 STEPS = ("relu", "lrn", "pool")
 LRN_POOL = "lrn-pool"
-"""AlexNet's order behind a convolution that ends in its ReLU."""
+"""AlexNet's order after a convolution that ends in its ReLU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class LrnPoolProblem:
 
     @property
     def lrn_place(self) -> str:
-        """Where the normalisation stands to the pool: `before` (also without a pool), `after`, or `none`."""
+        """Where the normalisation is relative to the pool: `before` (also without a pool), `after`, or `none`."""
         steps = self.steps
         if "lrn" not in steps:
             return "none"

@@ -32,7 +32,7 @@ class PackedGroupsConfig(KernelConfig):
         tiles_per_program: tiles that one program computes with the same weights.
         resident: keep the weights of all taps on chip; otherwise they are read again for each tap, and strip is 1.
         rows_ahead: rows of the window whose loads are under way before the first row is multiplied.
-        isolate: keep Inf and NaN of one group out of the groups beside it, as torch does.
+        isolate: keep Inf and NaN of one group out of the other groups of its pack, as torch does.
         max_registers: registers per thread that the NVIDIA assembler may use; 0 leaves it to it. Left alone it spills 8
             to 24 bytes around the branch for non-finite values to fit one more program on a multiprocessor.
     """

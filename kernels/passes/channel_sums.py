@@ -29,47 +29,25 @@ PROGRAMS_PER_SM = 4
 
 @triton.jit
 def channel_sums(
-    dy_ptr,
-    known_ptr,
-    dresidual_ptr,
-    workspace_ptr,
-    M,
-    OUT_H,
-    OUT_W,
-    channels,
-    tiles_n,
-    tiles_m,
-    stride_gn,
-    stride_gh,
-    stride_gw,
-    stride_kn,
-    stride_kh,
-    stride_kw,
-    stride_rn,
-    stride_rc,
-    stride_rh,
-    stride_rw,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WIDE_M: tl.constexpr,
-    DERIVATIVE: tl.constexpr,
-):
-    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
-    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
-    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
-    OUT_CHANNELS: tl.constexpr = DERIVATIVE.OUT_CHANNELS
+    dy_ptr, known_ptr, dresidual_ptr, workspace_ptr,
+    M, OUT_H, OUT_W, channels, tiles_n, tiles_m,
+    stride_gn, stride_gh, stride_gw,
+    stride_kn, stride_kh, stride_kw,
+    stride_rn, stride_rc, stride_rh, stride_rw,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE_M: tl.constexpr, DERIVATIVE: tl.constexpr,
+):  # fmt: skip
     channel = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(0) // tiles_n
     channel_ok = channel < channels
-    grad_channel = shuffled(channel, SHUFFLE, OUT_CHANNELS)
-    known_channel = shuffled(channel, SHUFFLE_KNOWN, OUT_CHANNELS)
+    grad_channel = shuffled(channel, DERIVATIVE.SHUFFLE, DERIVATIVE.OUT_CHANNELS)
+    known_channel = shuffled(channel, DERIVATIVE.SHUFFLE_KNOWN, DERIVATIVE.OUT_CHANNELS)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for tile in tl.range(split * tiles_m, (split + 1) * tiles_m):
         m, image, out_h, out_w = decode_pixels(tile, OUT_H, OUT_W, BLOCK_M, WIDE_M)
         mask = (m < M)[:, None] & channel_ok[None, :]
         rows = pixel_offsets(image, out_h, out_w, Strides(stride_gn, 1, stride_gh, stride_gw))
         known_ptrs = None
-        if ACTIVATION != "none":
+        if DERIVATIVE.ACTIVATION != "none":
             known_rows = pixel_offsets(image, out_h, out_w, Strides(stride_kn, 1, stride_kh, stride_kw))
             known_ptrs = known_ptr + (known_rows[:, None] + known_channel[None, :])
         grad = load_gradient(dy_ptr + (rows[:, None] + grad_channel[None, :]), known_ptrs, mask, None, DERIVATIVE)

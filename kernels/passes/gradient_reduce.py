@@ -31,31 +31,13 @@ def weight_offsets(row, column, stride_k, stride_c, stride_r, stride_s, CHANNELS
 
 @triton.jit
 def gradient_reduce(
-    workspace_ptr,
-    scale_ptr,
-    w_ptr,
-    dw_ptr,
-    dscale_ptr,
-    rows,
-    part,
-    splits,
-    tiles_r,
-    steps,
-    stride_wk,
-    stride_wc,
-    stride_wr,
-    stride_ws,
-    stride_dk,
-    stride_dc,
-    stride_dr,
-    stride_ds,
-    DEPTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    LINEAR: tl.constexpr,
-):
+    workspace_ptr, scale_ptr, w_ptr, dw_ptr, dscale_ptr,
+    rows, part, splits, tiles_r, steps,
+    stride_wk, stride_wc, stride_wr, stride_ws,
+    stride_dk, stride_dc, stride_dr, stride_ds,
+    DEPTH: tl.constexpr, CHANNELS: tl.constexpr, KERNEL_W: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LINEAR: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) % tiles_r * BLOCK_M + tl.arange(0, BLOCK_M)
     first = tl.program_id(0) // tiles_r * steps
     row_ok = row < rows

@@ -14,21 +14,10 @@ from grouped_conv.kernels.passes.configs import PackConfig
 
 @triton.jit
 def pack_channels_last(
-    source_ptr,
-    target_ptr,
-    channels,
-    positions,
-    width,
-    tiles_p,
-    tiles_c,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    PLANAR: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    source_ptr, target_ptr, channels, positions, width, tiles_p, tiles_c,
+    stride_n, stride_c, stride_h, stride_w,
+    PLANAR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     pid = tl.program_id(0)
     image = (pid // (tiles_p * tiles_c)).to(tl.int64)
     p = (pid % tiles_p) * BLOCK_P + tl.arange(0, BLOCK_P)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from grouped_conv.kernels.device_code.bundles import Epilogue, Strides
-from grouped_conv.kernels.device_code.epilogue import affine, finish, pixel_offsets
+from grouped_conv.kernels.device_code.epilogue import add_residual, affine, finish, pixel_offsets
 from grouped_conv.kernels.device_code.index import decode_pixels
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import (
@@ -23,31 +23,12 @@ from grouped_conv.kernels.values.problem import ConvProblem
 
 @triton.jit
 def split_reduce(
-    workspace_ptr,
-    scale_ptr,
-    bias_ptr,
-    residual_ptr,
-    pre_ptr,
-    y_ptr,
-    M,
-    OUT_H,
-    OUT_W,
-    tiles_m,
-    out_channels,
-    stride_yn,
-    stride_yc,
-    stride_yh,
-    stride_yw,
-    stride_rn,
-    stride_rc,
-    stride_rh,
-    stride_rw,
-    SPLIT_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WIDE_M: tl.constexpr,
-    FINISH: tl.constexpr,
-):
+    workspace_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr,
+    M, OUT_H, OUT_W, tiles_m, out_channels,
+    stride_yn, stride_yc, stride_yh, stride_yw,
+    stride_rn, stride_rc, stride_rh, stride_rw,
+    SPLIT_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE_M: tl.constexpr, FINISH: tl.constexpr,
+):  # fmt: skip
     pid = tl.program_id(0)
     m, image, out_h, out_w = decode_pixels(pid % tiles_m, OUT_H, OUT_W, BLOCK_M, WIDE_M)
     channel = pid // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -60,14 +41,12 @@ def split_reduce(
     for split in tl.static_range(SPLIT_K):
         acc += tl.load(workspace_ptr + (split * part + offsets), mask=mask, other=0.0)
     acc = affine(acc, scale_ptr, bias_ptr, channel, channel_ok)
-    y_rows = pixel_offsets(image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw))
-    r_rows = None
     if residual_ptr is not None:
         r_rows = pixel_offsets(image, out_h, out_w, Strides(stride_rn, 1, stride_rh, stride_rw))
-    finish(
-        acc, Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc), y_rows, r_rows, row_ok,
-        channel, channel_ok, FINISH,
-    )  # fmt: skip
+        acc = add_residual(acc, residual_ptr, r_rows, channel, stride_rc, row_ok, channel_ok)
+    y_rows = pixel_offsets(image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw))
+    epilogue = Epilogue(None, None, None, pre_ptr, y_ptr, stride_yc, 1)
+    finish(acc, epilogue, y_rows, None, row_ok, channel, channel_ok, FINISH)
 
 
 def plan_split_reduce(problem: ConvProblem, split_k: int, operands: Mapping[str, Operand]) -> Launch:

@@ -7,7 +7,7 @@ kernel column, channel) as one flat index of the group's own depth; a tap is fou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -15,7 +15,7 @@ import triton.language as tl
 from grouped_conv.kernels.device_code.bundles import Epilogue, Reach, Strides, Taps
 from grouped_conv.kernels.device_code.epilogue import finish, row_offsets
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits, tap_mask
-from grouped_conv.kernels.device_code.reduction import multiply_add
+from grouped_conv.kernels.device_code.reduction import Source, multiply_add
 from grouped_conv.kernels.launching.launch import INT32_MAX, Buffer, Integer, Launch
 from grouped_conv.kernels.launching.operands import Operand, epilogue_arguments, is_dense, stride_integers
 from grouped_conv.kernels.launching.window import tap_mode, window_constant, window_extent
@@ -25,69 +25,54 @@ from grouped_conv.kernels.values.problem import ConvProblem
 _ROW = tl.constexpr(ROW)
 
 
+class GroupDepth(NamedTuple):
+    """Channels of a program's group, their reciprocal (`tap_of`), and the length of its reduction."""
+
+    width: tl.tensor
+    reciprocal: tl.tensor
+    depth: tl.tensor
+
+
+class Tile(NamedTuple):
+    """The tile of a program; WIDE_M where pixels are counted in 64 bits, DENSE_* where they follow each other."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    WIDE_M: bool
+    DENSE_Y: bool
+    DENSE_R: bool
+
+
+class RaggedLoop(NamedTuple):
+    """How the reduction is walked; MASK_K and CLAMP where taps past the last have no bit of their own."""
+
+    BLOCK_K: int
+    MASK_K: bool
+    CLAMP: bool
+    CACHE_A: str
+    PRECISION: str
+    NUM_STAGES: int
+
+
 @triton.jit
 def ragged(
-    x_ptr,
-    w_ptr,
-    table_ptr,
-    index_ptr,
-    scale_ptr,
-    bias_ptr,
-    residual_ptr,
-    pre_ptr,
-    y_ptr,
-    M,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    tiles_m,
-    stride_xn,
-    stride_xh,
-    stride_xw,
-    stride_yn,
-    stride_yc,
-    stride_yh,
-    stride_yw,
-    stride_rn,
-    stride_rc,
-    stride_rh,
-    stride_rw,
-    WINDOW: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    CACHE_A: tl.constexpr,
-    IN_ALIGN: tl.constexpr,
-    WIDTH_ALIGN: tl.constexpr,
-    OUT_ALIGN: tl.constexpr,
-    MASK_K: tl.constexpr,
-    CLAMP: tl.constexpr,
-    WIDE_M: tl.constexpr,
-    TAP_MODE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    FINISH: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    DENSE_Y: tl.constexpr,
-    DENSE_R: tl.constexpr,
-):
-    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
-    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
-    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
-    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
-    PAD_H: tl.constexpr = WINDOW.PAD_H
-    PAD_W: tl.constexpr = WINDOW.PAD_W
-    DILATION_H: tl.constexpr = WINDOW.DILATION_H
-    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+    x_ptr, w_ptr, table_ptr, index_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr,
+    M, IN_H, IN_W, OUT_H, OUT_W, tiles_m,
+    stride_xn, stride_xh, stride_xw,
+    stride_yn, stride_yc, stride_yh, stride_yw,
+    stride_rn, stride_rc, stride_rh, stride_rw,
+    WINDOW: tl.constexpr, TAP_MODE: tl.constexpr, TILE: tl.constexpr, LOOP: tl.constexpr, FINISH: tl.constexpr,
+    IN_ALIGN: tl.constexpr, WIDTH_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr,
+):  # fmt: skip
     pid = tl.program_id(0)  # pixel tiles vary fastest: consecutive programs share weights
     begin, width, reciprocal, first_out, count, w_begin = load_row(
         table_ptr + (pid // tiles_m) * _ROW, IN_ALIGN, WIDTH_ALIGN, OUT_ALIGN
     )
 
-    m, image, out_h, out_w = decode_pixels(pid % tiles_m, OUT_H, OUT_W, BLOCK_M, WIDE_M)
+    m, image, out_h, out_w = decode_pixels(pid % tiles_m, OUT_H, OUT_W, TILE.BLOCK_M, TILE.WIDE_M)
     row_ok = m < M
-    ih0 = out_h.to(tl.int32) * STRIDE_H - PAD_H
-    iw0 = out_w.to(tl.int32) * STRIDE_W - PAD_W
+    ih0 = out_h.to(tl.int32) * WINDOW.STRIDE_H - WINDOW.PAD_H
+    iw0 = out_w.to(tl.int32) * WINDOW.STRIDE_W - WINDOW.PAD_W
     x_rows = x_ptr + (image.to(tl.int64) * stride_xn + ih0.to(tl.int64) * stride_xh + iw0.to(tl.int64) * stride_xw)
     index = index_ptr
     if index_ptr is None:
@@ -95,25 +80,24 @@ def ragged(
     else:
         index = index_ptr + begin
     ih0 = tl.where(row_ok, ih0, OUTSIDE)
-    TAPS: tl.constexpr = Taps(KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
+    TAPS: tl.constexpr = Taps(WINDOW.KERNEL_H, WINDOW.KERNEL_W, WINDOW.DILATION_H, WINDOW.DILATION_W, TAP_MODE)
     reach = Reach(tap_bits(ih0, iw0, IN_H, IN_W, TAPS), ih0, iw0, IN_H, IN_W)
 
-    n = tl.arange(0, BLOCK_N)
+    n = tl.arange(0, TILE.BLOCK_N)
     col_ok = n < count
-    depth = tl.multiple_of(width * (KERNEL_H * KERNEL_W), WIDTH_ALIGN)
+    depth = tl.multiple_of(width * (WINDOW.KERNEL_H * WINDOW.KERNEL_W), WIDTH_ALIGN)
     # [BLOCK_N]; columns past the group's last repeat it: cheaper than a mask in the loop, and never stored
     w_cols = w_ptr + (w_begin + tl.minimum(n, count - 1).to(tl.int64) * depth)
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+    source = Source(x_rows, stride_xh, stride_xw)
     acc = ragged_reduction(
-        acc, x_rows, w_cols, index, reach, stride_xh, stride_xw, width, reciprocal, depth,
-        KERNEL_W, DILATION_H, DILATION_W, BLOCK_K, IN_ALIGN, WIDTH_ALIGN, MASK_K, CLAMP, TAPS, CACHE_A, PRECISION,
-        NUM_STAGES,
-    )  # fmt: skip
-    y_rows = row_offsets(m, image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw), DENSE_Y)
+        acc, source, w_cols, index, reach, GroupDepth(width, reciprocal, depth), IN_ALIGN, WIDTH_ALIGN, TAPS, LOOP
+    )
+    y_rows = row_offsets(m, image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw), TILE.DENSE_Y)
     r_rows = None
     if residual_ptr is not None:
-        r_rows = row_offsets(m, image, out_h, out_w, Strides(stride_rn, 1, stride_rh, stride_rw), DENSE_R)
+        r_rows = row_offsets(m, image, out_h, out_w, Strides(stride_rn, 1, stride_rh, stride_rw), TILE.DENSE_R)
     finish(
         acc, Epilogue(scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc), y_rows, r_rows, row_ok,
         first_out + n, col_ok, FINISH,
@@ -141,50 +125,32 @@ def tap_of(k, reciprocal, ALIGN: tl.constexpr):
 
 @triton.jit
 def ragged_reduction(
-    acc,
-    x_rows,
-    w_cols,
-    index,
-    reach,
-    stride_xh,
-    stride_xw,
-    width,
-    reciprocal,
-    depth,
-    KERNEL_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    IN_ALIGN: tl.constexpr,
-    WIDTH_ALIGN: tl.constexpr,
-    MASK_K: tl.constexpr,
-    CLAMP: tl.constexpr,
-    TAPS: tl.constexpr,
-    CACHE_A: tl.constexpr,
-    PRECISION: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):
+    acc, source, w_cols, index, reach, group, IN_ALIGN: tl.constexpr, WIDTH_ALIGN: tl.constexpr, TAPS: tl.constexpr,
+    LOOP: tl.constexpr,
+):  # fmt: skip
     """Acc + x[rows, k] * w[k, cols] over the group's `depth` flat indices k."""
+    BLOCK_K: tl.constexpr = LOOP.BLOCK_K
+    PRECISION: tl.constexpr = LOOP.PRECISION
     offs_k = tl.arange(0, BLOCK_K)
-    for k0 in tl.range(0, depth, BLOCK_K, num_stages=NUM_STAGES):
+    for k0 in tl.range(0, group.depth, BLOCK_K, num_stages=LOOP.NUM_STAGES):
         k = k0 + offs_k
-        k_ok = k < depth
-        tap = tap_of(k, reciprocal, WIDTH_ALIGN)
-        kernel_h = tap // KERNEL_W
-        kernel_w = tap % KERNEL_W
-        channel = tl.max_contiguous(tl.multiple_of(k - tap * width, WIDTH_ALIGN), WIDTH_ALIGN)
+        k_ok = k < group.depth
+        tap = tap_of(k, group.reciprocal, WIDTH_ALIGN)
+        row = tap // TAPS.COLUMNS
+        column = tap % TAPS.COLUMNS
+        channel = tl.max_contiguous(tl.multiple_of(k - tap * group.width, WIDTH_ALIGN), WIDTH_ALIGN)
         if index is not None:
             channel = tl.load(index + channel)  # k modulo the group's width: inside its list even past the last tap
             channel = tl.max_contiguous(tl.multiple_of(channel, IN_ALIGN), IN_ALIGN)
-        offset = kernel_h * (DILATION_H * stride_xh) + kernel_w * (DILATION_W * stride_xw) + channel
-        if CLAMP and TAPS.MODE != "direct":
+        offset = row * (TAPS.DOWN * source.stride_h) + column * (TAPS.RIGHT * source.stride_w) + channel
+        if LOOP.CLAMP and TAPS.MODE != "direct":
             tap = tap & 31
-            kernel_h = kernel_h & 15
-        mask = tap_mask(reach, tap[None, :], kernel_h[None, :], kernel_w[None, :], TAPS)
-        if MASK_K:
+            row = row & 15
+        mask = tap_mask(reach, tap[None, :], row[None, :], column[None, :], TAPS)
+        if LOOP.MASK_K:
             mask = mask & k_ok[None, :]
         # [BLOCK_M, BLOCK_K]
-        a = tl.load(x_rows[:, None] + offset[None, :], mask=mask, other=0.0, cache_modifier=CACHE_A)
+        a = tl.load(source.rows[:, None] + offset[None, :], mask=mask, other=0.0, cache_modifier=LOOP.CACHE_A)
         # [BLOCK_K, BLOCK_N]
         b = tl.load(w_cols[None, :] + k[:, None], mask=k_ok[:, None], other=0.0)
         acc = multiply_add(a, b, acc, PRECISION)
@@ -203,7 +169,7 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
     tiles_m, _, programs = tiles(problem, config)
     finishing = epilogue_arguments(problem, operands)
     strides = stride_integers("r", operands.get("residual")), stride_integers("y", output)
-    gather = traits(problem.layout).gather
+    known = traits(problem.layout)
     wide_window = window_extent(problem, x) > INT32_MAX
     integers = (
         Integer.of("M", _pixels(problem)),
@@ -221,16 +187,25 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
         Buffer("x_ptr", x.buffer, problem.dtype, x.alignment),
         Buffer("w_ptr", weight.buffer, problem.dtype, weight.alignment),
         Buffer("table_ptr", "tile_table", "int64"),
-        *([Buffer("index_ptr", "channel_index", "int32")] if gather else []),
+        *([Buffer("index_ptr", "channel_index", "int32")] if known.gather else []),
         *finishing.buffers,
     )
     constants = {
-        **({} if gather else {"index_ptr": None}),
+        **({} if known.gather else {"index_ptr": None}),
         "WINDOW": window_constant(problem),
-        **_loop_constants(problem, config),
+        "TAP_MODE": tap_mode(problem),
+        "TILE": Tile(
+            config.block_m,
+            config.block_n,
+            WIDE_M=_pixels(problem) > INT32_MAX - config.block_m,
+            DENSE_Y=is_dense(problem, output),
+            DENSE_R=problem.epilogue.residual and is_dense(problem, operands["residual"]),
+        ),
+        "LOOP": _loop(problem, config),
+        "IN_ALIGN": known.in_align,
+        "WIDTH_ALIGN": known.width_align,
+        "OUT_ALIGN": known.out_align,
         **finishing.constants,
-        "DENSE_Y": is_dense(problem, output),
-        "DENSE_R": problem.epilogue.residual and is_dense(problem, operands["residual"]),
         **{name: value for pair in strides for name, value in pair.constants.items()},
     }
     longest = max(trips(problem, config, group) for group in range(problem.groups))
@@ -241,23 +216,16 @@ def _pixels(problem: ConvProblem) -> int:
     return problem.batch * problem.out_size[0] * problem.out_size[1]
 
 
-def _loop_constants(problem: ConvProblem, config: RaggedConfig) -> dict[str, Any]:
-    known, mode, kernel_w = traits(problem.layout), tap_mode(problem), problem.kernel_size[1]
-    return {
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "CACHE_A": config.cache_a,
-        "IN_ALIGN": known.in_align,
-        "WIDTH_ALIGN": known.width_align,
-        "OUT_ALIGN": known.out_align,
-        "MASK_K": not _has_a_bit(last_tap(problem, config, prepared=False), mode, kernel_w),
-        "CLAMP": not _has_a_bit(last_tap(problem, config, prepared=True), mode, kernel_w),
-        "WIDE_M": _pixels(problem) > INT32_MAX - config.block_m,
-        "TAP_MODE": mode,
-        "PRECISION": problem.precision,
-        "NUM_STAGES": config.num_stages,
-    }
+def _loop(problem: ConvProblem, config: RaggedConfig) -> RaggedLoop:
+    mode, kernel_w = tap_mode(problem), problem.kernel_size[1]
+    return RaggedLoop(
+        config.block_k,
+        MASK_K=not _has_a_bit(last_tap(problem, config, prepared=False), mode, kernel_w),
+        CLAMP=not _has_a_bit(last_tap(problem, config, prepared=True), mode, kernel_w),
+        CACHE_A=config.cache_a,
+        PRECISION=problem.precision,
+        NUM_STAGES=config.num_stages,
+    )
 
 
 def _has_a_bit(tap: int, mode: str, kernel_w: int) -> bool:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from grouped_conv.kernels.values import refusals
-from grouped_conv.kernels.values.config import CACHE_POLICIES, KernelConfig
+from grouped_conv.kernels.values.config import CACHE_POLICIES, GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.layout import GroupLayout
 from grouped_conv.kernels.values.problem import ConvProblem
@@ -29,7 +29,7 @@ MAX_ALIGN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RaggedConfig(KernelConfig):
+class RaggedConfig(GemmConfig):
     """Block sizes and knobs of the ragged kernel.
 
     Attributes:
@@ -41,23 +41,15 @@ class RaggedConfig(KernelConfig):
 
     family: ClassVar[str] = "ragged"
 
-    block_m: int = 128
-    block_n: int = 64
-    block_k: int = 64
     cache_a: str = ""
 
     def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        for name in ("block_m", "block_n", "block_k"):
-            value = getattr(self, name)
-            if value < 16 or value & (value - 1):
-                raise ValueError(f"{name} must be a power of two of at least 16, but got {value}")
+        GemmConfig.__post_init__(self)
         if self.cache_a not in CACHE_POLICIES:
             raise ValueError(f"cache_a {self.cache_a!r} must be one of {CACHE_POLICIES}")
 
     def __str__(self) -> str:
-        words = [f"{self.block_m}x{self.block_n}x{self.block_k}", f"w{self.num_warps}", f"s{self.num_stages}"]
-        return " ".join(words + ([self.cache_a] if self.cache_a else []))
+        return " ".join([GemmConfig.__str__(self), *([self.cache_a] if self.cache_a else [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +75,17 @@ def traits(layout: GroupLayout) -> Traits:
     """The alignment of `layout`, and whether its groups read consecutive channels."""
     lists = [np.array(layout.inputs_of(group)) for group in range(layout.groups)]
     gather = any((np.diff(channels) != 1).any() for channels in lists)
+    align = run_alignment(lists)
+    widths = (len(channels) for channels in lists)
+    return Traits(gather, align, math.gcd(MAX_ALIGN, *widths), math.gcd(MAX_ALIGN, *layout.outputs))
+
+
+def run_alignment(lists: list[np.ndarray]) -> int:
+    """The `in_align` of these lists of channels, as `Traits` has it."""
     align = MAX_ALIGN
     while align > 1 and not all(_in_runs(channels, align) for channels in lists):
         align //= 2
-    widths = (len(channels) for channels in lists)
-    return Traits(gather, align, math.gcd(MAX_ALIGN, *widths), math.gcd(MAX_ALIGN, *layout.outputs))
+    return align
 
 
 def _in_runs(channels: np.ndarray, length: int) -> bool:
@@ -130,7 +128,7 @@ def channel_index(layout: GroupLayout) -> np.ndarray:
 
 
 def tables(problem: ConvProblem, config: RaggedConfig) -> dict[str, np.ndarray]:
-    """The arrays that the kernel reads besides its operands, by buffer name."""
+    """The arrays that the kernel reads in addition to its operands, by buffer name."""
     arrays = {"tile_table": tile_table(problem, config)}
     if traits(problem.layout).gather:
         arrays["channel_index"] = channel_index(problem.layout)
@@ -145,7 +143,7 @@ def reciprocal(width: int) -> int:
 def weight_offsets(layout: GroupLayout, taps: int) -> list[int]:
     """Where each group's weights `[k, R, S, c]` begin in the flat storage, in elements.
 
-    Groups of equal size lie in one bucket, one after another; buckets follow in the order in which their sizes first
+    Groups of equal size form one bucket, one after another; buckets follow in the order in which their sizes first
     appear, each beginning at a multiple of 8 elements (16 bytes of a 16-bit dtype).
     """
     offsets = [0] * layout.groups
@@ -190,10 +188,7 @@ def _depth_reason(problem: ConvProblem, config: RaggedConfig) -> str | None:
 
 def why_not_on(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
-    buffers = pipeline_buffers(problem, config, device)
-    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
-        problem.precision, device
-    )
+    return refusals.pipelined(problem, config, pipeline_buffers(problem, config, device), device)
 
 
 def one_warp(problem: ConvProblem) -> RaggedConfig:

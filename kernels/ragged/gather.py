@@ -26,25 +26,11 @@ TILE = 2048
 
 @triton.jit
 def ragged_gather(
-    parts_ptr,
-    positions_ptr,
-    dx_ptr,
-    M,
-    IN_H,
-    IN_W,
-    tiles_n,
-    channels,
-    readers,
-    width,
-    stride_xn,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    ALIGN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WIDE_M: tl.constexpr,
-):
+    parts_ptr, positions_ptr, dx_ptr,
+    M, IN_H, IN_W, tiles_n, channels, readers, width,
+    stride_xn, stride_xc, stride_xh, stride_xw,
+    ALIGN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE_M: tl.constexpr,
+):  # fmt: skip
     pid = tl.program_id(0)
     channel = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     channel_ok = channel < channels

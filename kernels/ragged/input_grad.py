@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.device_code.bundles import Reach, Strides, Taps
+from grouped_conv.kernels.device_code.bundles import Gradient, Reach, Strides, Taps
 from grouped_conv.kernels.device_code.classes import class_taps
 from grouped_conv.kernels.device_code.epilogue import pixel_offsets, store_tile
 from grouped_conv.kernels.device_code.gradient import load_gradient
@@ -40,81 +41,73 @@ from grouped_conv.kernels.values.problem import ITEM_SIZE, ConvProblem
 _ROW = tl.constexpr(ROW)
 
 
+class Sums(NamedTuple):
+    """How the sums are taken: kernel rows from one tap of a class to its next, the most taps, the tile, stages."""
+
+    STEP_H: int
+    STEP_W: int
+    MOST_H: int
+    MOST_W: int
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    WIDE_M: bool
+    TAP_MODE: str
+    PRECISION: str
+    NUM_STAGES: int
+
+
+class ClassTaps(NamedTuple):
+    """The taps of a program's class: the first row and column, how many of each."""
+
+    first_h: tl.tensor
+    first_w: tl.tensor
+    rows: tl.tensor
+    columns: tl.tensor
+
+
+class GroupOutputs(NamedTuple):
+    """Output channels of a program's group, their reciprocal (`tap_of`), and the group's input channels."""
+
+    outputs: tl.tensor
+    reciprocal: tl.tensor
+    width: tl.tensor
+
+
 @triton.jit
 def ragged_input_grad(
-    dy_ptr,
-    known_ptr,
-    scale_ptr,
-    w_ptr,
-    table_ptr,
-    index_ptr,
-    dx_ptr,
-    M,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    CLASS_H,
-    CLASS_W,
-    tiles_m,
-    stride_gn,
-    stride_gh,
-    stride_gw,
-    stride_kn,
-    stride_kh,
-    stride_kw,
-    stride_xn,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    WINDOW: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
-    MOST_H: tl.constexpr,
-    MOST_W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    IN_ALIGN: tl.constexpr,
-    WIDTH_ALIGN: tl.constexpr,
-    WEIGHT_ALIGN: tl.constexpr,
-    OUT_ALIGN: tl.constexpr,
-    WIDE_M: tl.constexpr,
-    TAP_MODE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DERIVATIVE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):
-    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
-    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
-    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
-    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
-    PAD_H: tl.constexpr = WINDOW.PAD_H
-    PAD_W: tl.constexpr = WINDOW.PAD_W
-    DILATION_H: tl.constexpr = WINDOW.DILATION_H
-    DILATION_W: tl.constexpr = WINDOW.DILATION_W
-    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
-    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
-    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
-    tl.static_assert(SHUFFLE == 1 and SHUFFLE_KNOWN == 1)
-    CLASSES: tl.constexpr = STRIDE_H * STRIDE_W
+    dy_ptr, known_ptr, scale_ptr, w_ptr, table_ptr, index_ptr, dx_ptr,
+    M, IN_H, IN_W, OUT_H, OUT_W, CLASS_H, CLASS_W, tiles_m,
+    stride_gn, stride_gh, stride_gw,
+    stride_kn, stride_kh, stride_kw,
+    stride_xn, stride_xc, stride_xh, stride_xw,
+    WINDOW: tl.constexpr, SUMS: tl.constexpr, DERIVATIVE: tl.constexpr, VECTOR: tl.constexpr,
+    IN_ALIGN: tl.constexpr, WIDTH_ALIGN: tl.constexpr, WEIGHT_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr,
+):  # fmt: skip
+    tl.static_assert(DERIVATIVE.SHUFFLE == 1 and DERIVATIVE.SHUFFLE_KNOWN == 1)
+    CLASSES: tl.constexpr = WINDOW.STRIDE_H * WINDOW.STRIDE_W
     pid = tl.program_id(0)  # classes and pixel tiles vary fastest: consecutive programs share weights and lines
-    class_w = pid % STRIDE_W
-    class_h = pid // STRIDE_W % STRIDE_H
+    class_w = pid % WINDOW.STRIDE_W
+    class_h = pid // WINDOW.STRIDE_W % WINDOW.STRIDE_H
     pid_m = pid // CLASSES % tiles_m
     begin, columns, w_begin, width, first_out, outputs, reciprocal = load_gradient_row(
         table_ptr + (pid // CLASSES // tiles_m) * _ROW, IN_ALIGN, WIDTH_ALIGN, WEIGHT_ALIGN, OUT_ALIGN
     )
 
-    first_h, count_h, shift_h = class_taps(class_h, KERNEL_H, STRIDE_H, PAD_H, DILATION_H, STEP_H)
-    first_w, count_w, shift_w = class_taps(class_w, KERNEL_W, STRIDE_W, PAD_W, DILATION_W, STEP_W)
-    BACK_H: tl.constexpr = DILATION_H * STEP_H // STRIDE_H  # output rows from one tap of a class to the next
-    BACK_W: tl.constexpr = DILATION_W * STEP_W // STRIDE_W
+    first_h, count_h, shift_h = class_taps(
+        class_h, WINDOW.KERNEL_H, WINDOW.STRIDE_H, WINDOW.PAD_H, WINDOW.DILATION_H, SUMS.STEP_H
+    )
+    first_w, count_w, shift_w = class_taps(
+        class_w, WINDOW.KERNEL_W, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DILATION_W, SUMS.STEP_W
+    )
+    BACK_H: tl.constexpr = (
+        WINDOW.DILATION_H * SUMS.STEP_H // WINDOW.STRIDE_H
+    )  # output rows from one tap of a class to the next
+    BACK_W: tl.constexpr = WINDOW.DILATION_W * SUMS.STEP_W // WINDOW.STRIDE_W
 
-    m, image, row_h, row_w = decode_pixels(pid_m, CLASS_H, CLASS_W, BLOCK_M, WIDE_M)
-    in_h = row_h.to(tl.int32) * STRIDE_H + class_h
-    in_w = row_w.to(tl.int32) * STRIDE_W + class_w
+    m, image, row_h, row_w = decode_pixels(pid_m, CLASS_H, CLASS_W, SUMS.BLOCK_M, SUMS.WIDE_M)
+    in_h = row_h.to(tl.int32) * WINDOW.STRIDE_H + class_h
+    in_w = row_w.to(tl.int32) * WINDOW.STRIDE_W + class_w
     row_ok = (m < M) & (in_h < IN_H) & (in_w < IN_W)
     oh0 = row_h.to(tl.int32) + shift_h
     ow0 = row_w.to(tl.int32) + shift_w
@@ -122,13 +115,13 @@ def ragged_input_grad(
         pixel_offsets(image, oh0, ow0, Strides(stride_gn, 1, stride_gh, stride_gw)) + first_out
     )  # [BLOCK_M]
     k_rows = g_rows
-    if ACTIVATION != "none":
+    if DERIVATIVE.ACTIVATION != "none":
         k_rows = known_ptr + (pixel_offsets(image, oh0, ow0, Strides(stride_kn, 1, stride_kh, stride_kw)) + first_out)
     oh0 = tl.where(row_ok, oh0, OUTSIDE)
-    TAPS: tl.constexpr = Taps(MOST_H, MOST_W, -BACK_H, -BACK_W, TAP_MODE)
+    TAPS: tl.constexpr = Taps(SUMS.MOST_H, SUMS.MOST_W, -BACK_H, -BACK_W, SUMS.TAP_MODE)
     reach = Reach(tap_bits(oh0, ow0, OUT_H, OUT_W, TAPS), oh0, ow0, OUT_H, OUT_W)
 
-    column = tl.arange(0, BLOCK_N)
+    column = tl.arange(0, SUMS.BLOCK_N)
     col_ok = column < columns
     scales = None
     if scale_ptr is not None:
@@ -136,12 +129,10 @@ def ragged_input_grad(
     # [BLOCK_N]; columns past the tile's last repeat its last run: cheaper than a mask in the loop, and never stored
     last = columns - WEIGHT_ALIGN + column % WEIGHT_ALIGN
     w_cols = w_ptr + (w_begin + tl.max_contiguous(tl.multiple_of(tl.minimum(column, last), WEIGHT_ALIGN), WEIGHT_ALIGN))
-    acc = ragged_gradient_sums(
-        g_rows, k_rows, scales, w_cols, reach, stride_gh, stride_gw, stride_kh,
-        stride_kw, width, outputs, reciprocal, first_h, first_w, count_h, count_w, KERNEL_H, KERNEL_W, STEP_H, STEP_W,
-        BACK_H, BACK_W, MOST_W, BLOCK_M, BLOCK_N, BLOCK_K, OUT_ALIGN, TAPS, PRECISION, DERIVATIVE,
-        NUM_STAGES,
-    )  # fmt: skip
+    grad = Gradient(dy_ptr, known_ptr, scales, g_rows, k_rows, stride_gh, stride_gw, stride_kh, stride_kw)
+    taps = ClassTaps(first_h, first_w, count_h, count_w)
+    group = GroupOutputs(outputs, reciprocal, width)
+    acc = ragged_gradient_sums(grad, w_cols, reach, taps, group, OUT_ALIGN, WINDOW, TAPS, SUMS, DERIVATIVE)
 
     x_rows = pixel_offsets(image, in_h, in_w, Strides(stride_xn, 1, stride_xh, stride_xw))
     if index_ptr is None:
@@ -171,11 +162,7 @@ def store_runs(ptr, values, rows, index, row_ok, columns, RUN: tl.constexpr):
 
 @triton.jit
 def load_gradient_row(
-    row_ptr,
-    IN_ALIGN: tl.constexpr,
-    WIDTH_ALIGN: tl.constexpr,
-    WEIGHT_ALIGN: tl.constexpr,
-    OUT_ALIGN: tl.constexpr,
+    row_ptr, IN_ALIGN: tl.constexpr, WIDTH_ALIGN: tl.constexpr, WEIGHT_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr
 ):
     """A table row with what is known of its divisibility: a bound that is not known to be even narrows masked loads."""
     begin = tl.multiple_of(tl.load(row_ptr), IN_ALIGN)
@@ -189,63 +176,40 @@ def load_gradient_row(
 
 @triton.jit
 def ragged_gradient_sums(
-    g_rows,
-    k_rows,
-    scales,
-    w_cols,
-    reach,
-    stride_gh,
-    stride_gw,
-    stride_kh,
-    stride_kw,
-    width,
-    outputs,
-    reciprocal,
-    first_h,
-    first_w,
-    count_h,
-    count_w,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
-    BACK_H: tl.constexpr,
-    BACK_W: tl.constexpr,
-    MOST_W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    OUT_ALIGN: tl.constexpr,
-    TAPS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DERIVATIVE: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):
+    grad, w_cols, reach, taps, group, OUT_ALIGN: tl.constexpr, WINDOW: tl.constexpr, TAPS: tl.constexpr,
+    SUMS: tl.constexpr, DERIVATIVE: tl.constexpr,
+):  # fmt: skip
     """The tile's sums, [BLOCK_M, BLOCK_N], over the class's taps and the group's output channels."""
+    BLOCK_K: tl.constexpr = SUMS.BLOCK_K
+    PRECISION: tl.constexpr = SUMS.PRECISION
     offs_k = tl.arange(0, BLOCK_K)
-    depth = tl.multiple_of(count_h * count_w * outputs, OUT_ALIGN)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k0 in tl.range(0, depth, BLOCK_K, num_stages=NUM_STAGES):
+    depth = tl.multiple_of(taps.rows * taps.columns * group.outputs, OUT_ALIGN)
+    acc = tl.zeros((SUMS.BLOCK_M, SUMS.BLOCK_N), tl.float32)
+    for k0 in tl.range(0, depth, BLOCK_K, num_stages=SUMS.NUM_STAGES):
         flat = k0 + offs_k
         k_ok = flat < depth
-        tap = tap_of(flat, reciprocal, OUT_ALIGN)
-        k = tl.max_contiguous(tl.multiple_of(flat - tap * outputs, OUT_ALIGN), OUT_ALIGN)
-        tap_h = tap // tl.maximum(count_w, 1)  # a class without taps has no trips, but the pipeline looks ahead
-        tap_w = tap % tl.maximum(count_w, 1)
-        g_offset = k - (tap_h.to(tl.int64) * (BACK_H * stride_gh) + tap_w.to(tl.int64) * (BACK_W * stride_gw))
+        tap = tap_of(flat, group.reciprocal, OUT_ALIGN)
+        k = tl.max_contiguous(tl.multiple_of(flat - tap * group.outputs, OUT_ALIGN), OUT_ALIGN)
+        tap_h = tap // tl.maximum(taps.columns, 1)  # a class without taps has no trips, but the pipeline looks ahead
+        tap_w = tap % tl.maximum(taps.columns, 1)
+        g_offset = k - (
+            tap_h.to(tl.int64) * (-TAPS.DOWN * grad.stride_gh) + tap_w.to(tl.int64) * (-TAPS.RIGHT * grad.stride_gw)
+        )
         known_ptrs = None
         if DERIVATIVE.ACTIVATION != "none":
-            k_offset = k - (tap_h.to(tl.int64) * (BACK_H * stride_kh) + tap_w.to(tl.int64) * (BACK_W * stride_kw))
-            known_ptrs = k_rows[:, None] + k_offset[None, :]
+            k_offset = k - (
+                tap_h.to(tl.int64) * (-TAPS.DOWN * grad.stride_kh) + tap_w.to(tl.int64) * (-TAPS.RIGHT * grad.stride_kw)
+            )
+            known_ptrs = grad.k_rows[:, None] + k_offset[None, :]
         scale = None
-        if scales is not None:
-            scale = tl.load(scales + k, mask=k_ok, other=0.0).to(tl.float32)[None, :]
-        mask = tap_mask(reach, ((tap_h * MOST_W + tap_w) & 31)[None, :], tap_h[None, :], tap_w[None, :], TAPS)
+        if grad.scale is not None:
+            scale = tl.load(grad.scale + k, mask=k_ok, other=0.0).to(tl.float32)[None, :]
+        mask = tap_mask(reach, ((tap_h * TAPS.COLUMNS + tap_w) & 31)[None, :], tap_h[None, :], tap_w[None, :], TAPS)
         a = load_gradient(
-            g_rows[:, None] + g_offset[None, :], known_ptrs, mask & k_ok[None, :], scale, DERIVATIVE
+            grad.g_rows[:, None] + g_offset[None, :], known_ptrs, mask & k_ok[None, :], scale, DERIVATIVE
         )  # [BLOCK_M, BLOCK_K]
-        place = (first_h + STEP_H * tap_h) * KERNEL_W + (first_w + STEP_W * tap_w)
-        w_rows = (k * (KERNEL_H * KERNEL_W) + place) * width  # [BLOCK_K]
+        place = (taps.first_h + SUMS.STEP_H * tap_h) * WINDOW.KERNEL_W + (taps.first_w + SUMS.STEP_W * tap_w)
+        w_rows = (k * (WINDOW.KERNEL_H * WINDOW.KERNEL_W) + place) * group.width  # [BLOCK_K]
         b = tl.load(w_cols[None, :] + w_rows[:, None], mask=k_ok[:, None], other=0.0)
         acc = multiply_add(a, b, acc, PRECISION)
     return acc
@@ -269,7 +233,8 @@ def plan_ragged_input_grad(
     tiles_m, _, programs = tiles(problem, config)
     loading = gradient_arguments(problem, operands)
     strides = stride_integers("x", target)
-    steps = [class_step(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
+    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
+    steps = class_step(stride_h, dilation_h), class_step(stride_w, dilation_w)
     most = most_taps(problem)
     known, vector = grad_traits(problem.layout), 16 // ITEM_SIZE[dtype]
     integers = (
@@ -284,20 +249,22 @@ def plan_ragged_input_grad(
     )
     constants = {
         "WINDOW": window_constant(problem),
-        **{f"STEP_{axis}": size for axis, size in zip("HW", steps, strict=True)},
-        **{f"MOST_{axis}": size for axis, size in zip("HW", most, strict=True)},
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
+        "SUMS": Sums(
+            *steps,
+            *most,
+            config.block_m,
+            config.block_n,
+            config.block_k,
+            WIDE_M=m > INT32_MAX - config.block_m,
+            TAP_MODE="word" if math.prod(most) <= 31 else "direct",
+            PRECISION=problem.precision,
+            NUM_STAGES=config.num_stages,
+        ),
         "IN_ALIGN": known.in_align,
         "WIDTH_ALIGN": known.width_align,
         "WEIGHT_ALIGN": traits(problem.layout).width_align,
         "OUT_ALIGN": known.out_align,
-        "WIDE_M": m > INT32_MAX - config.block_m,
-        "TAP_MODE": "word" if math.prod(most) <= 31 else "direct",
-        "PRECISION": problem.precision,
         "VECTOR": vector if target.strides[1] == 1 and not (known.gather and known.in_align < vector) else 1,
-        "NUM_STAGES": config.num_stages,
         **loading.constants,
         **strides.constants,
     }

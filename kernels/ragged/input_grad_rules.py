@@ -15,10 +15,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from grouped_conv.kernels.ragged.forward_rules import MAX_ALIGN, Traits, reciprocal, traits, weight_offsets
+from grouped_conv.kernels.ragged.forward_rules import (
+    MAX_ALIGN,
+    Traits,
+    reciprocal,
+    run_alignment,
+    traits,
+    weight_offsets,
+)
 from grouped_conv.kernels.values import refusals
 from grouped_conv.kernels.values.classes import class_size, most_taps
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.config import GemmConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.layout import GroupLayout
 from grouped_conv.kernels.values.problem import ConvProblem
@@ -30,7 +37,7 @@ makes, and the reciprocal of that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RaggedInputGradConfig(KernelConfig):
+class RaggedInputGradConfig(GemmConfig):
     """Block sizes of the ragged input gradient's kernel.
 
     Attributes:
@@ -41,19 +48,6 @@ class RaggedInputGradConfig(KernelConfig):
 
     family: ClassVar[str] = "ragged_input_grad"
     direction: ClassVar[str] = "input_grad"
-
-    block_m: int = 128
-    block_n: int = 64
-    block_k: int = 64
-
-    def __post_init__(self) -> None:
-        KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
-
-    def __str__(self) -> str:
-        return f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +78,7 @@ def parts_width(layout: GroupLayout) -> int:
 
 
 def readers(layout: GroupLayout, taps: int) -> list[Reader]:
-    """The groups and, unless a second launch sees to them, the channels that no group reads."""
+    """The groups and, unless a second launch writes them, the channels that no group reads."""
     begins = [0, *np.cumsum(layout.outputs).tolist()]
     found = [
         Reader(layout.inputs_of(group), outputs, begins[group], weight)
@@ -94,7 +88,7 @@ def readers(layout: GroupLayout, taps: int) -> list[Reader]:
         return found
     if traits(layout).gather:
         return [*found, Reader(layout.unread, 0)]
-    ends = [b for a, b in pairwise(layout.unread) if b != a + 1]  # where a run of unread channels begins anew
+    ends = [b for a, b in pairwise(layout.unread) if b != a + 1]  # where a new run of unread channels begins
     cuts = [0, *(layout.unread.index(channel) for channel in ends), len(layout.unread)]
     return [*found, *(Reader(layout.unread[begin:end], 0) for begin, end in pairwise(cuts))]
 
@@ -103,21 +97,12 @@ def readers(layout: GroupLayout, taps: int) -> list[Reader]:
 def grad_traits(layout: GroupLayout) -> Traits:
     """The layout's traits as stores see them: `gather` where they are scattered, unread channels aligned as well."""
     known = traits(layout)
-    if shares_channels(layout):  # parts lie side by side
+    if shares_channels(layout):  # parts are stored side by side
         return Traits(False, known.width_align, known.width_align, known.out_align)
     channels = [reader.inputs for reader in readers(layout, 1)]
-    align = known.in_align
-    while align > 1 and not all(_in_runs(inputs, align) for inputs in channels):
-        align //= 2
+    align = run_alignment([np.array(inputs) for inputs in channels])
     width = math.gcd(MAX_ALIGN, *map(len, channels))
     return Traits(known.gather, align, width, known.out_align)
-
-
-def _in_runs(channels: tuple[int, ...], length: int) -> bool:
-    if len(channels) % length:
-        return False
-    runs = np.array(channels).reshape(-1, length)
-    return bool((runs[:, 0] % length == 0).all() and (np.diff(runs, axis=1) == 1).all())
 
 
 def tile_table(problem: ConvProblem, config: RaggedInputGradConfig) -> np.ndarray:
@@ -156,7 +141,7 @@ def positions(layout: GroupLayout) -> np.ndarray:
 
 
 def tables(problem: ConvProblem, config: RaggedInputGradConfig) -> dict[str, np.ndarray]:
-    """The arrays that the launches read besides the operands, by buffer name."""
+    """The arrays that the launches read in addition to the operands, by buffer name."""
     layout = problem.layout
     arrays = {"tile_table": tile_table(problem, config)}
     if shares_channels(layout):
@@ -205,10 +190,7 @@ def _depth_reason(problem: ConvProblem, config: RaggedInputGradConfig) -> str | 
 def why_not_on(problem: ConvProblem, config: RaggedInputGradConfig, device: DeviceSpec) -> str | None:
     """Why a valid `config` cannot run on `device`; `None` when it can."""
     tile = (config.block_m + config.block_n) * config.block_k * problem.item_size
-    buffers = max(config.num_stages - 1, 1) * tile
-    return refusals.pipelined(config.block_m * config.block_n, buffers, config, device) or refusals.tf32(
-        problem.precision, device
-    )
+    return refusals.pipelined(problem, config, max(config.num_stages - 1, 1) * tile, device)
 
 
 def one_warp(problem: ConvProblem) -> RaggedInputGradConfig:

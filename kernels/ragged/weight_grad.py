@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -31,69 +32,42 @@ from grouped_conv.kernels.values.problem import ConvProblem
 _ROW = tl.constexpr(ROW)
 
 
+class Tile(NamedTuple):
+    """The tile of a program and the pipeline of its loop."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    NUM_STAGES: int
+
+
 @triton.jit
 def ragged_weight_grad(
-    dy_ptr,
-    known_ptr,
-    x_ptr,
-    table_ptr,
-    index_ptr,
-    workspace_ptr,
-    M,
-    part,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    rows,
-    elements,
-    stride_gn,
-    stride_gh,
-    stride_gw,
-    stride_kn,
-    stride_kh,
-    stride_kw,
-    stride_xn,
-    stride_xh,
-    stride_xw,
-    WINDOW: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    IN_ALIGN: tl.constexpr,
-    WIDTH_ALIGN: tl.constexpr,
-    OUT_ALIGN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DERIVATIVE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):
-    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
-    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
-    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
-    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
-    PAD_H: tl.constexpr = WINDOW.PAD_H
-    PAD_W: tl.constexpr = WINDOW.PAD_W
-    DILATION_H: tl.constexpr = WINDOW.DILATION_H
-    DILATION_W: tl.constexpr = WINDOW.DILATION_W
-    ACTIVATION: tl.constexpr = DERIVATIVE.ACTIVATION
-    SHUFFLE: tl.constexpr = DERIVATIVE.SHUFFLE
-    SHUFFLE_KNOWN: tl.constexpr = DERIVATIVE.SHUFFLE_KNOWN
-    tl.static_assert(SHUFFLE == 1 and SHUFFLE_KNOWN == 1)
+    dy_ptr, known_ptr, x_ptr, table_ptr, index_ptr, workspace_ptr,
+    M, part, IN_H, IN_W, OUT_H, OUT_W, rows, elements,
+    stride_gn, stride_gh, stride_gw,
+    stride_kn, stride_kh, stride_kw,
+    stride_xn, stride_xh, stride_xw,
+    WINDOW: tl.constexpr, TILE: tl.constexpr, DERIVATIVE: tl.constexpr, PRECISION: tl.constexpr,
+    IN_ALIGN: tl.constexpr, WIDTH_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    tl.static_assert(DERIVATIVE.SHUFFLE == 1 and DERIVATIVE.SHUFFLE_KNOWN == 1)
     split = tl.program_id(0) // rows  # consecutive programs share pixels
     entry, width, reciprocal, first_out, count, first_weight, weights, target = load_weight_row(
         table_ptr + (tl.program_id(0) % rows) * _ROW, IN_ALIGN, WIDTH_ALIGN, OUT_ALIGN
     )
-    row = tl.arange(0, BLOCK_M)
+    row = tl.arange(0, TILE.BLOCK_M)
     row_ok = row < count
     channel = first_out + row
 
-    column = tl.arange(0, BLOCK_N)
+    column = tl.arange(0, TILE.BLOCK_N)
     col_ok = column < weights
     flat = first_weight + column
     tap = tap_of(flat, reciprocal, WIDTH_ALIGN)
-    down = (tap // KERNEL_W) * DILATION_H - PAD_H  # from an output pixel's first row to the tap's, [BLOCK_N]
-    right = (tap % KERNEL_W) * DILATION_W - PAD_W
+    down = (
+        tap // WINDOW.KERNEL_W
+    ) * WINDOW.DILATION_H - WINDOW.PAD_H  # from an output pixel's first row to the tap's, [TILE.BLOCK_N]
+    right = (tap % WINDOW.KERNEL_W) * WINDOW.DILATION_W - WINDOW.PAD_W
     in_channel = entry + tl.max_contiguous(tl.multiple_of(flat - tap * width, WIDTH_ALIGN), WIDTH_ALIGN)
     if index_ptr is not None:
         in_channel = tl.load(index_ptr + in_channel)  # inside the list even past the last weight
@@ -104,19 +78,19 @@ def ragged_weight_grad(
 
     begin = split.to(tl.int64) * part
     end = tl.minimum(begin + part, M)
-    offs_k = tl.arange(0, BLOCK_K)
+    offs_k = tl.arange(0, TILE.BLOCK_K)
     pixel = begin + offs_k
     image, out_h, out_w = pixel // (OUT_H * OUT_W), (pixel // OUT_W % OUT_H).to(tl.int32), (pixel % OUT_W).to(tl.int32)
-    over_n = BLOCK_K // (OUT_H * OUT_W)
-    over_h = BLOCK_K // OUT_W % OUT_H
-    over_w = BLOCK_K % OUT_W
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in tl.range(begin, end, BLOCK_K, num_stages=NUM_STAGES):
-        left = tl.minimum(end - first, BLOCK_K).to(tl.int32)
+    over_n = TILE.BLOCK_K // (OUT_H * OUT_W)
+    over_h = TILE.BLOCK_K // OUT_W % OUT_H
+    over_w = TILE.BLOCK_K % OUT_W
+    acc = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+    for first in tl.range(begin, end, TILE.BLOCK_K, num_stages=TILE.NUM_STAGES):
+        left = tl.minimum(end - first, TILE.BLOCK_K).to(tl.int32)
         ok = offs_k < left
         g_rows = pixel_offsets(image, out_h, out_w, Strides(stride_gn, 1, stride_gh, stride_gw))
         known_ptrs = None
-        if ACTIVATION != "none":
+        if DERIVATIVE.ACTIVATION != "none":
             k_rows = pixel_offsets(image, out_h, out_w, Strides(stride_kn, 1, stride_kh, stride_kw))
             known_ptrs = known_ptr + (k_rows[None, :] + channel[:, None])
         a = load_gradient(
@@ -126,8 +100,8 @@ def ragged_weight_grad(
             None,
             DERIVATIVE,
         )  # [BLOCK_M, BLOCK_K], through transposed pointers: transposing a loaded tile costs the async copy
-        in_h = out_h * STRIDE_H
-        in_w = out_w * STRIDE_W
+        in_h = out_h * WINDOW.STRIDE_H
+        in_w = out_w * WINDOW.STRIDE_W
         x_rows = pixel_offsets(image, in_h, in_w, Strides(stride_xn, 1, stride_xh, stride_xw))
         in_h = tl.where(ok, in_h, OUTSIDE)
         mask = inside(in_h[:, None] + down[None, :], IN_H) & inside(in_w[:, None] + right[None, :], IN_W)
@@ -135,7 +109,7 @@ def ragged_weight_grad(
         acc = multiply_add(a, b, acc, PRECISION)
         image, out_h, out_w = next_pixels(image, out_h, out_w, over_n, over_h, over_w, OUT_H, OUT_W)
 
-    depth = tl.multiple_of(width * (KERNEL_H * KERNEL_W), WIDTH_ALIGN)
+    depth = tl.multiple_of(width * (WINDOW.KERNEL_H * WINDOW.KERNEL_W), WIDTH_ALIGN)
     sums = workspace_ptr + (split.to(tl.int64) * elements + target)
     store_tile(sums, acc, row.to(tl.int64) * depth, column, 1, row_ok, col_ok, VECTOR)
 
@@ -177,15 +151,12 @@ def plan_ragged_weight_grad(
     )
     constants = {
         "WINDOW": window_constant(problem),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
+        "TILE": Tile(config.block_m, config.block_n, config.block_k, config.num_stages),
         "IN_ALIGN": known.in_align,
         "WIDTH_ALIGN": known.width_align,
         "OUT_ALIGN": known.out_align,
         "PRECISION": problem.precision,
         "VECTOR": FLOAT32_VECTOR if known.width_align % FLOAT32_VECTOR == 0 else 1,
-        "NUM_STAGES": config.num_stages,
         **({} if known.gather else {"index_ptr": None}),
         **loading.constants,
     }

@@ -1,7 +1,7 @@
 """What the ragged weight gradient needs to know on the host: configuration, tables, valid problems; loads no kernel.
 
 A table row is a (group, tile of its output channels, tile of its weights); every split of the pixels runs all rows. The
-sums lie in the order of the flat weight storage, and so does the gradient.
+sums are in the order of the flat weight storage, and so is the gradient.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def reduce_table(problem: ConvProblem) -> np.ndarray:
 
 
 def tables(problem: ConvProblem, config: RaggedWeightGradConfig) -> dict[str, np.ndarray]:
-    """The arrays that the launches read besides the operands, by buffer name."""
+    """The arrays that the launches read in addition to the operands, by buffer name."""
     arrays = {"tile_table": tile_table(problem, config), "weight_rows": reduce_table(problem)}
     if traits(problem.layout).gather:
         arrays["channel_index"] = channel_index(problem.layout)

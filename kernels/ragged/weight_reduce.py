@@ -25,17 +25,9 @@ _GAP = tl.constexpr(MAX_ALIGN)
 
 @triton.jit
 def ragged_weight_reduce(
-    workspace_ptr,
-    table_ptr,
-    scale_ptr,
-    w_ptr,
-    dw_ptr,
-    dscale_ptr,
-    part,
-    splits,
-    WIDTH_ALIGN: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    workspace_ptr, table_ptr, scale_ptr, w_ptr, dw_ptr, dscale_ptr, part, splits,
+    WIDTH_ALIGN: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     channel = tl.program_id(0)
     row_ptr = table_ptr + channel * _ROW
     begin = tl.multiple_of(tl.load(row_ptr), WIDTH_ALIGN)

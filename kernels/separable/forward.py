@@ -1,4 +1,4 @@
-"""A grouped convolution and the 1x1 convolution behind it in one kernel; the tensor between them stays on the chip.
+"""A grouped convolution and the 1x1 convolution that follows, in one kernel; the tensor between them stays on chip.
 
 A program makes BLOCK_M pixels by BLOCK_N channels of the 1x1 convolution. It walks the intermediate channels in slices:
 each is computed by the grouped convolution, finished, rounded to the dtype and multiplied by its part of the 1x1
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from grouped_conv.kernels.device_code.bundles import Epilogue, Strides, Taps
+from grouped_conv.kernels.device_code.bundles import Epilogue, Reach, Strides, Taps
 from grouped_conv.kernels.device_code.epilogue import activate, affine, finish, pixel_offsets
 from grouped_conv.kernels.device_code.index import OUTSIDE, decode_pixels, tap_bits
 from grouped_conv.kernels.device_code.reduction import multiply_add
@@ -34,172 +34,107 @@ from grouped_conv.kernels.launching.window import tap_mode, window_constant, win
 from grouped_conv.kernels.passes.packing import Packing
 from grouped_conv.kernels.separable.forward_rules import SeparableConfig, is_unrolled, slices_of, tiles, why_invalid
 from grouped_conv.kernels.separable.problem import SeparableProblem
-from grouped_conv.kernels.separable.slices import direct_slice, dot_slice, isolated_slice, load_pointwise
+from grouped_conv.kernels.separable.slices import (
+    Cut,
+    Groups,
+    Inputs,
+    direct_slice,
+    dot_slice,
+    isolated_slice,
+    load_pointwise,
+)
+
+
+class Between(NamedTuple):
+    """The activation between the two convolutions."""
+
+    ACTIVATION: str
+    NEGATIVE_SLOPE: float
+
+
+class Weights(NamedTuple):
+    """Pointers to the first convolution's weight, scale and bias (or None), and to the 1x1 weight."""
+
+    w: tl.tensor
+    scale: tl.tensor
+    bias: tl.tensor
+    w2: tl.tensor
 
 
 @triton.jit
 def separable(
-    x_ptr,
-    w_ptr,
-    scale1_ptr,
-    bias1_ptr,
-    w2_ptr,
-    scale_ptr,
-    bias_ptr,
-    residual_ptr,
-    pre_ptr,
-    y_ptr,
-    M,
-    IN_H,
-    IN_W,
-    OUT_H,
-    OUT_W,
-    slices,
-    stride_xn,
-    stride_xh,
-    stride_xw,
-    stride_yn,
-    stride_yc,
-    stride_yh,
-    stride_yw,
-    stride_rn,
-    stride_rc,
-    stride_rh,
-    stride_rw,
-    GROUPS: tl.constexpr,
-    C_PER_GROUP: tl.constexpr,
-    K_PER_GROUP: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    DIRECT: tl.constexpr,
-    PACK: tl.constexpr,
-    PARTS: tl.constexpr,
-    TILE: tl.constexpr,
-    DEPTH: tl.constexpr,
-    STEPS: tl.constexpr,
-    UNROLL: tl.constexpr,
+    x_ptr, w_ptr, scale1_ptr, bias1_ptr, w2_ptr, scale_ptr, bias_ptr, residual_ptr, pre_ptr, y_ptr,
+    M, IN_H, IN_W, OUT_H, OUT_W, slices,
+    stride_xn, stride_xh, stride_xw, stride_yn, stride_yc, stride_yh, stride_yw,
+    stride_rn, stride_rc, stride_rh, stride_rw,
+    GROUPS: tl.constexpr, CUT: tl.constexpr, BETWEEN: tl.constexpr, FINISH: tl.constexpr, WINDOW: tl.constexpr,
+    TAP_MODE: tl.constexpr, OUT_CHANNELS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     WIDE_M: tl.constexpr,
-    TAP_MODE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACTIVATION1: tl.constexpr,
-    NEGATIVE_SLOPE1: tl.constexpr,
-    FINISH: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):
-    KERNEL_H: tl.constexpr = WINDOW.KERNEL_H
-    KERNEL_W: tl.constexpr = WINDOW.KERNEL_W
-    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
-    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
-    PAD_H: tl.constexpr = WINDOW.PAD_H
-    PAD_W: tl.constexpr = WINDOW.PAD_W
-    DILATION_H: tl.constexpr = WINDOW.DILATION_H
-    DILATION_W: tl.constexpr = WINDOW.DILATION_W
+):  # fmt: skip
     TILES_N: tl.constexpr = (OUT_CHANNELS + BLOCK_N - 1) // BLOCK_N
     pid = tl.program_id(0)
     m, image, out_h, out_w = decode_pixels(pid // TILES_N, OUT_H, OUT_W, BLOCK_M, WIDE_M)
     row_ok = m < M
-    ih0 = out_h.to(tl.int32) * STRIDE_H - PAD_H
-    iw0 = out_w.to(tl.int32) * STRIDE_W - PAD_W
-    x_offsets = image.to(tl.int64) * stride_xn + ih0.to(tl.int64) * stride_xh + iw0.to(tl.int64) * stride_xw
-    x_rows = x_ptr + x_offsets  # [BLOCK_M]; read only where a tap is inside
+    ih0 = out_h.to(tl.int32) * WINDOW.STRIDE_H - WINDOW.PAD_H
+    iw0 = out_w.to(tl.int32) * WINDOW.STRIDE_W - WINDOW.PAD_W
+    x_rows = x_ptr + pixel_offsets(image, ih0, iw0, Strides(stride_xn, 1, stride_xh, stride_xw))
     ih0 = tl.where(row_ok, ih0, OUTSIDE)
-    TAPS: tl.constexpr = Taps(KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, TAP_MODE)
-    bits = tap_bits(ih0, iw0, IN_H, IN_W, TAPS)
-    window = (x_rows, bits, ih0, iw0, IN_H, IN_W, stride_xh, stride_xw)
+    TAPS: tl.constexpr = Taps(WINDOW.KERNEL_H, WINDOW.KERNEL_W, WINDOW.DILATION_H, WINDOW.DILATION_W, TAP_MODE)
+    reach = Reach(tap_bits(ih0, iw0, IN_H, IN_W, TAPS), ih0, iw0, IN_H, IN_W)
+    inputs = Inputs(x_rows, reach, stride_xh, stride_xw)  # rows [BLOCK_M] are read only where a tap is inside
+    weights = Weights(w_ptr, scale1_ptr, bias1_ptr, w2_ptr)
 
     channel = pid % TILES_N * BLOCK_N + tl.arange(0, BLOCK_N)
     channel_ok = channel < OUT_CHANNELS
-    acc = chained_sums(
-        window, w_ptr, scale1_ptr, bias1_ptr, w2_ptr, channel, channel_ok, slices, GROUPS, C_PER_GROUP, K_PER_GROUP,
-        OUT_CHANNELS, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, BLOCK_N, DIRECT, PACK, PARTS, TILE, DEPTH,
-        STEPS, UNROLL, TAP_MODE, PRECISION, ACTIVATION1, NEGATIVE_SLOPE1, NUM_STAGES, False,
-    )  # fmt: skip
-    if PACK > 1:
+    w2_ok = channel_ok if OUT_CHANNELS % BLOCK_N != 0 else None
+    acc = chained_sums(inputs, weights, channel, w2_ok, slices, GROUPS, CUT, BETWEEN, TAPS, False)
+    if CUT.PACK > 1:
         # Zero weights between the groups of a pack turn one group's Inf or NaN into NaN in all of them, and from there
         # into every channel of its pixel: a tile without NaN is right, one with NaN is done again group by group.
         if tl.max(tl.max((acc != acc).to(tl.int32), 1), 0) != 0:
-            acc = chained_sums(
-                window, w_ptr, scale1_ptr, bias1_ptr, w2_ptr, channel, channel_ok, slices, GROUPS, C_PER_GROUP,
-                K_PER_GROUP, OUT_CHANNELS, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, BLOCK_N, DIRECT, PACK,
-                PARTS, TILE, DEPTH, STEPS, False, TAP_MODE, PRECISION, ACTIVATION1, NEGATIVE_SLOPE1, 1, True,
-            )  # fmt: skip
+            acc = chained_sums(inputs, weights, channel, w2_ok, slices, GROUPS, CUT, BETWEEN, TAPS, True)
     acc = affine(acc, scale_ptr, bias_ptr, channel, channel_ok)
     y_rows = pixel_offsets(image, out_h, out_w, Strides(stride_yn, 1, stride_yh, stride_yw))
     r_rows = None
     if residual_ptr is not None:
         r_rows = pixel_offsets(image, out_h, out_w, Strides(stride_rn, 1, stride_rh, stride_rw))
-    finish(
-        acc, Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc), y_rows, r_rows, row_ok,
-        channel, channel_ok, FINISH,
-    )  # fmt: skip
+    epilogue = Epilogue(None, None, residual_ptr, pre_ptr, y_ptr, stride_yc, stride_rc)
+    finish(acc, epilogue, y_rows, r_rows, row_ok, channel, channel_ok, FINISH)
 
 
 @triton.jit
 def chained_sums(
-    window,
-    w_ptr,
-    scale1_ptr,
-    bias1_ptr,
-    w2_ptr,
-    channel,
-    channel_ok,
-    slices,
-    GROUPS: tl.constexpr,
-    C_PER_GROUP: tl.constexpr,
-    K_PER_GROUP: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    DIRECT: tl.constexpr,
-    PACK: tl.constexpr,
-    PARTS: tl.constexpr,
-    TILE: tl.constexpr,
-    DEPTH: tl.constexpr,
-    STEPS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    TAP_MODE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACTIVATION1: tl.constexpr,
-    NEGATIVE_SLOPE1: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    ISOLATED: tl.constexpr,
-):
+    inputs, weights, channel, channel_ok, slices, GROUPS: tl.constexpr, CUT: tl.constexpr, BETWEEN: tl.constexpr,
+    TAPS: tl.constexpr, ISOLATED: tl.constexpr,
+):  # fmt: skip
     """Sums of the 1x1 convolution, [BLOCK_M, BLOCK_N], over all slices of the intermediate channels."""
-    MID: tl.constexpr = GROUPS * K_PER_GROUP
-    USED: tl.constexpr = TILE if DIRECT else PACK * K_PER_GROUP if PACK > 1 else TILE  # channels between two slices
-    EVEN: tl.constexpr = (MID if DIRECT or PACK > 1 else K_PER_GROUP) % USED == 0 and USED == TILE
-    n = tl.arange(0, TILE)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    MID: tl.constexpr = GROUPS.COUNT * GROUPS.K
+    ACTIVATION: tl.constexpr = BETWEEN.ACTIVATION
+    PRECISION: tl.constexpr = CUT.PRECISION
+    n = tl.arange(0, CUT.TILE)
+    acc = tl.zeros((inputs.rows.shape[0], channel.shape[0]), tl.float32)
     # Not pipelined: around unrolled steps wgmma then read copies still in flight (sm_90, found by executing the PTX).
     for index in tl.range(0, slices, num_stages=1):
-        group = index // PARTS * PACK
-        begin = index % PARTS * USED  # first channel of this slice within its group
-        first = index * USED if DIRECT or PACK > 1 else group * K_PER_GROUP + begin
-        if DIRECT or PACK > 1:
-            n_ok = (n < USED) & (first + n < MID)
+        group = index // CUT.PARTS * CUT.PACK
+        begin = index % CUT.PARTS * CUT.USED  # first channel of this slice within its group
+        first = index * CUT.USED if CUT.DIRECT or CUT.PACK > 1 else group * GROUPS.K + begin
+        if CUT.DIRECT or CUT.PACK > 1:
+            n_ok = (n < CUT.USED) & (first + n < MID)
         else:
-            n_ok = begin + n < K_PER_GROUP
-        if DIRECT:
-            part = direct_slice(window, w_ptr, first + n, n_ok, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W, BLOCK_M,
-                                TILE, EVEN, UNROLL, TAP_MODE)  # fmt: skip
+            n_ok = begin + n < GROUPS.K
+        if CUT.DIRECT:
+            part = direct_slice(inputs, weights.w, first + n, n_ok, CUT, TAPS)
         elif ISOLATED:
-            part = isolated_slice(window, w_ptr, group, first, n_ok, GROUPS, C_PER_GROUP, K_PER_GROUP, KERNEL_H,
-                                  KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, PACK, TILE, DEPTH, TAP_MODE,
-                                  PRECISION)  # fmt: skip
+            part = isolated_slice(inputs, weights.w, group, first, n_ok, GROUPS, CUT, TAPS)
         else:
-            part = dot_slice(window, w_ptr, group, first, n_ok, None, GROUPS, C_PER_GROUP, K_PER_GROUP, KERNEL_H,
-                             KERNEL_W, DILATION_H, DILATION_W, BLOCK_M, PACK, TILE, DEPTH, STEPS, UNROLL, TAP_MODE,
-                             PRECISION, NUM_STAGES)  # fmt: skip
-        part = activate(affine(part, scale1_ptr, bias1_ptr, first + n, n_ok), ACTIVATION1, NEGATIVE_SLOPE1)
-        if not EVEN:
+            part = dot_slice(
+                inputs, weights.w, group, first, n_ok, None, GROUPS, CUT, TAPS, CUT.UNROLL, CUT.NUM_STAGES
+            )  # fmt: skip
+        part = affine(part, weights.scale, weights.bias, first + n, n_ok)
+        part = activate(part, ACTIVATION, BETWEEN.NEGATIVE_SLOPE)
+        if not CUT.EVEN:
             part = tl.where(n_ok[None, :], part, 0.0)  # 0 * Inf of a neighbour, or an activation that moves zero
-        w2 = load_pointwise(w2_ptr, first + n, n_ok, channel, channel_ok, MID, EVEN, OUT_CHANNELS % BLOCK_N == 0)
+        w2 = load_pointwise(weights.w2, first + n, n_ok, channel, channel_ok, MID, CUT.EVEN)
         acc = multiply_add(part.to(w2.dtype), w2, acc, PRECISION)
     return acc
 
@@ -221,10 +156,10 @@ def canonical_operands(problem: SeparableProblem) -> dict[str, Operand]:
 def plan_separable_call(
     problem: SeparableProblem, config: SeparableConfig, operands: Mapping[str, Operand] | None = None
 ) -> tuple[tuple[Launch, ...], tuple[Temporary, ...]]:
-    """(launches, temporaries) of one call: passes for operands that do not lie as the kernel reads them, the kernel.
+    """(launches, temporaries) of one call: a pass for each operand that the kernel cannot read as it is; the kernel.
 
     Args:
-        operands: as `plan_separable` takes them, as they lie in memory; missing ones are dense, in the problem's memory
+        operands: as `plan_separable` takes them, in any memory format; missing ones are dense, in the problem's memory
             format and 16-byte aligned.
 
     Raises:
@@ -278,17 +213,10 @@ def plan_separable(problem: SeparableProblem, config: SeparableConfig, operands:
     ]
     constants = {
         **_shape_constants(problem),
+        "CUT": _cut(problem, config),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
-        "DIRECT": config.method == "direct",
-        "PACK": cut.pack,
-        "PARTS": cut.parts,
-        "TILE": cut.tile,
-        "DEPTH": cut.depth,
-        "STEPS": cut.steps,
-        "UNROLL": is_unrolled(problem, config),
         "WIDE_M": problem.pixels > INT32_MAX - config.block_m,
-        "NUM_STAGES": config.num_stages,
         **finishing.constants,
         **between[1],
         **{name: value for pair in strides for name, value in pair.constants.items()},
@@ -308,20 +236,36 @@ def plan_separable(problem: SeparableProblem, config: SeparableConfig, operands:
 def _shape_constants(problem: SeparableProblem) -> dict[str, Any]:
     first = problem.first
     return {
-        "GROUPS": first.groups,
-        "C_PER_GROUP": first.c_per_group,
-        "K_PER_GROUP": first.k_per_group,
+        "GROUPS": Groups(first.groups, first.c_per_group, first.k_per_group),
         "OUT_CHANNELS": problem.out_channels,
         "WINDOW": window_constant(first),
         "TAP_MODE": tap_mode(first),
-        "PRECISION": first.precision,
     }
 
 
+def _cut(problem: SeparableProblem, config: SeparableConfig) -> Cut:
+    first, slices, direct = problem.first, slices_of(problem, config), config.method == "direct"
+    used = slices.pack * first.k_per_group if slices.pack > 1 else slices.tile
+    channels = first.out_channels if direct or slices.pack > 1 else first.k_per_group
+    return Cut(
+        direct,
+        slices.pack,
+        slices.parts,
+        slices.tile,
+        used,
+        channels % used == 0 and used == slices.tile,
+        slices.depth,
+        slices.steps,
+        is_unrolled(problem, config),
+        config.num_stages,
+        first.precision,
+    )
+
+
 def _first_arguments(problem: SeparableProblem, operands: Mapping[str, Operand]) -> tuple[list[Buffer], dict[str, Any]]:
-    """(buffers, constants) of what lies between the two convolutions."""
+    """(buffers, constants) of what happens between the two convolutions."""
     epilogue = problem.first.epilogue
-    constants: dict[str, Any] = {"ACTIVATION1": epilogue.activation, "NEGATIVE_SLOPE1": epilogue.negative_slope}
+    constants: dict[str, Any] = {"BETWEEN": Between(epilogue.activation, epilogue.negative_slope)}
     buffers = []
     for name, wanted in (("scale", epilogue.scale), ("bias", epilogue.bias)):
         if wanted:

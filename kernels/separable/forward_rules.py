@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values import refusals
-from grouped_conv.kernels.values.config import KernelConfig, power_of_two
+from grouped_conv.kernels.values.config import KernelConfig, check_blocks
 from grouped_conv.kernels.values.device import DeviceSpec
 
 METHODS = ("direct", "dot")
@@ -17,7 +17,7 @@ WIDTHS = (16, 32, 64)
 MAX_SUMS = 64
 """fp32 sums per thread of the 1x1 convolution above which ptxas spilled (sm_80 and sm_90, compiled, not timed)."""
 MAX_SUMS_SM_120 = 32
-"""The same on sm_120 beside unrolled steps of packed groups in slices of 32: 64 spilled 24 to 40 bytes (Triton 3.8)."""
+"""The same on sm_120 with unrolled steps of packed groups in slices of 32: 64 spilled 24 to 40 bytes (Triton 3.8)."""
 UNROLLED_STEPS = 9
 """Steps of the first convolution that may be unrolled; more run in a loop, or the code of a large kernel explodes."""
 UNROLLED_REGISTERS = 172
@@ -51,9 +51,7 @@ class SeparableConfig(KernelConfig):
 
     def __post_init__(self) -> None:
         KernelConfig.__post_init__(self)
-        power_of_two(block_m=self.block_m, block_n=self.block_n, block_k=self.block_k)
-        if min(self.block_m, self.block_n, self.block_k) < 16:
-            raise ValueError(f"blocks must be at least 16, but got {self.block_m}x{self.block_n}x{self.block_k}")
+        check_blocks(self.block_m, self.block_n, self.block_k)
         if self.width not in WIDTHS or self.method not in METHODS:
             raise ValueError(
                 f"width {self.width!r} must be one of {WIDTHS} and method {self.method!r} one of {METHODS}"
@@ -137,7 +135,7 @@ def tiles(problem: SeparableProblem, config: SeparableConfig) -> tuple[int, int,
 
 
 def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | None:
-    """`None` when the fused kernel can compute `problem` with `config` on some device; otherwise why not."""
+    """Why `config` cannot run `problem` on any device; `None` when it can."""
     first = problem.first
     wrong = refusals.uniform(first, config)
     if wrong is not None:
@@ -153,13 +151,13 @@ def why_invalid(problem: SeparableProblem, config: SeparableConfig) -> str | Non
 
 
 def why_not_on(problem: SeparableProblem, config: SeparableConfig, device: DeviceSpec) -> str | None:
-    """`None` when `config` fits `device`; otherwise which of its limits it passes."""
+    """Why a valid `config` cannot run on `device`; `None` when it can."""
     threads = config.num_warps * device.warp_size
     sums = config.block_m * config.block_n // threads
     if sums > MAX_SUMS * (device.warp_size // 32):
-        return f"{sums} sums per thread do not fit the registers beside a slice"
+        return f"{sums} sums per thread and a slice do not fit the registers"
     if device.arch == 120 and sums > MAX_SUMS_SM_120 and config.width >= 32 and slices_of(problem, config).pack > 1:
-        return f"{sums} sums per thread spill on sm_120 beside slices of {config.width}"
+        return f"{sums} sums per thread spill on sm_120 with slices of {config.width}"
     return refusals.shared_memory(shared_memory(problem, config), "tiles", device) or refusals.tf32(
         problem.precision, device
     )
@@ -168,7 +166,7 @@ def why_not_on(problem: SeparableProblem, config: SeparableConfig, device: Devic
 def shared_memory(problem: SeparableProblem, config: SeparableConfig) -> int:
     """An estimate of the compiled kernel's shared memory, in bytes.
 
-    The operands of both multiplications lie there at once, those of the first as often as its loop has stages.
+    It holds the operands of both multiplications at once, those of the first as often as its loop has stages.
     """
     cut = slices_of(problem, config)
     copies = 1 if is_unrolled(problem, config) else config.num_stages

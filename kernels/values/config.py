@@ -62,6 +62,29 @@ class KernelConfig:
         return family(**values)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmConfig(KernelConfig):
+    """What the families that multiply by matrix instructions share: the three sides of a tile."""
+
+    block_m: int = 128
+    block_n: int = 64
+    block_k: int = 64
+
+    def __post_init__(self) -> None:
+        KernelConfig.__post_init__(self)
+        check_blocks(self.block_m, self.block_n, self.block_k)
+
+    def __str__(self) -> str:
+        return f"{self.block_m}x{self.block_n}x{self.block_k} w{self.num_warps} s{self.num_stages}"
+
+
+def check_blocks(block_m: int, block_n: int, block_k: int) -> None:
+    """Refuse a tile of matrix products with a side that is not a power of two of at least 16."""
+    power_of_two(block_m=block_m, block_n=block_n, block_k=block_k)
+    if min(block_m, block_n, block_k) < 16:
+        raise ValueError(f"blocks must be at least 16, but got {block_m}x{block_n}x{block_k}")
+
+
 def power_of_two(**values: int) -> None:
     """Refuse a named value that is not a power of two."""
     for name, value in values.items():

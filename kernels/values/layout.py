@@ -355,7 +355,7 @@ def _check_group(index: int, group: Group, in_channels: int) -> None:
 
 
 def _does_not_add_up(name: str, sizes: Sequence[int], total: int) -> str:
-    """Which group the sum leaves the channels in, or what is missing behind the last one."""
+    """Which group the sum leaves the channels in, or what is missing after the last one."""
     end = 0
     for index, size in enumerate(sizes):
         if end + size > total:
@@ -375,9 +375,9 @@ def _gap(layout: GroupLayout) -> str:
     last = next((c for c in range(first, layout.in_channels) if c not in layout.unread), layout.in_channels)
     begins = _reading(layout, range(last, last + 1))
     before = f"after channel {max(ends)[0]} of group {max(ends)[1]}" if ends else "at the start"
-    behind = f"before channel {last} of group {begins[0]}" if begins else "to the end"
+    after = f"before channel {last} of group {begins[0]}" if begins else "to the end"
     return (
-        f"input channels {list(layout.unread[:8])} are read by no group: a gap {before}, {behind} "
+        f"input channels {list(layout.unread[:8])} are read by no group: a gap {before}, {after} "
         f"({len(layout.unread)} of in_channels={layout.in_channels}); allow_unread=True accepts that"
     )
 

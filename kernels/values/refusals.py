@@ -1,4 +1,4 @@
-"""The reasons why a configuration cannot run that several families share, and the limits behind them.
+"""The reasons why a configuration cannot run that several families share, and their limits.
 
 Each function returns one line, or None when there is nothing to refuse; rules join them with `or`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from grouped_conv.kernels.values.config import KernelConfig
+from grouped_conv.kernels.values.config import GemmConfig, KernelConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -63,15 +63,19 @@ def indices(sizes: Mapping[str, int], most: int) -> str | None:
 
 
 def accumulators(sums: int, device: DeviceSpec) -> str | None:
-    """More fp32 sums per thread than registers can hold beside the rest."""
+    """More fp32 sums per thread than registers can hold."""
     most = MAX_ACCUMULATORS * (device.warp_size // 32)
     return f"{sums} accumulators per thread spill (at most {most})" if sums > most else None
 
 
-def pipelined(tile: int, buffers: int, config: KernelConfig, device: DeviceSpec) -> str | None:
-    """A tile of `tile` fp32 sums that spills (not on sm_100), or `buffers` bytes that do not fit in shared memory."""
-    spilled = None if device.arch == 100 else accumulators(tile // (device.warp_size * config.num_warps), device)
-    return spilled or shared_memory(buffers, "pipeline buffers", device)
+def pipelined(problem: ConvProblem, config: GemmConfig, buffers: int, device: DeviceSpec) -> str | None:
+    """A tile that spills (not on sm_100), `buffers` that do not fit in shared memory, or TF32 where there is none."""
+    sums = config.block_m * config.block_n // (device.warp_size * config.num_warps)
+    return (
+        (None if device.arch == 100 else accumulators(sums, device))
+        or shared_memory(buffers, "pipeline buffers", device)
+        or tf32(problem.precision, device)
+    )
 
 
 def shared_memory(needed: int, what: str, device: DeviceSpec) -> str | None:

@@ -282,7 +282,7 @@ EVERY_FAMILY = {
 }
 
 
-@pytest.mark.parametrize("family", bytes_moved.FAMILIES)
+@pytest.mark.parametrize("family", bytes_moved.FORWARD)
 def test_every_family_reads_what_its_outputs_need(family):
     """The compute launch comes last; unequal groups read their table besides, a row of int64 per program."""
     problem = EVERY_FAMILY[family]
@@ -295,7 +295,7 @@ def test_every_family_reads_what_its_outputs_need(family):
 
 def test_each_family_has_cases_of_its_own_kind():
     spec = DeviceSpec.get("h100")
-    for family in bytes_moved.FAMILIES:
+    for family in bytes_moved.FORWARD:
         assert any(best(family, case.problem, spec) for case in bytes_moved.CASES), family
     assert best("separable", EVERY_FAMILY["lrn_pool"], spec) is None
     assert best("lrn_pool", EVERY_FAMILY["depthwise"], spec) is None

@@ -14,17 +14,15 @@ from grouped_conv.bench.gates.families import GATES
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP, Finding
 from grouped_conv.bench.gates.implicit_gemm import EXEMPT, TILES, tile_limit
 from grouped_conv.kernels import DeviceSpec, ImplicitGemmConfig
-from grouped_conv.kernels.families import FAMILIES
 
 FORWARD, FORWARD_TILES = GATES["implicit_gemm"]
 CONV5 = dict(FORWARD.problems())["conv5"]
 
 
-def test_every_family_has_a_gate():
-    assert GATES.keys() == FAMILIES.keys()
+def test_a_familys_first_gate_judges_its_defaults():
     for family, gates in GATES.items():
         assert {gate.family for gate in gates} == {family}
-        assert not gates[0].tiles  # the first judges defaults
+        assert not gates[0].tiles
         assert len(gates[0].layers) > 1
 
 

@@ -7,9 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from grouped_conv.kernels import ConvProblem, Epilogue
+from grouped_conv.kernels.device_code import epilogue as jit_epilogue
+from grouped_conv.kernels.device_code import gradient, reduction
+from grouped_conv.kernels.packed import sums
 from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig, why_invalid
 
 BIAS_RELU = Epilogue("relu", bias=True)
+STEP = {
+    gradient: ("load_gradient", "load_or_zero"),
+    sums: ("load_row", "add_row"),
+    jit_epilogue: ("store_tile",),
+    reduction: ("multiply_add",),
+}
+"""Device code of one step of the loops: the load of a gradient or a row, a product, a store."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
         if found["language"] in ("sh", "console"):
             lines += found["code"].replace("\\\n", " ").splitlines()
     for line in [*lines, *_INLINE.findall(text)]:
-        for part in line.removeprefix("$ ").split("&&"):
+        for part in re.split("&&|;", line.removeprefix("$ ")):
             command = _ASSIGNMENT.sub("", part.strip())
             if command.startswith(("grouped-conv ", "python -m grouped_conv")):
                 yield command, shlex.split(command, comments=True)

@@ -111,10 +111,17 @@ def test_the_reference_names_every_public_name() -> None:
 
 def test_the_map_names_every_folder() -> None:
     text = (ROOT / "docs" / "design" / "map.md").read_text()
-    for layer in ("kernels", "autotune", "grouped_conv"):
+    for layer in ("kernels", "autotune", "grouped_conv", "bench"):
         folders = [path.parent.name for path in (ROOT / layer).glob("*/__init__.py") if not path.parent.is_symlink()]
         assert folders
         assert [name for name in folders if f"`{name}/`" not in text] == [], f"of {layer}/"
+
+
+def test_files_that_are_named_exist() -> None:
+    for page in pages():
+        named = re.findall(r"`((?:kernels|autotune|grouped_conv|bench|tests|docs|\.ci)/[\w./]*)`", page.read_text())
+        missing = [name for name in named if "example" not in name and not (ROOT / name).exists()]
+        assert missing == [], f"named in {page.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)

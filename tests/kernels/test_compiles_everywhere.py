@@ -5,9 +5,7 @@ import pytest
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.resources import read_resources
 from grouped_conv.autotune.model.families import MODELS
-from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
 from grouped_conv.autotune.model.lrn_pool import forward as lrn_pool_model
-from grouped_conv.autotune.model.separable import forward as separable_model
 from grouped_conv.kernels import ConvProblem, Epilogue, GroupLayout
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.families import FAMILIES, why_invalid
@@ -54,7 +52,7 @@ def default_launches(family: str, dtype: str, device: DeviceSpec) -> tuple[Launc
     first = ConvProblem(2, LAYOUTS[family], (13, 13), (3, 3), padding=(1, 1, 1, 1), dtype=dtype, epilogue=RELU)
     if family == "separable":
         block = SeparableProblem(first, 64)
-        return plan_separable_call(block, next(iter(separable_model.defaults(block, device))))[0]
+        return plan_separable_call(block, next(iter(MODELS["separable"].defaults(block, device))))[0]
     configs = MODELS[family].defaults(first, device)
     return plan_call(first, next(c for c in configs if why_invalid(first, c, device) is None)).launches
 
@@ -83,7 +81,7 @@ def test_default_gradient_compiles(family: str, key: str, dtype: str) -> None:
     )
     row = FAMILIES[family]
     problem = gradient_problem(forward, row.direction)
-    configs = GRADIENT_MODELS[family].defaults(problem, device)
+    configs = MODELS[family].defaults(problem, device)
     config = next(c for c in configs if why_invalid(problem, c, device) is None)
     launches = plan_gradient(problem, config, grad_scale=row.direction == "weight_grad").launches
     assert family in [launch.name for launch in launches]

@@ -8,10 +8,10 @@ import pytest
 import triton
 
 from grouped_conv.autotune.model.families import MODELS
-from grouped_conv.autotune.model.gradient_families import GRADIENT_MODELS
-from grouped_conv.bench.static_gate import GATES
+from grouped_conv.bench.gates.families import GATES
 from grouped_conv.kernels import (
     ConvProblem,
+    DeviceSpec,
     Epilogue,
     GroupLayout,
     ImplicitGemmConfig,
@@ -35,6 +35,8 @@ DIRECTIONS = {
 }
 DEPTHWISE = ConvProblem.of((1, 8, 5, 5), (8, 1, 3, 3), padding=1, groups=8)
 UNEQUAL = replace(DEPTHWISE, layout=GroupLayout.sizes([5, 3], [4, 4]))
+EXACT = [FAMILIES[name].config for name in ("depthwise", "depthwise_input_grad", "depthwise_weight_grad")]
+"""Their products are taken in fp32, not by matrix instructions."""
 PROBLEMS = (DEPTHWISE, UNEQUAL, SeparableProblem(DEPTHWISE, 16), LrnPoolProblem.of((1, 8, 5, 5)))
 
 
@@ -86,6 +88,25 @@ def test_families_are_chosen_by_problem_direction_and_groups() -> None:
         ]
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_shared_refusals_reach_every_family(family: Family) -> None:
+    problem = problem_of(family)
+    config = family.one_warp(problem)
+    if isinstance(problem, LrnPoolProblem):
+        assert "more than the grid's 2147483647" in str(why_invalid(replace(problem, batch=2**38), config))
+        return
+    first = problem.first if isinstance(problem, SeparableProblem) else problem
+    exact, many = replace(first, dtype="float32", precision="tf32"), replace(first, batch=2**38)
+    wrong = replace(first, direction="input_grad" if family.direction == "forward" else "forward")
+    if isinstance(problem, SeparableProblem):
+        exact, many, wrong = (replace(problem, first=one) for one in (exact, many, wrong))
+    assert f"not the direction {wrong.direction}" in str(why_invalid(wrong, config))
+    told = why_invalid(exact, config, DeviceSpec.get("mi210"))
+    assert told == (None if family.config in EXACT else "gfx90a has no TF32")
+    if family.direction != "weight_grad":  # its programs do not depend on the batch
+        assert "2147483647" in str(why_invalid(many, config))
+
+
 def test_a_configuration_of_another_kind_of_problem_is_refused() -> None:
     lrn_pool = FAMILIES["lrn_pool"].config()
     assert why_invalid(DEPTHWISE, lrn_pool) == "lrn_pool computes a LrnPoolProblem, not a ConvProblem"
@@ -110,18 +131,14 @@ def test_each_pass_has_a_configuration_of_its_own() -> None:
         launch.name: launch.config.family for call in calls for launch in call.launches if launch.name not in FAMILIES
     }
     assert passes == {name: name for name in passes} | {"pack_channels_last": "pack"}
-    ours = {tag for tag, config in CONFIGS.items() if config.__module__.startswith("grouped_conv.")}  # not a test's
+    ours = {tag for tag, config in CONFIGS.items() if config.__module__.startswith("grouped_conv.kernels.")}
     assert passes.keys() | FAMILIES.keys() == (ours | {"pack_channels_last"}) - {"pack"}
     assert len({CONFIGS[tag] for tag in passes.values()}) == len(passes)
 
 
 def test_models_and_gates_have_the_same_names() -> None:
-    assert {**MODELS, **GRADIENT_MODELS}.keys() <= FAMILIES.keys()
-    assert {name for name, row in FAMILIES.items() if row.problem is ConvProblem} == {
-        **MODELS,
-        **GRADIENT_MODELS,
-    }.keys()
-    assert GATES
+    assert list(MODELS) == list(FAMILIES)
+    assert GATES.keys() == FAMILIES.keys()
 
 
 def test_who_reads_configurations_has_every_class() -> None:

@@ -10,7 +10,7 @@ from conv_cases import alexnet_layers
 
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.resources import Resources, read_resources
-from grouped_conv.autotune.model.implicit_gemm.forward_candidates import axes
+from grouped_conv.autotune.model.implicit_gemm.forward_axes import axes
 from grouped_conv.kernels import ConvProblem, DeviceSpec, ImplicitGemmConfig
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.families import why_invalid

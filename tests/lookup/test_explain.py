@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import grouped_conv
 from grouped_conv.autotune.lookup.explanation import Candidate, explain, why_it_lost
-from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.families import predict
 from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.autotune.records.record import Record

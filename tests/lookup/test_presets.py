@@ -20,10 +20,10 @@ from grouped_conv.autotune.lookup import presets
 from grouped_conv.autotune.lookup.preset_problems import DEVICES, preset_problems
 from grouped_conv.autotune.lookup.resolve import Choice, resolve
 from grouped_conv.autotune.make_presets import TRIALS
-from grouped_conv.autotune.model.cost import predict
+from grouped_conv.autotune.model.families import predict
 from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
 from grouped_conv.autotune.records.record import Record
-from grouped_conv.autotune.search.predicted_runner import why_rejected
+from grouped_conv.autotune.search.judging import why_rejected
 from grouped_conv.autotune.store.store import Store, triton_version
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig

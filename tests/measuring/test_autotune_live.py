@@ -22,7 +22,8 @@ from grouped_conv.autotune.search.efforts import plan_effort
 from grouped_conv.autotune.search.runner import Outcome, Trial
 from grouped_conv.autotune.search.search import record_of
 from grouped_conv.autotune.search.search_space import search_space
-from grouped_conv.autotune.search.tuner import frame_of, tune_with
+from grouped_conv.autotune.search.tuned_table import frame_of
+from grouped_conv.autotune.search.tuner import tune_with
 from grouped_conv.autotune.store.store import Store
 from grouped_conv.autotune.workers.measuring_process import MeasuringProcess
 from grouped_conv.kernels import ConvProblem, ImplicitGemmConfig

@@ -7,7 +7,8 @@ from ragged_cases import LAYOUTS
 from ragged_oracle import ragged_problem
 
 from grouped_conv.autotune import choose, predict
-from grouped_conv.autotune.model.ragged.forward import LAST_RESORT, defaults, padding_efficiency, ranked
+from grouped_conv.autotune.model.families import models_for
+from grouped_conv.autotune.model.ragged.forward import LAST_RESORT, MODEL, padding_efficiency
 from grouped_conv.autotune.search.shortlist import shortlist
 from grouped_conv.bench.gates.families import GATES, findings
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
@@ -72,9 +73,9 @@ def test_a_pack_pass_costs() -> None:
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.key)
 def test_defaults_and_candidates_are_valid_and_various(device: DeviceSpec) -> None:
-    offered = [config for config in defaults(SERIES, device) if why_invalid(SERIES, config, device) is None]
+    offered = [config for config in MODEL.defaults(SERIES, device) if why_invalid(SERIES, config, device) is None]
     assert LAST_RESORT in offered and len(offered) > 8
-    found = ranked(SERIES, device)
+    found = MODEL.ranked(SERIES, device)
     assert len(found) > 50 and len(set(found)) == len(found)
     times = [predict(SERIES, config, device).weighed_us for config in found]
     assert times == sorted(times)
@@ -84,14 +85,14 @@ def test_defaults_and_candidates_are_valid_and_various(device: DeviceSpec) -> No
 def test_uniform_problems_are_left_to_the_others() -> None:
     uniform = ConvProblem.of((8, 64, 14, 14), (64, 16, 3, 3), padding=1, groups=4)
     device = DeviceSpec.get("a100")
-    assert list(defaults(uniform, device)) == ranked(uniform, device) == []
+    assert "ragged" not in models_for(uniform)
     assert not isinstance(choose(uniform, device), RaggedConfig)
 
 
 def test_narrow_loads_take_small_steps() -> None:
     """Single channels take one load each: a deep step would spill."""
     odd = ragged_problem(LAYOUTS["odd sizes, alignment 1"], (28, 28), batch=32)
-    for config in defaults(odd, DeviceSpec.get("a100")):
+    for config in MODEL.defaults(odd, DeviceSpec.get("a100")):
         assert config.block_m * config.block_k / config.num_warps <= 1024
 
 

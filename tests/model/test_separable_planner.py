@@ -8,8 +8,8 @@ from played_gpu import PlayedGpu
 from separable_cases import RELU, RESIDUAL, SHAPES, block, shape_cases
 
 import grouped_conv
-from grouped_conv.autotune.model.separable import forward as separable_model
-from grouped_conv.autotune.model.separable.forward import candidates, defaults, plan_fusion, predict
+from grouped_conv.autotune.model.fusion import plan_fusion
+from grouped_conv.autotune.model.separable.forward import MODEL
 from grouped_conv.context.overrides import using_config
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig, KernelConfig
 from grouped_conv.kernels.separable.forward_rules import SeparableConfig, slices_of, tiles, why_invalid, why_not_on
@@ -56,14 +56,14 @@ def test_the_first_convolution_is_counted_once_per_tile_of_output_channels() -> 
     problem = block((8, 64, 28, 28), (64, 4, 3, 3), 256, RELU)
     wide, narrow = (SeparableConfig(block_m=64, block_n=n, width=32, num_warps=8) for n in (256, 64))
     assert tiles(problem, narrow)[1] == 4 * tiles(problem, wide)[1]
-    assert predict(problem, narrow, H100).terms["issue"] > 2 * predict(problem, wide, H100).terms["issue"]
+    assert MODEL.predict(problem, narrow, H100).terms["issue"] > 2 * MODEL.predict(problem, wide, H100).terms["issue"]
 
 
 def test_predictions_are_positive_and_floored() -> None:
     for _, problem in SHAPES:
-        for config in defaults(problem, H100):
+        for config in MODEL.defaults(problem, H100):
             if why_invalid(problem, config) is None:
-                found = predict(problem, config, H100)
+                found = MODEL.predict(problem, config, H100)
                 assert found.us > found.floor_us > 0
                 assert 0 < found.padding_efficiency <= 1
 
@@ -73,8 +73,8 @@ def test_every_shape_has_a_configuration_everywhere() -> None:
         for name in ("a100", "h100", "mi300x", "l4"):
             device = DeviceSpec.get(name)
             assert any(why_invalid(problem, c) is None and why_not_on(problem, c, device) is None
-                       for c in defaults(problem, device)), (problem, name)  # fmt: skip
-    space = list(candidates(SHAPES[9][1], H100))
+                       for c in MODEL.defaults(problem, device)), (problem, name)  # fmt: skip
+    space = MODEL.ranked(SHAPES[9][1], H100)
     assert len(space) == len(set(space)) > 20
 
 
@@ -178,5 +178,5 @@ def test_on_a_gpu_only_policy_kernels_follows_the_planner() -> None:
 
 def test_planning_is_pure_and_quick() -> None:
     problem = block((16, 192, 28, 28), (192, 1, 3, 3), 32, RELU)
-    separable_model.plan_fusion.cache_clear()
+    plan_fusion.cache_clear()
     assert plan_fusion(problem, H100) == plan_fusion(problem, H100)

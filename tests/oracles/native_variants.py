@@ -38,12 +38,18 @@ class Runner:
 
     def __call__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
         integers = tuple(replace(integer, divisor=1) for integer in launch.integers)
-        known = {name: value for name, value in self.without.items() if name in launch.constants}
-        launch = replace(launch, integers=integers, constants={**launch.constants, **known})
+        constants = {name: self._unpromised(name, value) for name, value in launch.constants.items()}
+        launch = replace(launch, integers=integers, constants=constants)
         key = launch.source().hash(), str(launch.config)
         if key not in self.kernels:
             self.kernels[key] = compile_launch(launch, self.target)
         self.kernels[key][launch.grid](*launch.positional(tensors))
+
+    def _unpromised(self, name: str, value: Any) -> Any:
+        """A constant, or a bundle of constants, without what it promises about sizes."""
+        if hasattr(value, "_fields"):
+            return value._replace(**{field: self.without[field] for field in value._fields if field in self.without})
+        return self.without.get(name, value)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from torch import nn
 
 import grouped_conv
 from grouped_conv import GroupedConv2d, RaggedConv2d
-from grouped_conv.autotune.model.directions import in_directions
-from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.autotune.workloads.named import in_directions, workload
 from grouped_conv.kernels import ConvProblem, DeviceSpec
+from grouped_conv.preparing.targets import target_of
 from grouped_conv.preparing.traced_problems import problems_of
-from grouped_conv.preparing.tuning import target_of
 
 CONV4 = workload("alexnet")["conv4"]
 

@@ -27,7 +27,7 @@ from grouped_conv.autotune.search.tuner import tune_with
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.cli import main as cli
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec
-from grouped_conv.preparing import tuning
+from grouped_conv.preparing import targets
 
 pytest.importorskip("matplotlib")
 
@@ -243,8 +243,8 @@ def measuring(monkeypatch):
         def __init__(self, device, index, *, jobs):
             super().__init__(device, index, function=fake_kernels.FUNCTION, timeout=1.0)
 
-    monkeypatch.setattr(tuning, "LiveRunner", FakeRunner)
-    monkeypatch.setattr(tuning, "check_kernels", lambda spec, store, pairs, runner: checked.append(pairs))
+    monkeypatch.setattr(targets, "LiveRunner", FakeRunner)
+    monkeypatch.setattr(targets, "check_kernels", lambda spec, store, pairs, runner: checked.append(pairs))
     return checked
 
 
@@ -270,7 +270,7 @@ def test_ctrl_c_in_the_self_check_leaves_a_report(kept, path, measuring, monkeyp
     def stop(spec, store, pairs, runner):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "check_kernels", stop)
+    monkeypatch.setattr(targets, "check_kernels", stop)
     assert invoke(*MEASURED, "--limit", 2, "--report", path).exit_code == 130
     assert {"Stopped early"} <= set(Page(path).of("strong"))
 
@@ -292,7 +292,7 @@ def test_a_replayed_search_draws_every_kind_of_cell(kept, compiled, path):
     """Drawing needs no trial to have failed, no two values, and no room for all families."""
     device, plan = DeviceSpec.get("h100"), plan_effort("quick", measures=False)
     problems = {"only": CONV4, "depthwise": ConvProblem.of((8, 64, 14, 14), (64, 1, 3, 3), padding=1, groups=64)}
-    with tuning.Target(device).runner(1) as runner:
+    with targets.Target(device).runner(1) as runner:
         tuned = tune_with(runner, problems, device, kept, plan)
     report.write(path, [report.Run(device, "quick", plan, tuned.searches)])
     assert Page(path).text.count("Course of the search") == 2

@@ -6,11 +6,10 @@ import pytest
 from fake_compiler import COMPILED, compiled_to, compiling, spilling_when_large
 
 from grouped_conv.autotune.compiling import compile_job
-from grouped_conv.autotune.model.cost import predict
-from grouped_conv.autotune.model.directions import in_directions
+from grouped_conv.autotune.model.families import predict
 from grouped_conv.autotune.model.heuristic import choose
-from grouped_conv.autotune.model.implicit_gemm.forward_candidates import candidates
-from grouped_conv.autotune.model.implicit_gemm.forward_space import SPILL_SLACK, ranked
+from grouped_conv.autotune.model.implicit_gemm.forward import SPILL_SLACK, ranked
+from grouped_conv.autotune.model.implicit_gemm.forward_axes import candidates
 from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
 from grouped_conv.autotune.search import predicted_runner, search
 from grouped_conv.autotune.search.efforts import EFFORTS, plan_effort
@@ -18,7 +17,7 @@ from grouped_conv.autotune.search.shortlist import shortlist
 from grouped_conv.autotune.search.tuner import tune_offline
 from grouped_conv.autotune.store.store import Store
 from grouped_conv.autotune.workers.pool import JobResult
-from grouped_conv.autotune.workloads.named import workload
+from grouped_conv.autotune.workloads.named import in_directions, workload
 from grouped_conv.kernels import ABI_VERSION, DeviceSpec
 from grouped_conv.preparing.tuning import tune
 

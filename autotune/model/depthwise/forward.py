@@ -1,4 +1,4 @@
-"""The depthwise kernel's cost model, its defaults and its search space.
+"""The depthwise kernel in tuning: defaults, search space and cost model. Nothing here was measured.
 
 Instructions are counted from the source's shape and agree with compiled code of sm_80 and sm_90 to a few per cent
 (tests); bytes are those of the walk, each program's halo included, re-reads inside a program being L1's business.
@@ -12,11 +12,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model.shared.candidates import best_first, judged
-from grouped_conv.autotune.model.shared.machine import dram_us
-from grouped_conv.autotune.model.shared.prediction import Prediction
-from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.autotune.model.shared.activations import APPLIED
+from grouped_conv.autotune.model.shared.machine import dram_us, scalar_clocks
+from grouped_conv.autotune.model.shared.model import Model, variants
+from grouped_conv.autotune.model.shared.streaming import Work
 from grouped_conv.kernels.depthwise.forward_rules import (
     DepthwiseConfig,
     Walk,
@@ -27,6 +26,7 @@ from grouped_conv.kernels.depthwise.forward_rules import (
     straight_columns,
     walk_of,
 )
+from grouped_conv.kernels.depthwise.input_grad_rules import DepthwiseInputGradConfig
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -42,9 +42,6 @@ UNEVEN = 4
 """Instructions of an input load besides, where the last block of channels is cut: a predicate and an address each."""
 STORE = 3
 """Instructions of a store's address and predicate."""
-ACTIVATION_COST = {"none": 0, "relu": 0, "relu6": 1, "leaky_relu": 2, "hardswish": 5}
-"""Instructions per output; a ReLU is part of the conversion to fp16. Others take an exponential."""
-SLOW_ACTIVATION = 14
 UNROLLED_TAPS = 25
 """Taps up to which an unrolled kernel is a default: 7x7 unrolled is 8 % shorter than its loop, but takes all registers
 of sm_80 and four times as long to compile."""
@@ -92,7 +89,7 @@ def _access_bytes(problem: ConvProblem) -> int:
 def _finish(problem: ConvProblem, values: float) -> float:
     """Instructions of one output pixel of a thread after its sums."""
     epilogue = problem.epilogue
-    activation = ACTIVATION_COST.get(epilogue.activation, SLOW_ACTIVATION)
+    activation = APPLIED.of(epilogue.activation)
     if epilogue.activation == "relu" and problem.dtype != "float16":
         activation = 1
     each = activation + epilogue.scale + (2 if epilogue.residual else 0)
@@ -103,34 +100,35 @@ def _finish(problem: ConvProblem, values: float) -> float:
     return values * each + stored * (stores + (values / 2 if half else 0))
 
 
-def predict(
-    problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec, resources: Resources | None = None
-) -> Prediction:
-    """Predict the call of `problem` with `config` on `device`.
+def work(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec) -> Work:
+    """What the call of `problem` with `config` does, the pass that packs the weight included as if it always ran.
 
-    Args:
-        resources: figures of the compiled depthwise kernel; estimated when absent. Its code is compared with the
-            estimate's, and the instructions a thread issues are scaled by the same factor.
+    Compiled code corrects the instructions by its own length over the estimate's, but for kernels with an interior,
+    whose code is twice as long as what a thread issues.
     """
     walk = walk_of(problem, config)
     values = max(per_thread(config, device), 1.0)
-    issued, code = thread_instructions(problem, config, values)
-    if resources is not None and not config.interior:
-        issued *= resources.total.instructions / code
-    elif device.backend == "hip":
-        issued *= AMD
-    registers = resources.registers if resources else estimated_registers(problem, config, values)
-    work = Work(
+    amd = AMD if device.backend == "hip" else 1.0
+    issued, code = (amd * count for count in thread_instructions(problem, config, values))
+    pixels = config.tile_h * config.tile_w * config.block_h * config.block_w * config.steps
+    return Work(
         programs=walk.programs,
         num_warps=config.num_warps,
         instructions=issued,
-        tensor_clocks=_multiply_clocks(problem, config, device),
+        code=0.0 if config.interior else code,
+        tensor_clocks=scalar_clocks(pixels * config.block_c * config.multipliers * problem.taps, device),
         l2_bytes=_l2_bytes(problem, config, walk),
         dram_bytes=problem.min_bytes,
-        registers=registers,
+        registers=estimated_registers(problem, config, values),
         padding_efficiency=padding_efficiency(problem, config),
+        passes_us=dram_us(packed_bytes(problem, config), device),
+        passes=int(config.pack_weight),
     )
-    return predict_stream(problem, device, work, _pack_pass(problem, config, device))
+
+
+def packed_bytes(problem: ConvProblem, config: DepthwiseConfig | DepthwiseInputGradConfig) -> int:
+    """Bytes that the pass that packs the weight moves; 0 without it."""
+    return math.prod(problem.weight_shape) * (problem.item_size + 4) if config.pack_weight else 0
 
 
 def estimated_registers(problem: ConvProblem, config: DepthwiseConfig, values: float) -> int:
@@ -141,13 +139,6 @@ def estimated_registers(problem: ConvProblem, config: DepthwiseConfig, values: f
     return int(min(255, 40 + sums + taps * config.multipliers * values))
 
 
-def _multiply_clocks(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec) -> float:
-    """Clocks of one multiprocessor's fp32 pipe for the products of one program."""
-    pixels = config.tile_h * config.tile_w * config.block_h * config.block_w * config.steps
-    products = pixels * config.block_c * config.multipliers * problem.taps
-    return products / (device.fp32_flops / (2 * device.sm_count * device.clock_hz))
-
-
 def _l2_bytes(problem: ConvProblem, config: DepthwiseConfig, walk: Walk) -> float:
     """Halos once per program, each program's weights once, everything else once."""
     weights = problem.taps * config.block_c * config.multipliers * (4 if config.pack_weight else problem.item_size)
@@ -155,17 +146,9 @@ def _l2_bytes(problem: ConvProblem, config: DepthwiseConfig, walk: Walk) -> floa
     return halo_bytes(problem, config) + walk.programs * weights + others
 
 
-def _pack_pass(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec) -> tuple[float, int]:
-    """(microseconds, launches) of the pass that packs the weight, as if it ran at every call."""
-    if not config.pack_weight:
-        return 0.0, 0
-    moved = math.prod(problem.weight_shape) * (problem.item_size + 4)
-    return dram_us(moved, device), 1
-
-
 def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConfig]:
     """The configurations that the heuristic compares: tiles and blocks that suit the image, weights packed or not."""
-    if not problem.layout.is_uniform or problem.c_per_group != 1 or not problem.batch:
+    if problem.c_per_group != 1 or not problem.batch:
         return
     multipliers = _multipliers(problem)[0]
     for strip in _strips(problem):
@@ -187,38 +170,21 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConf
                     )
 
 
-def ranked(problem: ConvProblem, device: DeviceSpec) -> list[DepthwiseConfig]:
-    """What of the space is worth compiling, best first by the model."""
-    return best_first(problem, device, space(problem, device), predict)
-
-
-def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[DepthwiseConfig, str | None]]:
-    """The defaults with every other knob that changes code or walk; each with the reason that leaves it out."""
-
-    def more(config: DepthwiseConfig) -> str | None:
-        return "resident weights of one step are read once anyway" if config.resident and config.steps == 1 else None
-
-    return judged(problem, device, candidates(problem, device), more)
-
-
-def candidates(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConfig]:
+def _candidates(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseConfig]:
     """The defaults with every other knob that changes their code or their walk."""
-    for base in defaults(problem, device):
-        for steps, warps, (resident, interior), mult in itertools.product(
-            (1, 2, 4), (2, 4, 8), ((False, False), (True, False), (False, True)), _multipliers(problem)
-        ):
-            scale = warps / base.num_warps
-            if base.block_h * scale < 1 or (resident and base.row_loop):
-                continue  # no such configuration
-            yield replace(
-                base,
-                num_warps=warps,
-                block_h=int(base.block_h * scale),
-                steps=steps,
-                resident=resident,
-                interior=interior,
-                multipliers=mult,
-            )
+    for base, warps in itertools.product(defaults(problem, device), (2, 4, 8)):
+        block_h = base.block_h * warps / base.num_warps
+        if block_h < 1:
+            continue  # no such configuration
+        start = replace(base, num_warps=warps, block_h=int(block_h))
+        for resident, interior in ((False, False), (True, False), (False, True)):
+            if not (resident and base.row_loop):
+                kinds = [replace(start, resident=resident, interior=interior)]
+                yield from variants(kinds, steps=(1, 2, 4), multipliers=_multipliers(problem))
+
+
+def _why_not(problem: ConvProblem, config: DepthwiseConfig, device: DeviceSpec) -> str | None:
+    return "resident weights of one step are read once anyway" if config.resident and config.steps == 1 else None
 
 
 def _chunk(problem: ConvProblem, device: DeviceSpec, strip: str) -> int:
@@ -260,7 +226,7 @@ def _blocks(
 ) -> Iterator[tuple[int, int, int]]:
     """(block_c, block_h, block_w): 4 warps whose threads load 16 bytes each, their tiles in a square or in a row."""
     _, along = axes_of(problem, DepthwiseConfig(strip=strip))
-    block_c = _channel_block(problem)
+    block_c = channel_block(problem)
     tiles = 4 * device.warp_size * 16 // problem.item_size // block_c
     tiles_w = math.ceil(along.out / tile_w)
     for block_w in _powers(1, tiles):
@@ -268,7 +234,7 @@ def _blocks(
             yield block_c, tiles // block_w, block_w
 
 
-def _channel_block(problem: ConvProblem) -> int:
+def channel_block(problem: ConvProblem) -> int:
     """Channels per program: 64 (a cache line of 16-bit values), or less where that wastes an eighth more."""
     sizes = (64, 32, 16)
     padded = {size: math.ceil(problem.in_channels / size) * size for size in sizes}
@@ -277,3 +243,13 @@ def _channel_block(problem: ConvProblem) -> int:
 
 def _powers(first: int, last: int) -> Iterable[int]:
     return itertools.takewhile(lambda power: power <= last, (first << shift for shift in range(20)))
+
+
+MODEL = Model(
+    defaults,
+    _candidates,
+    work,
+    why_not=_why_not,
+    uses_tensor_cores=False,
+    tile=lambda config: (config.tile_h, config.tile_w, config.block_c),
+)

@@ -1,4 +1,4 @@
-"""The depthwise input gradient's cost model and defaults: a roofline over `streaming`, nothing in it measured.
+"""The depthwise input gradient in tuning: defaults and cost model. Nothing here was measured.
 
 Instructions are counted from the source's shape: products, loads with their conversions, and what surrounds them.
 """
@@ -9,11 +9,12 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model.shared.candidates import best_first, judged
-from grouped_conv.autotune.model.shared.machine import dram_us
-from grouped_conv.autotune.model.shared.prediction import Prediction
-from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.autotune.model.depthwise.forward import channel_block, packed_bytes
+from grouped_conv.autotune.model.shared.activations import DERIVED_IN_THREADS
+from grouped_conv.autotune.model.shared.gemm_gradient import known_bytes
+from grouped_conv.autotune.model.shared.machine import dram_us, scalar_clocks
+from grouped_conv.autotune.model.shared.model import Model
+from grouped_conv.autotune.model.shared.streaming import Work
 from grouped_conv.kernels.depthwise.input_grad_rules import (
     DepthwiseInputGradConfig,
     padding_efficiency,
@@ -28,20 +29,15 @@ FIXED = 150
 """Instructions of a thread besides its products, loads and stores; assumed as forward."""
 LOAD = 4
 """Instructions of a load besides conversions: itself, a predicate, an address, cleared registers."""
-DERIVATIVE = {"none": 0, "relu": 3, "relu6": 5, "leaky_relu": 4, "hardswish": 10}
-"""Instructions per loaded gradient for the activation's derivative, its operand's load included; others `SLOW`."""
-SLOW = 25
 UNROLLED_TAPS = 9
 
 
-def predict(
-    problem: ConvProblem, config: DepthwiseInputGradConfig, device: DeviceSpec, resources: Resources | None = None
-) -> Prediction:
-    """Predict the call of `problem` with `config` on `device`; `resources` are figures of the compiled kernel."""
+def work(problem: ConvProblem, config: DepthwiseInputGradConfig, device: DeviceSpec) -> Work:
+    """What the input gradient of `problem` with `config` does, the pass that packs the weight included."""
     walk = walk_of(problem, config)
     values = max(per_thread(config, device), 1.0)
     half = problem.item_size == 2
-    load = LOAD + values * (half + DERIVATIVE.get(problem.epilogue.activation, SLOW))
+    load = LOAD + values * (half + DERIVED_IN_THREADS.of(problem.epilogue.activation))
     pixels = config.tile_h * config.tile_w
     along = len(_places(problem, config, 1))
     if config.row_loop:  # a class has a row in `stride` of the kernel's; each row of the tile loads for itself
@@ -53,18 +49,18 @@ def predict(
     issued = FIXED + values * products + across * columns * problem.k_per_group * load + weights + pixels * LOAD * 2
     gradients = math.prod(problem.output_shape) * problem.item_size
     halo = across * columns / max(1.0, pixels / math.prod(problem.stride))
-    work = Work(
+    return Work(
         programs=walk.programs,
         num_warps=config.num_warps,
         instructions=issued,
-        tensor_clocks=issued_products(config, products, device),
+        tensor_clocks=scalar_clocks(config.block_h * config.block_w * config.block_c * products, device),
         l2_bytes=problem.min_bytes + gradients * max(0.0, min(halo, 4.0) - 1) * 0.25,
-        dram_bytes=problem.min_bytes + (gradients if problem.epilogue.activation != "none" else 0),
-        registers=resources.registers if resources else int(min(255, 70 + values * (pixels + 5))),
+        dram_bytes=problem.min_bytes + known_bytes(problem),
+        registers=int(min(255, 70 + values * (pixels + 5))),
         padding_efficiency=padding_efficiency(problem, config),
+        passes_us=dram_us(packed_bytes(problem, config), device),
+        passes=int(config.pack_weight),
     )
-    moved = math.prod(problem.weight_shape) * (problem.item_size + 4) if config.pack_weight else 0
-    return predict_stream(problem, device, work, (dram_us(moved, device), int(config.pack_weight)))
 
 
 def _places(problem: ConvProblem, config: DepthwiseInputGradConfig, axis: int) -> set[int]:
@@ -75,15 +71,9 @@ def _places(problem: ConvProblem, config: DepthwiseInputGradConfig, axis: int) -
     )
 
 
-def issued_products(config: DepthwiseInputGradConfig, products: float, device: DeviceSpec) -> float:
-    """Clocks of one multiprocessor's fp32 pipe for the products of one program."""
-    program = config.block_h * config.block_w * config.block_c * products
-    return program / (device.fp32_flops / (2 * device.sm_count * device.clock_hz))
-
-
 def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseInputGradConfig]:
     """A few tiles, unrolled for small kernels and looped for large ones, that suit the image."""
-    if not problem.layout.is_uniform or problem.c_per_group != 1 or not problem.batch:
+    if problem.c_per_group != 1 or not problem.batch:
         return
     multipliers = next(part for part in (4, 2, 3, 1) if problem.k_per_group % part == 0)
     stride_h, stride_w = problem.stride
@@ -91,7 +81,7 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseInpu
     aligned = math.lcm(8, stride_w // math.gcd(stride_w, problem.dilation[1]))
     chunk = aligned if wide and aligned < problem.kernel_size[1] else 0
     sums = 8 if problem.epilogue.activation == "none" and problem.in_channels % 8 == 0 else 4
-    block_c = _channel_block(problem)
+    block_c = channel_block(problem)
     looped = problem.taps > UNROLLED_TAPS * math.prod(problem.stride)
     for (high, columns), packed in itertools.product(((2, 4), (1, 8), (1, 7), (2, 2), (1, 4), (1, 2), (1, 1)), (0, 1)):
         tile_h = high if looped else math.ceil(high / stride_h) * stride_h
@@ -120,18 +110,4 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseInpu
         )
 
 
-def ranked(problem: ConvProblem, device: DeviceSpec) -> list[DepthwiseInputGradConfig]:
-    """What of the space is worth compiling, best first by the model."""
-    return best_first(problem, device, space(problem, device), predict)
-
-
-def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[DepthwiseInputGradConfig, str | None]]:
-    """The defaults; each with the reason that leaves it out."""
-
-    return judged(problem, device, defaults(problem, device))
-
-
-def _channel_block(problem: ConvProblem) -> int:
-    """Channels per program: 64, or less where that wastes an eighth more."""
-    padded = {size: math.ceil(problem.in_channels / size) * size for size in (64, 32, 16)}
-    return next(size for size in padded if padded[size] <= 1.125 * min(padded.values()))
+MODEL = Model(defaults, work=work, uses_tensor_cores=False)

@@ -1,4 +1,4 @@
-"""The depthwise weight gradient's cost model and defaults: a roofline over `streaming`, nothing in it measured.
+"""The depthwise weight gradient in tuning: defaults and cost model. Nothing here was measured.
 
 Splits are chosen so that programs fill the device a few times over.
 """
@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model.shared.candidates import best_first, judged
+from grouped_conv.autotune.model.depthwise.forward import channel_block
+from grouped_conv.autotune.model.shared.activations import DERIVED_IN_THREADS
 from grouped_conv.autotune.model.shared.gemm_gradient import known_bytes
-from grouped_conv.autotune.model.shared.machine import dram_us
-from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction
-from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.autotune.model.shared.machine import dram_us, scalar_clocks
+from grouped_conv.autotune.model.shared.model import Model
+from grouped_conv.autotune.model.shared.prediction import LAUNCH_US
+from grouped_conv.autotune.model.shared.streaming import Work
 from grouped_conv.kernels.depthwise.weight_grad_rules import (
     DepthwiseWeightGradConfig,
     held,
@@ -31,17 +32,13 @@ FIXED = 150
 STEP = 60
 """Instructions of a step besides loads and products: pixels carried on, addresses; assumed."""
 LOAD = 4
-DERIVATIVE = {"none": 0, "relu": 3, "relu6": 5, "leaky_relu": 4, "hardswish": 10}
-SLOW = 25
 REDUCTION = 40
 """Instructions that add one sum over a program's threads and store it; assumed."""
 PROGRAMS_PER_SM = 4
 
 
-def predict(
-    problem: ConvProblem, config: DepthwiseWeightGradConfig, device: DeviceSpec, resources: Resources | None = None
-) -> Prediction:
-    """Predict the call of `problem` with `config` on `device`; `resources` are figures of the compiled kernel."""
+def work(problem: ConvProblem, config: DepthwiseWeightGradConfig, device: DeviceSpec) -> Work:
+    """What both launches of the weight gradient of `problem` with `config` do."""
     walk = walk_of(problem, config)
     values = max(per_thread(config, device), 1.0)
     half = problem.item_size == 2
@@ -51,34 +48,34 @@ def predict(
         (config.tile_h, config.tile_w), problem.stride, (walk.rows, walk.columns), problem.dilation, strict=True
     ):
         window *= len({o * stride + k * dilation for o in range(tile) for k in range(kernel)})
-    derivative = DERIVATIVE.get(problem.epilogue.activation, SLOW)
+    derivative = DERIVED_IN_THREADS.of(problem.epilogue.activation)
     step = STEP + window * (LOAD + values * half) + values * pixels * taps * config.multipliers
     step += pixels * config.multipliers * (LOAD + values * (half + derivative))
     steps = walk.part // config.block_p
     workspace = workspace_bytes(problem, config.splits)
     again = walk.parts_h * walk.parts_w * walk.parts_m - 1
     program = config.block_p * config.block_c * pixels * taps * config.multipliers * steps
-    work = Work(
+    return Work(
         programs=walk.programs,
         num_warps=config.num_warps,
         instructions=FIXED + steps * step + taps * config.multipliers * REDUCTION,
-        tensor_clocks=program / (device.fp32_flops / (2 * device.sm_count * device.clock_hz)),
+        tensor_clocks=scalar_clocks(program, device),
         l2_bytes=(problem.min_bytes + known_bytes(problem)) * (1 + again) + workspace,
         dram_bytes=problem.min_bytes + known_bytes(problem) + workspace,
-        registers=resources.registers if resources else int(min(255, 80 + held(problem, config, device))),
+        registers=int(min(255, 80 + held(problem, config, device))),
         padding_efficiency=padding_efficiency(problem, config),
+        passes_us=dram_us(workspace, device) + LAUNCH_US,
+        passes=1,
     )
-    return predict_stream(problem, device, work, (dram_us(workspace, device) + LAUNCH_US, 1))
 
 
 def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[DepthwiseWeightGradConfig]:
     """All taps of small kernels in one program, a row or a part of it of large ones, and splits to fill the device."""
-    if not problem.layout.is_uniform or problem.c_per_group != 1 or not problem.batch or 0 in problem.out_size:
+    if problem.c_per_group != 1 or not problem.batch or 0 in problem.out_size:
         return
     kernel_h, kernel_w = problem.kernel_size
     multipliers = [part for part in (4, 2, 3, 1) if problem.k_per_group % part == 0]
-    padded = {size: math.ceil(problem.in_channels / size) * size for size in (64, 32, 16)}
-    block_c = next(size for size in padded if padded[size] <= 1.125 * min(padded.values()))
+    block_c = channel_block(problem)
     for multiplier in multipliers:
         for rows, columns in ((kernel_h, kernel_w), (1, kernel_w), (1, math.ceil(kernel_w / 4)), (1, 4), (1, 1)):
             for tile_w in (4, 2, 1):
@@ -104,12 +101,4 @@ def _splits(problem: ConvProblem, config: DepthwiseWeightGradConfig, device: Dev
     return max(1, min(wanted, math.ceil(steps / 4), WORKSPACE_BYTES // workspace_bytes(problem, 1)))
 
 
-def ranked(problem: ConvProblem, device: DeviceSpec) -> list[DepthwiseWeightGradConfig]:
-    """What of the space is worth compiling, best first by the model."""
-    return best_first(problem, device, space(problem, device), predict)
-
-
-def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[DepthwiseWeightGradConfig, str | None]]:
-    """The defaults; each with the reason that leaves it out."""
-
-    return judged(problem, device, defaults(problem, device))
+MODEL = Model(defaults, work=work, uses_tensor_cores=False)

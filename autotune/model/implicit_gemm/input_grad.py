@@ -1,15 +1,13 @@
-"""The input gradient of equal groups as tuning sees it: defaults, candidates, a cost model. Nothing is timed here."""
+"""The implicit GEMM's input gradient in tuning: defaults, search space and cost model. Nothing here was measured."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
-from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model.shared.candidates import best_first, judged
-from grouped_conv.autotune.model.shared.gemm_gradient import GemmWork, derived_in_fp32, predict_gemm
-from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.gemm_gradient import GemmLoop, derived_in_fp32, gemm_work
+from grouped_conv.autotune.model.shared.model import Model, variants
+from grouped_conv.autotune.model.shared.streaming import Work
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import (
     MAX_PACKED_CHANNELS,
     InputGradConfig,
@@ -17,7 +15,7 @@ from grouped_conv.kernels.implicit_gemm.input_grad_rules import (
     tiles,
     trips,
 )
-from grouped_conv.kernels.values.classes import class_size
+from grouped_conv.kernels.values.classes import class_size, most_taps
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
@@ -43,8 +41,6 @@ LAST_RESORT = InputGradConfig(block_m=32, block_n=16, block_k=16, num_warps=4, n
 
 def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConfig]:
     """The configurations that the heuristic compares, the last resort last."""
-    if not problem.layout.is_uniform:
-        return
     if problem.batch:
         fused = problem.epilogue.activation != "none" or problem.epilogue.scale
         widest = max(problem.c_per_group, problem.k_per_group)
@@ -76,8 +72,8 @@ def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConf
 def _spills(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec) -> bool:
     """Does ptxas stop at 96 or 128 registers, for one program more, and spill 8 to 24 bytes?
 
-    So it did on sm_80 with 32 sums and 32 gradients per thread, scaled or behind a silu, in half the layers compiled,
-    and on sm_90 with 16 sums and 32 gradients behind a relu. On sm_100 64 and 64 are too many for 255 registers.
+    So it did on sm_80 with 32 sums and 32 gradients per thread, scaled or after a silu, in half the layers compiled,
+    and on sm_90 with 16 sums and 32 gradients after a relu. On sm_100 64 and 64 are too many for 255 registers.
     """
     threads = config.num_warps * device.warp_size
     figures = config.block_m * config.block_n / threads, config.block_m * config.block_k / threads
@@ -92,48 +88,34 @@ def _order(problem: ConvProblem, block_k: int) -> str:
     return "channels_inner" if whole else "flat"
 
 
-def ranked(problem: ConvProblem, device: DeviceSpec) -> list[InputGradConfig]:
-    """What of the space is worth compiling, best first by the model."""
-    return best_first(problem, device, space(problem, device), predict)
-
-
-def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[InputGradConfig, str | None]]:
-    """The defaults with other stages and warps; each with the reason that leaves it out."""
-
-    configs = (
-        replace(config, num_stages=stages, num_warps=warps)
-        for config in defaults(problem, device)
-        for stages in (2, 3, 4)
-        for warps in sorted({config.num_warps, 4, 8})
-    )
-    return judged(problem, device, configs)
-
-
-def predict(
-    problem: ConvProblem, config: InputGradConfig, device: DeviceSpec, resources: Resources | None = None
-) -> Prediction:
-    """Predict the input gradient of `problem` with `config` on `device`."""
+def work(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec) -> Work:
+    """What the input gradient of `problem` with `config` does."""
     _, _, programs = tiles(problem, config)
     packs, columns, depth = packed(problem, config)
     classes = math.prod(problem.stride)
-    mean_trips = max(1.0, trips(problem, config) * _mean_share(problem))
+    mean_share = problem.taps / classes / math.prod(most_taps(problem))  # taps of the mean class over the largest's
+    mean_trips = max(1.0, trips(problem, config) * mean_share)
     issued = programs * config.block_m * config.block_n * config.block_k * mean_trips
-    m = problem.batch * math.prod(problem.in_size)
-    useful = m * packs * columns * depth * problem.taps / classes / (config.pack if config.pack > 1 else 1)
-    work = GemmWork(
+    useful = problem.batch * math.prod(problem.in_size) * packs * columns * depth * problem.taps / classes
+    loop = GemmLoop(
         programs=programs,
         trips=mean_trips,
         blocks=(config.block_m, config.block_n, config.block_k),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        padding_efficiency=min(1.0, useful / issued * (config.pack if config.pack > 1 else 1)),
+        padding_efficiency=min(1.0, useful / issued),
         scattered=config.loop_order == "flat",
     )
-    return predict_gemm(problem, work, device, resources)
+    return gemm_work(problem, loop, device)
 
 
-def _mean_share(problem: ConvProblem) -> float:
-    """Taps of the mean class as a share of the largest class's."""
-    from grouped_conv.kernels.values.classes import most_taps
+def _candidates(problem: ConvProblem, device: DeviceSpec) -> Iterator[InputGradConfig]:
+    """The defaults with other stages and warps."""
+    return variants(
+        defaults(problem, device),
+        num_stages=(2, 3, 4),
+        num_warps=lambda config: sorted({config.num_warps, 4, 8}),
+    )
 
-    return problem.taps / math.prod(problem.stride) / math.prod(most_taps(problem))
+
+MODEL = Model(defaults, _candidates, work, tile=lambda config: (config.block_m, config.block_n, config.pack))

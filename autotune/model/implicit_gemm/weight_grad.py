@@ -1,4 +1,4 @@
-"""The weight gradient of equal groups as tuning sees it: defaults, splits, a cost model. Predictions, not timings."""
+"""The implicit GEMM's weight gradient in tuning: defaults, splits and cost model. Nothing here was measured."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model.shared.candidates import best_first, judged
-from grouped_conv.autotune.model.shared.gemm_gradient import GemmWork, predict_gemm
-from grouped_conv.autotune.model.shared.prediction import Prediction
+from grouped_conv.autotune.model.shared.gemm_gradient import GemmLoop, gemm_work
+from grouped_conv.autotune.model.shared.model import Model, variants
+from grouped_conv.autotune.model.shared.streaming import Work
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import (
     WORKSPACE_BYTES,
     WeightGradConfig,
@@ -42,21 +41,13 @@ FIND_PIXEL = 13
 """Instructions per copy of the input for finding its pixel and testing its tap without a table, over those with one:
 10 to 14 on sm_80, 14 to 17 on sm_90, read from compiled code of the first six tiles above."""
 TABLE_SPILLS = "gelu"
-"""An activation behind whose derivative, 3,000 instructions of a step, a table saves 2% and spills on sm_80."""
+"""The activation whose derivative takes 3,000 instructions of a step: there a table saves 2 % and spills on sm_80."""
 LAST_RESORT = WeightGradConfig(block_m=16, block_n=32, block_k=16, num_warps=4, num_stages=1)
 """Runs every problem of the family on every device."""
 
 
-def defaults(
-    problem: ConvProblem, device: DeviceSpec, max_workspace: int = WORKSPACE_BYTES
-) -> Iterator[WeightGradConfig]:
-    """The configurations that the heuristic compares, the last resort last.
-
-    Args:
-        max_workspace: bytes that the partial sums may take; fewer splits keep them below it.
-    """
-    if not problem.layout.is_uniform:
-        return
+def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[WeightGradConfig]:
+    """The configurations that the heuristic compares, the last resort last."""
     if problem.batch:
         depth = problem.taps * problem.c_per_group
         for block_m, block_n, warps in TILES:
@@ -66,51 +57,26 @@ def defaults(
             config = WeightGradConfig(block_m=block_m, block_n=block_n, block_k=block_k, num_warps=warps, num_stages=3)
             for table in (False, True) if problem.epilogue.activation != TABLE_SPILLS else (False,):
                 config = replace(config, pixel_table=table)
-                yield replace(config, splits=splits(problem, config, device, max_workspace))
-    yield replace(LAST_RESORT, splits=splits(problem, LAST_RESORT, device, max_workspace))
+                yield replace(config, splits=splits(problem, config, device))
+    yield replace(LAST_RESORT, splits=splits(problem, LAST_RESORT, device))
 
 
-def splits(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec, max_workspace: int) -> int:
+def splits(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec) -> int:
     """Parts that fill `WAVES` waves, no more than the workspace holds and than the pixels have whole steps for."""
     _, _, programs = tiles(problem, replace(config, splits=1))
     steps = math.ceil(pixels(problem) / config.block_k)
     wanted = math.ceil(WAVES * device.sm_count / max(programs, 1))
-    most = max(0, max_workspace - table_bytes(problem, config)) // max(workspace_bytes(problem, 1), 1)
+    most = max(0, WORKSPACE_BYTES - table_bytes(problem, config)) // max(workspace_bytes(problem, 1), 1)
     return max(1, min(wanted, most, steps // LEAST_STEPS))
 
 
-def ranked(problem: ConvProblem, device: DeviceSpec) -> list[WeightGradConfig]:
-    """What of the space is worth compiling, best first by the model."""
-    return best_first(problem, device, space(problem, device), predict)
-
-
-def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[WeightGradConfig, str | None]]:
-    """The defaults with other stages and twice the splits; each with the reason that leaves it out."""
-
-    def more(config: WeightGradConfig) -> str | None:
-        borrowed = workspace_bytes(problem, config.splits) + table_bytes(problem, config)
-        if borrowed > WORKSPACE_BYTES and config.splits > 1:
-            return f"its splits need {borrowed} bytes of workspace, the limit is {WORKSPACE_BYTES}"
-        return None
-
-    configs = (
-        replace(config, num_stages=stages, splits=config.splits * factor)
-        for config in defaults(problem, device)
-        for stages in (2, 3, 4)
-        for factor in (1, 2)
-    )
-    return judged(problem, device, configs, more)
-
-
-def predict(
-    problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec, resources: Resources | None = None
-) -> Prediction:
-    """Predict the weight gradient of `problem` with `config` on `device`, the passes before and after included."""
+def work(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec) -> Work:
+    """What the weight gradient of `problem` with `config` does, the passes before and after included."""
     _, _, programs = tiles(problem, config)
     steps = pixels_per_split(problem, config) / config.block_k
     issued = programs * config.block_m * config.block_n * config.block_k * steps
     copies = config.block_n * config.block_k * problem.item_size / 16 / (config.num_warps * device.warp_size)
-    work = GemmWork(
+    loop = GemmLoop(
         programs=programs,
         trips=steps,
         blocks=(config.block_m, config.block_n, config.block_k),
@@ -122,4 +88,21 @@ def predict(
         table_bytes=table_bytes(problem, config),
         more_instructions=0.0 if config.pixel_table else FIND_PIXEL * copies,
     )
-    return predict_gemm(problem, work, device, resources)
+    return gemm_work(problem, loop, device)
+
+
+def _candidates(problem: ConvProblem, device: DeviceSpec) -> Iterator[WeightGradConfig]:
+    """The defaults with other stages and twice the splits."""
+    return variants(
+        defaults(problem, device), num_stages=(2, 3, 4), splits=lambda config: (config.splits, 2 * config.splits)
+    )
+
+
+def _why_not(problem: ConvProblem, config: WeightGradConfig, device: DeviceSpec) -> str | None:
+    borrowed = workspace_bytes(problem, config.splits) + table_bytes(problem, config)
+    if borrowed > WORKSPACE_BYTES and config.splits > 1:
+        return f"its splits need {borrowed} bytes of workspace, the limit is {WORKSPACE_BYTES}"
+    return None
+
+
+MODEL = Model(defaults, _candidates, work, why_not=_why_not, tile=lambda config: (config.block_m, config.block_n))

@@ -1,4 +1,4 @@
-"""Predicts and chooses configurations of the LRN + pool kernel. Nothing here was measured: a prediction is no timing.
+"""The LRN + pool kernel in tuning: candidates, choice and cost model. Nothing here was measured.
 
 The model is `streaming`'s: bytes across DRAM and L2 against issued instructions, and here also the pipe of square
 roots, which takes two of each normalised value.
@@ -6,14 +6,17 @@ roots, which takes two of each normalised value.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
 from grouped_conv.autotune.machine_code.resources import Resources
 from grouped_conv.autotune.model.shared.machine import SCHEDULERS, dram_us, l2_rate, machine_of, resident_programs
+from grouped_conv.autotune.model.shared.model import Model
 from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction, wave_efficiency
 from grouped_conv.autotune.model.shared.streaming import EXPOSED, ROUND_LATENCY
-from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, kept_lanes, why_invalid, why_not_on
+from grouped_conv.kernels.families import why_invalid
+from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig, kept_lanes
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.kernels.values.device import DeviceSpec
 
@@ -34,19 +37,17 @@ CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 
 
 def candidates(problem: LrnPoolProblem, device: DeviceSpec) -> Iterator[LrnPoolConfig]:
-    """Configurations worth compiling, in no order: strips up to 4 and maps cut into up to 24 parts, or into rows."""
+    """Strips of up to 4 pixels, and maps cut into up to 24 parts, or into rows."""
     out_h, out_w = problem.out_size
     heights = sorted({math.ceil(out_h / chunks) for chunks in (*CHUNKS, out_h)})
-    for strip in STRIPS:
-        for rows in heights:
-            config = LrnPoolConfig(num_warps=4, block=4 * device.warp_size, strip=min(strip, out_w), rows=rows)
-            if why_invalid(problem, config) is None and why_not_on(problem, config, device) is None:
-                yield config
+    for strip, rows in itertools.product(STRIPS, heights):
+        yield LrnPoolConfig(num_warps=4, block=4 * device.warp_size, strip=min(strip, out_w), rows=rows)
 
 
 def choose(problem: LrnPoolProblem, device: DeviceSpec) -> LrnPoolConfig:
-    """The candidate predicted fastest; of equals the first. A plain one, valid or not, where there is none."""
-    best = min(candidates(problem, device), key=lambda config: predict(problem, config, device).us, default=None)
+    """The candidate predicted fastest, the first of equal ones; where none is valid, a plain one that is not."""
+    valid = (config for config in candidates(problem, device) if why_invalid(problem, config, device) is None)
+    best = min(valid, key=lambda config: predict(problem, config, device).us, default=None)
     return best or LrnPoolConfig(num_warps=4, block=4 * device.warp_size, strip=1, rows=problem.out_size[0])
 
 
@@ -110,3 +111,6 @@ def _per_output(problem: LrnPoolProblem) -> int:
     (kernel_h, kernel_w), stride_h = problem.kernel_size, problem.stride[0]
     maxima = min(stride_h, kernel_h) * (kernel_w - 1) + kernel_h - 1
     return maxima + PER_OUTPUT + (PER_CHANNEL if problem.lrn_place == "after" else 0)
+
+
+MODEL = Model(candidates, timed=predict, uses_tensor_cores=False)

@@ -1,23 +1,23 @@
 """The ragged kernel in tuning: its defaults, its search space, and its predicted times. Nothing here was measured.
 
-Model: a program of a group is one of the implicit GEMM's (`implicit_gemm_cost`) on a dense problem of the group's
-sizes. Programs of all groups share the device, deep ones first, so the groups' times are averaged by their numbers of
-programs; no call is faster than its deepest program alone.
+Model: a program of a group costs what one of the implicit GEMM does (`implicit_gemm.forward_cost`) on a dense problem
+of the group's sizes. Programs of all groups share the device, deep ones first, so the groups' times are averaged by
+their numbers of programs; no call is faster than its deepest program alone.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model.implicit_gemm.forward import gemm_terms, streamed_us
+from grouped_conv.autotune.model.implicit_gemm.forward_cost import gemm_terms, streamed_us
 from grouped_conv.autotune.model.implicit_gemm.forward_defaults import DEPTHS, LITTLE_WASTE, TILES
 from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
-from grouped_conv.autotune.model.shared.candidates import SPILLS, best_first, judged
 from grouped_conv.autotune.model.shared.machine import dram_us, machine_of
+from grouped_conv.autotune.model.shared.model import SPILLS, Model, variants
 from grouped_conv.autotune.model.shared.prediction import LAUNCH_US, Prediction, floor_us, pack_passes, wave_efficiency
 from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 from grouped_conv.kernels.ragged.forward_rules import RaggedConfig, tiles, traits
@@ -28,7 +28,7 @@ from grouped_conv.kernels.values.problem import ConvProblem
 LAST_RESORT = RaggedConfig(block_m=32, block_n=16, block_k=16, num_warps=4, num_stages=1)
 """Runs every problem of the family on every device."""
 SPILL_SLACK = 1.35
-"""Expected register pressure up to which compiling is worth a try; see `implicit_gemm_terms.register_pressure`."""
+"""Expected register pressure up to which compiling is worth a try, see `register_pressure` of the implicit GEMM."""
 
 
 def predict(
@@ -115,8 +115,6 @@ def _dram_bytes(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) 
 
 def defaults(problem: ConvProblem, device: DeviceSpec) -> Iterator[RaggedConfig]:
     """The configurations that the heuristic compares, the last resort last."""
-    if problem.layout.is_uniform:
-        return
     pixels, widest = problem.batch * math.prod(problem.out_size), max(problem.layout.outputs)
     caches = ("",) if device.backend != "cuda" or problem.taps == 1 else ("", ".ca")
     for block_m, block_n, warps in TILES:
@@ -142,37 +140,31 @@ def _depths(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> l
     return fitting[-1:]
 
 
-def ranked(problem: ConvProblem, device: DeviceSpec) -> list[RaggedConfig]:
-    """What of the space is worth compiling, best first by the model."""
-    return best_first(problem, device, space(problem, device), predict)
-
-
-def space(problem: ConvProblem, device: DeviceSpec) -> Iterator[tuple[RaggedConfig, str | None]]:
-    """The tuner's space: tiles, warps, stages, cache policy; each with the reason that leaves it out."""
-
-    if problem.layout.is_uniform:
-        return iter(())
-
-    def more(config: RaggedConfig) -> str | None:
-        if config.num_warps == 8 and config.block_m * config.block_n < 64 * 64:
-            return "8 warps are for large tiles"
-        return SPILLS if _pressure(problem, config, device) > SPILL_SLACK else None
-
-    axes: Mapping[str, tuple[object, ...]] = {
-        "block_m": (32, 64, 128, 256),
-        "block_n": (16, 32, 64, 128),
-        "block_k": (16, 32, 64),
-        "num_warps": (4, 8),
-        "num_stages": (2, 3, 4) if device.backend == "cuda" else (1, 2, 3),
-        "cache_a": ("", ".ca") if device.backend == "cuda" and problem.taps > 1 else ("",),
-    }
-    configs = (
-        RaggedConfig(**dict(zip(axes, values, strict=True)))  # type: ignore[arg-type]
-        for values in itertools.product(*axes.values())
+def _candidates(problem: ConvProblem, device: DeviceSpec) -> Iterator[RaggedConfig]:
+    """Tiles, warps, stages and cache policies."""
+    cuda = device.backend == "cuda"
+    return variants(
+        [RaggedConfig()],
+        block_m=(32, 64, 128, 256),
+        block_n=(16, 32, 64, 128),
+        block_k=(16, 32, 64),
+        num_warps=(4, 8),
+        num_stages=(2, 3, 4) if cuda else (1, 2, 3),
+        cache_a=("", ".ca") if cuda and problem.taps > 1 else ("",),
     )
-    return judged(problem, device, configs, more)
+
+
+def _why_not(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> str | None:
+    if config.num_warps == 8 and config.block_m * config.block_n < 64 * 64:
+        return "8 warps are for large tiles"
+    return SPILLS if _pressure(problem, config, device) > SPILL_SLACK else None
 
 
 def _pressure(problem: ConvProblem, config: RaggedConfig, device: DeviceSpec) -> float:
     """Expected registers over the budget, as for the implicit GEMM with loads of this layout's width."""
     return register_pressure(stand_in(problem, problem.layout.buckets[0]), as_gemm(config), device)
+
+
+MODEL = Model(
+    defaults, _candidates, timed=predict, why_not=_why_not, tile=lambda config: (config.block_m, config.block_n)
+)

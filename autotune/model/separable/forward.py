@@ -1,70 +1,34 @@
-"""One kernel or two calls for a grouped convolution and the 1x1 convolution behind it: the planner, and its cost model.
-
-Everything here is predicted. `plan_fusion` is a pure function of the problem and the device; its reason names what
-decided: a limit of the device, how often the first convolution would be computed, or the predicted times.
-"""
+"""The fused separable kernel in tuning: defaults, search space and cost model. Nothing here was measured."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model import heuristic
-from grouped_conv.autotune.model.cost import predict as predict_convolution
-from grouped_conv.autotune.model.shared.machine import dram_us, machine_of
+from grouped_conv.autotune.model.shared.machine import machine_of, multiply_clocks, scalar_clocks
+from grouped_conv.autotune.model.shared.model import Model, variants
 from grouped_conv.autotune.model.shared.prediction import Prediction
-from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.autotune.model.shared.streaming import Work, predict_work
 from grouped_conv.kernels.separable.forward_rules import (
     SeparableConfig,
     is_unrolled,
     shared_memory,
     slices_of,
     tiles,
-    why_invalid,
-    why_not_on,
 )
 from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.device import DeviceSpec
-from grouped_conv.kernels.values.problem import ConvProblem
 
 TILES = ((128, 128, 8), (64, 256, 8), (64, 128, 4), (256, 64, 8), (128, 64, 4), (256, 32, 8), (128, 32, 4),
          (128, 16, 4), (64, 64, 4), (64, 32, 4), (64, 16, 4))  # fmt: skip
 """(block_m, block_n, warps) worth comparing; at most 64 sums per thread. None spills (sm_80, sm_90, gfx942)."""
 PROGRAM_INSTRUCTIONS = 250
 """Instructions of a warp outside its slices: indices, tap bits, the first loads' addresses."""
-MARGIN = 0.9
-"""Share of the two calls' predicted time that the fused kernel must stay below: different models predict the two."""
-CACHED_SHARE = 0.5
-"""Share of L2 in which the tensor between two calls is taken to survive until the second reads it; assumed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fusion:
-    """The planner's answer.
-
-    Attributes:
-        config: the fused kernel's configuration, or None for two calls.
-        reason: what decided, with its numbers; times are predicted.
-        fused: the prediction of the best fused configuration; None where none fits.
-        separate_us: predicted microseconds of the two calls.
-    """
-
-    config: SeparableConfig | None
-    reason: str
-    fused: Prediction | None
-    separate_us: float
-
-    @property
-    def is_fused(self) -> bool:
-        """True for one kernel."""
-        return self.config is not None
 
 
 def defaults(problem: SeparableProblem, device: DeviceSpec) -> Iterator[SeparableConfig]:
-    """The configurations that the planner compares; some may be invalid on the device."""
+    """The configurations that the planner of fusions compares; some may be invalid on the device."""
     for block_m, block_n, nvidia_warps in TILES:
         if block_n > 16 and block_n >= 2 * problem.out_channels:
             continue
@@ -81,17 +45,10 @@ def defaults(problem: SeparableProblem, device: DeviceSpec) -> Iterator[Separabl
             )
 
 
-def candidates(problem: SeparableProblem, device: DeviceSpec) -> Iterator[SeparableConfig]:
-    """The space a tuner would search: the defaults and their neighbours in width, depth, pipeline and warps."""
-    seen = set()
-    for config in defaults(problem, device):
-        for width in (16, 32, 64):
-            for stages in (1, 2, 3):
-                for warps in (4, 8):
-                    other = replace(config, width=width, num_stages=stages, num_warps=warps)
-                    if other not in seen and _fits(problem, other, device) is None:
-                        seen.add(other)
-                        yield other
+def _candidates(problem: SeparableProblem, device: DeviceSpec) -> Iterator[SeparableConfig]:
+    """The defaults and their neighbours in width, depth of the pipeline and warps, each once."""
+    found = variants(defaults(problem, device), width=(16, 32, 64), num_stages=(1, 2, 3), num_warps=(4, 8))
+    yield from dict.fromkeys(found)
 
 
 def _methods(problem: SeparableProblem, device: DeviceSpec) -> Iterator[tuple[str, int, int]]:
@@ -132,61 +89,13 @@ def predict(
         tensor_clocks=_multiply_clocks(problem, config, device),
         l2_bytes=programs * _program_bytes(problem, config),
         dram_bytes=float(problem.min_bytes),
-        registers=resources.registers if resources else _registers(problem, config, device),
-        shared_bytes=resources.shared_bytes if resources else shared_memory(problem, config),
+        registers=_registers(problem, config, device),
+        shared_bytes=shared_memory(problem, config),
         padding_efficiency=useful / issued if issued else 1.0,
     )
-    found = predict_stream(problem.first, device, work)
     compute = 2 * problem.macs / device.peak_flops(problem.dtype, problem.first.precision)
-    floor = 1e6 * max(compute, problem.min_bytes / device.dram_bytes_per_s) if programs else 0.0
-    return replace(found, floor_us=floor)
-
-
-@lru_cache(maxsize=4096)
-def plan_fusion(problem: SeparableProblem, device: DeviceSpec) -> Fusion:
-    """One kernel or two calls for `problem` on `device`, and why; a prediction, nothing is compiled."""
-    separate = separate_us(problem, device)
-    valid, reasons = [], []
-    for config in defaults(problem, device):
-        reason = _fits(problem, config, device)
-        if reason is None:
-            valid.append(config)
-        else:
-            reasons.append(reason)
-    if not valid:
-        reason = reasons[-1] if reasons else "the fused kernel has no configuration for such a problem"
-        return Fusion(None, f"two calls: {reason}", None, separate)
-    config = min(valid, key=lambda one: predict(problem, one, device).weighed_us)
-    fused = predict(problem, config, device)
-    again = tiles(problem, config)[1]
-    times = f"predicted {fused.us:.1f} us in one kernel, {separate:.1f} us in two calls"
-    saved = f"{problem.saved_bytes / 1e6:.1f} MB less memory traffic"
-    if fused.us <= MARGIN * separate:
-        return Fusion(config, f"fused: {times}; {saved}", fused, separate)
-    cost = f"the first convolution would be computed {again} times" if again > 1 else f"bound by {fused.bound}"
-    return Fusion(None, f"two calls: {times}; {cost} for {saved}", fused, separate)
-
-
-def separate_us(problem: SeparableProblem, device: DeviceSpec) -> float:
-    """Predicted microseconds of the two calls, each with the heuristic's configuration.
-
-    Where the tensor between them fits L2, what memory traffic it costs calls that are bound by memory is taken off.
-    """
-    kept = problem.saved_bytes / 2 <= CACHED_SHARE * device.l2_bytes
-    relief = dram_us(problem.saved_bytes / 2, device) if kept else 0.0
-    total = 0.0
-    for part in (problem.first, problem.second):
-        found = _separate(part, device)
-        total += found.us - (min(relief, found.us / 2) if found.bound == "dram" else 0.0)
-    return total
-
-
-def _separate(problem: ConvProblem, device: DeviceSpec) -> Prediction:
-    return predict_convolution(problem, heuristic.choose(problem, device), device)
-
-
-def _fits(problem: SeparableProblem, config: SeparableConfig, device: DeviceSpec) -> str | None:
-    return why_invalid(problem, config) or why_not_on(problem, config, device)
+    floor = 1e6 * max(compute, problem.min_bytes / device.dram_bytes_per_s)
+    return predict_work(problem.first, device, work, resources, floor)
 
 
 def instructions(problem: SeparableProblem, config: SeparableConfig, device: DeviceSpec) -> float:
@@ -237,15 +146,12 @@ def _form(problem: SeparableProblem, config: SeparableConfig, device: DeviceSpec
 def _multiply_clocks(problem: SeparableProblem, config: SeparableConfig, device: DeviceSpec) -> float:
     """Clocks of one multiprocessor's multiply pipes for one program, zeros of the packs included."""
     cut, first = slices_of(problem, config), problem.first
-    per_clock = device.peak_flops(problem.dtype, first.precision) / (device.sm_count * device.clock_hz)
-    if _form(problem, config, device) == "mma":
-        per_clock *= machine_of(device).mma_register_rate
-    one = cut.trips(problem) * config.block_m * cut.tile * cut.depth
-    clocks = 2 * config.block_m * config.block_n * cut.tile / per_clock
+    rate = machine_of(device).mma_register_rate if _form(problem, config, device) == "mma" else 1.0
+    clocks = multiply_clocks(config.block_m * config.block_n * cut.tile, first, device) / rate
     if config.method == "direct":
-        scalar = device.fp32_flops / (device.sm_count * device.clock_hz)
-        return cut.count * (clocks + 2 * first.taps * config.block_m * cut.tile / scalar)
-    return cut.count * (clocks + 2 * one / per_clock)
+        return cut.count * (clocks + scalar_clocks(first.taps * config.block_m * cut.tile, device))
+    products = cut.trips(problem) * config.block_m * cut.tile * cut.depth
+    return cut.count * (clocks + multiply_clocks(products, first, device) / rate)
 
 
 def _program_bytes(problem: SeparableProblem, config: SeparableConfig) -> float:
@@ -266,3 +172,6 @@ def _registers(problem: SeparableProblem, config: SeparableConfig, device: Devic
     flying = cut.trips(problem) if is_unrolled(problem, config) else 1
     loads = flying * config.block_m * depth * problem.item_size / 4 / threads
     return min(255, math.ceil(loads + config.block_m * (config.block_n + cut.tile) / threads) + 70)
+
+
+MODEL = Model(defaults, _candidates, timed=predict)

@@ -1,31 +1,31 @@
-"""What the cost models of the dot-product gradients share. Nothing here was measured; assumed figures say so."""
+"""The GEMM part of gradients: what loading through an activation costs, and the work of a dot-product kernel.
+
+Nothing here was measured; assumed figures say so.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from grouped_conv.autotune.machine_code.resources import Resources
-from grouped_conv.autotune.model.shared.machine import dram_us, machine_of
-from grouped_conv.autotune.model.shared.prediction import Prediction
-from grouped_conv.autotune.model.shared.streaming import Work, predict_stream
+from grouped_conv.autotune.model.shared.activations import DERIVED_IN_TILES
+from grouped_conv.autotune.model.shared.machine import dram_us, machine_of, multiply_clocks
+from grouped_conv.autotune.model.shared.streaming import Work
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import ENTRY_BYTES
 from grouped_conv.kernels.values.device import DeviceSpec
 from grouped_conv.kernels.values.problem import ConvProblem
 
+MMA_PRODUCTS = 16 * 8 * 16
+"""Products of one `mma`."""
 PROGRAM_INSTRUCTIONS = 400
 """Instructions of a warp outside its loop: pixels, tap bits, the epilogue; read from compiled sm_80 code."""
 TRIP_INSTRUCTIONS = {True: 90, False: 40}
 """Instructions of a trip besides products and copies: index arithmetic of a flat reduction, of whole channel blocks."""
 PER_COPY = 4
 """Instructions of one 16-byte copy to shared memory with its address and mask, and of reading it back."""
-DERIVATIVE = {"none": 0, "relu": 3, "tanh": 5, "relu6": 6, "sigmoid": 6, "leaky_relu": 7, "hardswish": 13, "silu": 18}
-"""Instructions per gradient that a thread loads for the activation's derivative, its operand's load included; others
-`SLOW_DERIVATIVE`. Counted in AlexNet's conv2 and conv4 compiled for sm_80 and sm_90: a 128x64x64 loop of 8 warps grows
-on sm_80 from 148 instructions to 299 with relu and to 1272 with silu, on sm_90 from 105 to 219 and 700."""
-SLOW_DERIVATIVE = 44
 SCALED = 1
-"""The same for a scale, which only the input's gradient loads: 0.4 alone, 2 behind a relu, which then needs fp32."""
+"""Instructions per gradient for a scale, which only the input's gradient loads: 0.4 alone, 2 after a relu, which then
+needs fp32."""
 
 
 def loading_instructions(problem: ConvProblem, gradients: float, wide: bool) -> float:
@@ -34,7 +34,7 @@ def loading_instructions(problem: ConvProblem, gradients: float, wide: bool) -> 
     Args:
         wide: whether products are taken by wgmma; by mma two warps side by side hold the same rows, and compute both.
     """
-    each = DERIVATIVE.get(problem.epilogue.activation, SLOW_DERIVATIVE)
+    each = DERIVED_IN_TILES.of(problem.epilogue.activation)
     each += SCALED * (problem.epilogue.scale and problem.direction == "input_grad")
     return gradients * each * (1 if wide else 2)
 
@@ -51,8 +51,8 @@ def known_bytes(problem: ConvProblem) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class GemmWork:
-    """The main launch of a dot-product gradient.
+class GemmLoop:
+    """The main launch of a dot-product gradient of equal groups.
 
     Attributes:
         programs: how many.
@@ -78,45 +78,31 @@ class GemmWork:
     more_instructions: float = 0.0
 
 
-def predict_gemm(
-    problem: ConvProblem, work: GemmWork, device: DeviceSpec, resources: Resources | None = None
-) -> Prediction:
-    """The prediction for one gradient.
-
-    Args:
-        resources: figures of the compiled main kernel; estimated when absent.
-    """
-    block_m, block_n, block_k = work.blocks
-    threads = work.num_warps * device.warp_size
-    machine = machine_of(device)
-    per_clock = device.peak_flops(problem.dtype, problem.precision) / (device.sm_count * device.clock_hz)
+def gemm_work(problem: ConvProblem, gemm: GemmLoop, device: DeviceSpec) -> Work:
+    """What a gradient with this loop does."""
+    block_m, block_n, block_k = gemm.blocks
+    threads = gemm.num_warps * device.warp_size
     gradients = block_m * block_k * (1 if problem.epilogue.activation == "none" else 2)  # with what is known
     operands = (gradients + block_n * block_k) * problem.item_size
     products = block_m * block_n * block_k
-    wide = machine.mma in ("wgmma", "tcgen05") and block_m >= 64
-    multiply = products / (16 * 8 * 16) / work.num_warps / (8 if wide else 1)
+    wide = machine_of(device).mma in ("wgmma", "tcgen05") and block_m >= 64
     copied = (block_m + block_n) * block_k * problem.item_size
-    loop = multiply + PER_COPY * copied / 16 / threads + TRIP_INSTRUCTIONS[work.scattered]
-    loop += work.more_instructions + loading_instructions(problem, block_m * block_k / threads, wide)
-    if resources and resources.loop:
-        loop = resources.loop.instructions
-    registers = resources.registers if resources else min(255, 60 + (block_m * block_n + copied // 8) // threads)
-    passes_us = dram_us(work.second_pass_bytes + work.table_bytes, device)
-    passes = bool(work.second_pass_bytes) + bool(work.table_bytes)
-    read = operands + (ENTRY_BYTES * block_k if work.table_bytes else 0)
-    return predict_stream(
-        problem,
-        device,
-        Work(
-            programs=work.programs,
-            num_warps=work.num_warps,
-            instructions=PROGRAM_INSTRUCTIONS + work.trips * loop,
-            tensor_clocks=2 * products * work.trips / per_clock,
-            l2_bytes=work.programs * work.trips * read,
-            dram_bytes=problem.min_bytes + known_bytes(problem),
-            registers=registers,
-            shared_bytes=resources.shared_bytes if resources else math.ceil(operands * max(work.num_stages - 1, 1)),
-            padding_efficiency=work.padding_efficiency,
-        ),
-        (passes_us, passes),
+    loop = products / MMA_PRODUCTS / gemm.num_warps / (8 if wide else 1)
+    loop += PER_COPY * copied / 16 / threads + TRIP_INSTRUCTIONS[gemm.scattered]
+    loop += gemm.more_instructions + loading_instructions(problem, block_m * block_k / threads, wide)
+    read = operands + (ENTRY_BYTES * block_k if gemm.table_bytes else 0)
+    return Work(
+        programs=gemm.programs,
+        num_warps=gemm.num_warps,
+        instructions=PROGRAM_INSTRUCTIONS,
+        trips=gemm.trips,
+        loop=loop,
+        tensor_clocks=multiply_clocks(products * gemm.trips, problem, device),
+        l2_bytes=gemm.programs * gemm.trips * read,
+        dram_bytes=problem.min_bytes + known_bytes(problem),
+        registers=min(255, 60 + (block_m * block_n + copied // 8) // threads),
+        shared_bytes=math.ceil(operands * max(gemm.num_stages - 1, 1)),
+        padding_efficiency=gemm.padding_efficiency,
+        passes_us=dram_us(gemm.second_pass_bytes + gemm.table_bytes, device),
+        passes=bool(gemm.second_pass_bytes) + bool(gemm.table_bytes),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from grouped_conv.kernels.values.device import DeviceSpec
+from grouped_conv.kernels.values.problem import ConvProblem
 
 KB = 1024
 
@@ -89,6 +90,28 @@ def l2_rate(device: DeviceSpec) -> float:
 def dram_us(traffic: float, device: DeviceSpec) -> float:
     """Microseconds in which `traffic` bytes cross DRAM, at the share of its peak that kernels reach."""
     return 1e6 * traffic / (DRAM_SHARE * device.dram_bytes_per_s)
+
+
+def multiply_clocks(products: float, problem: ConvProblem, device: DeviceSpec) -> float:
+    """Clocks of one multiprocessor for so many products of the problem's dtype at the device's peak rate."""
+    return 2 * products * device.sm_count * device.clock_hz / device.peak_flops(problem.dtype, problem.precision)
+
+
+def scalar_clocks(products: float, device: DeviceSpec) -> float:
+    """Clocks of one multiprocessor's fp32 pipe for so many products outside the tensor cores."""
+    return 2 * products * device.sm_count * device.clock_hz / device.fp32_flops
+
+
+def scalar_products(problem: ConvProblem, device: DeviceSpec) -> bool:
+    """Are products taken outside the tensor cores: exact float32 on NVIDIA?"""
+    return problem.dtype == "float32" and problem.precision != "tf32" and device.backend == "cuda"
+
+
+def products_per_multiply(problem: ConvProblem, device: DeviceSpec) -> int:
+    """Products of one multiply instruction of one warp: `mma` m16n8k16 (TF32 half as deep), `mfma`, or FMA."""
+    if scalar_products(problem, device):
+        return device.warp_size
+    return 16 * 16 * 16 if device.backend != "cuda" else 16 * 8 * (16 if problem.item_size == 2 else 8)
 
 
 def resident_programs(num_warps: int, device: DeviceSpec, shared: int, registers: int) -> int:

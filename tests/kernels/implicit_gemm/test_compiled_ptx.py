@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from checkout import files_of
 from conv_cases import BIAS_RELU, Case, alexnet_layers, shape_cases
 from conv_oracle import check_output, make_tensors, run_call
 from emulated import emulator
+from loop_figures import lines_of, loop_figures
 
 from grouped_conv.autotune.model import heuristic
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig
@@ -51,18 +51,9 @@ ALIGNED = [
 ]  # fmt: skip
 
 
-def loop_figures(stats: Any) -> tuple[float, float]:
-    """(useful part of the sectors read, shared-memory wavefronts over the conflict-free number) in the inner loop."""
-    files = files_of(stats, reduction)
-    sectors = useful = wavefronts = ideal = 0
-    for (line, _), counts in stats.gline.items():
-        if line and line[0] in files:
-            sectors, useful = sectors + counts[1], useful + counts[2]
-    for (line, _), counts in stats.sline.items():
-        if line and line[0] in files:
-            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
-    assert sectors and ideal, "the loop's accesses were not found"
-    return useful / (32 * sectors), wavefronts / ideal
+def figures(stats: Any) -> tuple[float, float]:
+    """Useful part of the sectors and bank conflicts in the inner loop."""
+    return loop_figures(stats, lines_of(stats, reduction))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -77,7 +68,7 @@ def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(
     tensors = make_tensors(problem)
     (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
     check_output(problem, tensors, what)
-    useful, conflict = loop_figures(stats)
+    useful, conflict = figures(stats)
     assert not stats.races
     assert useful == 1.0, f"{useful:.1%} of the loop's sector bytes are used"
     assert conflict <= 1.1, f"bank-conflict factor {conflict:.2f}"
@@ -93,7 +84,7 @@ def test_alexnet_at_its_default_configuration(layer: str, device: str) -> None:
     runs = run_call(call, tensors, emulator(int(spec.arch)))
     check_output(problem, tensors, layer)
     assert not any(stats.races for stats in runs)
-    useful, conflict = loop_figures(runs[0])
+    useful, conflict = figures(runs[0])
     assert useful == 1.0
     assert conflict <= 1.1
 
@@ -110,7 +101,7 @@ def test_cache_policy_and_unknown_trip_count(order: str, arch: int) -> None:
         (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
         check_output(problem, tensors, f"{order} {cache}")
         assert not stats.races
-        assert loop_figures(stats) == (1.0, 1.0)
+        assert figures(stats) == (1.0, 1.0)
 
 
 def test_ragged_channel_tile_reads_no_weight_beyond_its_group() -> None:

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from checkout import files_of
 from emulated import emulator
 from gradient_cases import SHAPES, TABLE_SHAPES, GradientCase, conv, fitted
 from gradient_oracle import (
@@ -20,6 +19,7 @@ from gradient_oracle import (
     run_gradient,
     run_written_gradient,
 )
+from loop_figures import lines_of, loop_figures
 
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
@@ -130,13 +130,8 @@ LOOPS = (input_grad, weight_grad, pixel_table, gradient, reduction, gradient_red
 
 
 def figures(stats: Any, sources: tuple[ModuleType, ...] = LOOPS) -> tuple[float, float]:
-    """(useful part of the sectors of the loops, shared-memory wavefronts over the conflict-free number)."""
-    files = files_of(stats, *sources)
-    reads = [c for (line, _), c in stats.gline.items() if line and line[0] in files]
-    shared = [c for (line, _), c in stats.sline.items() if line and line[0] in files]
-    sectors, useful = sum(c[1] for c in reads), sum(c[2] for c in reads)
-    wavefronts, ideal = sum(c[1] for c in shared), sum(c[2] for c in shared)
-    return useful / (32 * sectors), wavefronts / ideal if ideal else 1.0
+    """Useful part of the sectors and bank conflicts in the loops."""
+    return loop_figures(stats, lines_of(stats, *sources), uses_shared=False)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

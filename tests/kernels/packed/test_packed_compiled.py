@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from checkout import files_of
 from conv_oracle import check_output, make_tensors, run_call
 from emulated import emulator
+from loop_figures import lines_of_functions, loop_figures
 from native_variants import Runner
-from packed_cases import BIAS_RELU, PackedCase, shape_cases, shuffle_cases, thin
+from packed_cases import BIAS_RELU, STEP, PackedCase, shape_cases, shuffle_cases, thin
 from torch import Tensor
 
 from grouped_conv.autotune.compiling.offline import gpu_target
@@ -92,42 +92,11 @@ CONFLICTS = 1.2
 
 
 def figures(stats: Any) -> tuple[float, float]:
-    """(useful part of the sectors of input and output, shared wavefronts over the conflict-free number) in the loop.
+    """Useful part of the sectors and bank conflicts in a step of the loop.
 
     The weights, read once per program by each thread as it needs them, are left out with the rest of the prologue.
     """
-    sectors = useful = wavefronts = ideal = 0
-    for (line, _), counts in stats.gline.items():
-        if line and in_loop(stats, line):
-            sectors, useful = sectors + counts[1], useful + counts[2]
-    for (line, _), counts in stats.sline.items():
-        if line and in_loop(stats, line):
-            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
-    assert sectors and ideal, "the loop's accesses were not found"
-    return useful / (32 * sectors), wavefronts / ideal
-
-
-def in_loop(stats: Any, line: Any) -> bool:
-    """Is this source line in a step of the loop: a load of a row, a product, a store?"""
-    import inspect
-
-    from grouped_conv.kernels.device_code import epilogue as jit_epilogue
-    from grouped_conv.kernels.device_code import gradient as jit_gradient
-    from grouped_conv.kernels.device_code import reduction as jit_reduction
-    from grouped_conv.kernels.packed import sums as jit_packed
-
-    for module, functions in (
-        (jit_gradient, ("load_gradient", "load_or_zero")),
-        (jit_packed, ("load_row", "add_row")),
-        (jit_epilogue, ("store_tile",)),
-        (jit_reduction, ("multiply_add",)),
-    ):
-        if line[0] in files_of(stats, module):
-            for function in functions:
-                source, first = inspect.getsourcelines(getattr(module, function).fn)
-                if first <= line[1] < first + len(source):
-                    return True
-    return False
+    return loop_figures(stats, lines_of_functions(stats, STEP))
 
 
 @pytest.mark.ptxemu

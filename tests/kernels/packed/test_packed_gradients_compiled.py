@@ -1,6 +1,5 @@
 """Gradients of thin groups as compiled: executed from their PTX, counted in their machine code."""
 
-import inspect
 import itertools
 import math
 from collections.abc import Sequence
@@ -9,29 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from checkout import files_of
 from emulated import emulator
 from gradient_oracle import check_gradient, gradient_tensors, run_gradient
-from packed_cases import thin
+from loop_figures import lines_of_functions, loop_figures
+from packed_cases import STEP, thin
 from packed_gradient_cases import GradientCase, activation_cases, shape_cases, shuffle_cases
 
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.instructions import loops
 from grouped_conv.autotune.machine_code.resources import disassembled, read_resources
-from grouped_conv.autotune.model.packed import input_grad as packed_input_grad_model
-from grouped_conv.autotune.model.packed import weight_grad as packed_weight_grad_model
+from grouped_conv.autotune.model import families
 from grouped_conv.bench.gates.engine import judged_launches
 from grouped_conv.bench.gates.families import GATES, findings
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
 from grouped_conv.bench.gates.rules import EPILOGUES, PLAIN
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
-from grouped_conv.kernels.device_code import epilogue as jit_epilogue
-from grouped_conv.kernels.device_code import gradient as jit_gradient
-from grouped_conv.kernels.device_code import reduction as jit_reduction
 from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.launching.launch import compile_launch
-from grouped_conv.kernels.packed import sums as jit_packed
 from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
 from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
 
@@ -94,32 +88,8 @@ def test_aligned_problems_waste_no_sector(
 
 
 def figures(stats: Any) -> tuple[float, float]:
-    """(useful part of the sectors of activations, shared wavefronts over the conflict-free number) in the loop."""
-    sectors = useful = wavefronts = ideal = 0
-    for (line, _), counts in stats.gline.items():
-        if line and in_loop(stats, line):
-            sectors, useful = sectors + counts[1], useful + counts[2]
-    for (line, _), counts in stats.sline.items():
-        if line and in_loop(stats, line):
-            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
-    assert sectors and ideal, "the loop's accesses were not found"
-    return useful / (32 * sectors), wavefronts / ideal
-
-
-def in_loop(stats: Any, line: Any) -> bool:
-    """Is this source line a step of the loop: a load of a gradient or a row, a product, a store of the input's?"""
-    for module, functions in (
-        (jit_gradient, ("load_gradient", "load_or_zero")),
-        (jit_packed, ("load_row", "add_row")),
-        (jit_epilogue, ("store_tile",)),
-        (jit_reduction, ("multiply_add",)),
-    ):
-        if line[0] in files_of(stats, module):
-            for function in functions:
-                source, first = inspect.getsourcelines(getattr(module, function).fn)
-                if first <= line[1] < first + len(source):
-                    return True
-    return False
+    """Useful part of the sectors of activations and bank conflicts in a step of the loop."""
+    return loop_figures(stats, lines_of_functions(stats, STEP))
 
 
 @pytest.mark.ptxemu
@@ -181,7 +151,7 @@ def test_the_branch_for_non_finite_values_stays_a_loop(arch: str) -> None:
     assert not read_resources(kernel).spill_bytes
 
 
-MODELS = {"input_grad": packed_input_grad_model, "weight_grad": packed_weight_grad_model}
+MODELS = {direction: families.MODELS[f"packed_{direction}"] for direction in ("input_grad", "weight_grad")}
 DEFAULTS = [
     thin(2, 2, 16, (14, 14), padding=1),
     thin(3, 5, 9, (9, 7), padding=1, stride=2, dtype="bfloat16"),

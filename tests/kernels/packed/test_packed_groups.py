@@ -9,8 +9,8 @@ from packed_cases import BIAS_RELU, PackedCase, all_cases, thin
 from torch import Tensor
 
 import grouped_conv
+from grouped_conv.autotune.model.families import MODELS
 from grouped_conv.autotune.model.heuristic import choose
-from grouped_conv.autotune.model.packed import forward as packed_groups_model
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, DeviceSpec, Epilogue
 from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.families import KernelConfig, why_invalid
@@ -160,8 +160,8 @@ def test_thin_groups_are_packed_by_default(device: str) -> None:
         problem = thin(channels, channels, 32, (size, size), padding=1, batch=128, epilogue=BIAS_RELU)
         chosen = choose(problem, spec)
         assert isinstance(chosen, PackedGroupsConfig), chosen
-        prediction = packed_groups_model.predict(problem, chosen, spec)
+        prediction = MODELS["packed_groups"].predict(problem, chosen, spec)
         assert prediction.us > prediction.floor_us > 0
-        ranked = packed_groups_model.ranked(problem, spec)
+        ranked = MODELS["packed_groups"].ranked(problem, spec)
         assert ranked and all(why_invalid(problem, config, spec) is None for config in ranked)
-    assert not list(packed_groups_model.defaults(ConvProblem.of((1, 64, 8, 8), (64, 64, 3, 3)), spec))
+    assert not list(MODELS["packed_groups"].defaults(ConvProblem.of((1, 64, 8, 8), (64, 64, 3, 3)), spec))

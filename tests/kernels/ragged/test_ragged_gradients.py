@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from checkout import files_of
 from conv_oracle import run_call
 from emulated import emulator
+from loop_figures import lines_of, loop_figures, wider_than_words
 from ragged_cases import DTYPES, LAYOUTS, WINDOWS
 from ragged_gradient_oracle import check_ragged_gradient, ragged_gradient_tensors, run_ragged_gradient
 from ragged_oracle import ragged_problem
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from grouped_conv.autotune.model.ragged import input_grad as ragged_input_grad_model
-from grouped_conv.autotune.model.ragged import weight_grad as ragged_weight_grad_model
+from grouped_conv.autotune.model.families import MODELS, models_for
 from grouped_conv.bench.gates.families import findings
 from grouped_conv.bench.gates.findings import EVERY_RUN
 from grouped_conv.call_values.ragged_weights import views
@@ -263,17 +262,9 @@ ALIGNED = {
 
 
 def figures(stats: Any) -> tuple[float, float]:
-    """(useful part of the sectors that the loop's copies read, shared wavefronts over the conflict-free number)."""
-    files = files_of(stats, input_grad, weight_grad, gradient)
-    sectors = useful = wavefronts = ideal = 0
-    for (line, access), counts in stats.gline.items():
-        if line and line[0] in files and access.startswith("cp.async"):  # not the index list's one load
-            sectors, useful = sectors + counts[1], useful + counts[2]
-    for (line, access), counts in stats.sline.items():
-        if line and line[0] in files and not access.endswith("b32"):
-            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
-    assert sectors and ideal, "the loop's accesses were not found"
-    return useful / (32 * sectors), wavefronts / ideal
+    """Useful part of the sectors and bank conflicts of the loop's copies, but not of the index list's one load."""
+    lines = lines_of(stats, input_grad, weight_grad, gradient)
+    return loop_figures(stats, lines, lambda access: access.startswith("cp.async"), wider_than_words)
 
 
 @pytest.mark.ptxemu
@@ -306,15 +297,16 @@ def test_models_answer_for_every_layout(device: str) -> None:
     spec = DeviceSpec.get(device)
     for name, layout in ALL.items():
         problem = ragged_problem(layout, (14, 14), batch=8, padding=(1, 1, 1, 1))
-        for direction, model in (("input_grad", ragged_input_grad_model), ("weight_grad", ragged_weight_grad_model)):
+        for direction in ("input_grad", "weight_grad"):
+            model = MODELS[f"ragged_{direction}"]
             asked = gradient_problem(problem, direction)
-            found = list(model.defaults(asked, spec))  # type: ignore[attr-defined]
+            found = list(model.defaults(asked, spec))
             assert found, name
             for config in found:
                 assert family_of(config).why_invalid(asked, config) is None, name
-                prediction = model.predict(asked, config, spec)  # type: ignore[attr-defined]
+                prediction = model.predict(asked, config, spec)
                 assert prediction.us > prediction.floor_us > 0
                 assert prediction.bound in prediction.terms
-    assert len(model.ranked(asked, spec)) > 10  # type: ignore[attr-defined]
+    assert len(model.ranked(asked, spec)) > 10
     plain = ragged_problem(GroupLayout.uniform(8, 8, 2))
-    assert not list(model.defaults(plain, spec))  # type: ignore[attr-defined]
+    assert "ragged" not in models_for(plain)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from checkout import files_of
 from conv_oracle import run_call
 from emulated import emulator
+from loop_figures import lines_of, loop_figures, wider_than_words
 from ragged_cases import BIAS_RELU, LAYOUTS, Case, layout_cases
 from ragged_oracle import check_ragged, make_ragged_tensors, ragged_problem
 
@@ -52,18 +52,10 @@ ALIGNED = [
 ]
 
 
-def loop_figures(stats: Any) -> tuple[float, float]:
-    """(useful part of the sectors that 16-byte loads read, shared wavefronts over the conflict-free number)."""
-    files = files_of(stats, forward)
-    sectors = useful = wavefronts = ideal = 0
-    for (line, access), counts in stats.gline.items():
-        if line and line[0] in files and access.endswith("b128"):
-            sectors, useful = sectors + counts[1], useful + counts[2]
-    for (line, access), counts in stats.sline.items():
-        if line and line[0] in files and not access.endswith("b32"):  # the index list's few words are broadcast
-            wavefronts, ideal = wavefronts + counts[1], ideal + counts[2]
-    assert sectors and ideal, "the loop's accesses were not found"
-    return useful / (32 * sectors), wavefronts / ideal
+def figures(stats: Any) -> tuple[float, float]:
+    """Useful part of the sectors of 16-byte loads, and bank conflicts but for the index list's few words."""
+    lines = lines_of(stats, forward)
+    return loop_figures(stats, lines, lambda access: access.endswith("b128"), wider_than_words)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -78,7 +70,7 @@ def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(
     (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
     check_ragged(problem, tensors, what)
     assert not stats.races
-    useful, conflict = loop_figures(stats)
+    useful, conflict = figures(stats)
     print(f"{what}, sm_{arch}, {dtype}: {useful:.1%} of sector bytes used, bank-conflict factor {conflict:.2f}")
     assert useful >= (least if dtype == "float16" else 1.0)
     assert conflict <= 1.1

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import grouped_conv
 from grouped_conv import separable_conv2d
-from grouped_conv.autotune.model.separable import forward as separable_model
+from grouped_conv.autotune.model import fusion
 from grouped_conv.call_values.memory_formats import empty_output
 from grouped_conv.kernels import ACTIVATIONS, Epilogue
 from grouped_conv.kernels.separable.forward_rules import SeparableConfig, slices_of
@@ -179,13 +179,13 @@ def test_the_planners_configuration_runs_and_its_reason_is_in_the_trace() -> Non
 
 
 def test_two_calls_have_the_planners_reason_and_both_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(separable_model, "MARGIN", 0.0)  # as if no fused kernel were fast enough
-    separable_model.plan_fusion.cache_clear()
+    monkeypatch.setattr(fusion, "MARGIN", 0.0)  # as if no fused kernel were fast enough
+    fusion.plan_fusion.cache_clear()
     problem = block((1, 16, 5, 5), (16, 4, 3, 3), 40, RELU, RELU)
     tensors = separable_tensors(problem)
     with grouped_conv.interpret(), grouped_conv.trace() as calls:
         tensors["output"] = convolve(problem, tensors)
-    separable_model.plan_fusion.cache_clear()
+    fusion.plan_fusion.cache_clear()
     assert calls[0].path == "two_calls"
     assert "two calls: predicted" in calls[0].reason
     assert len(calls) == 3 and all(call.launches for call in calls[1:])

@@ -1,13 +1,50 @@
-"""The table row of what tuning found for one problem; predicted and measured figures never share a column."""
+"""What tuning found, as a table with one row per problem; predicted and measured figures never share a column."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from grouped_conv.autotune.machine_code.resources import Resources
 from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.search.search import Search, key_of
 from grouped_conv.autotune.search.search_space import search_space
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What came of it.
+
+    Attributes:
+        searches: by problem, in the order given.
+        interrupted: whether Ctrl-C ended it; what had been tried by then is kept.
+    """
+
+    searches: tuple[Search, ...]
+    interrupted: bool
+
+
+def frame_of(tuned: Iterable[Tuned]) -> pandas.DataFrame:
+    """One row per problem of every search; `attrs["interrupted"]` says whether Ctrl-C ended one.
+
+    Raises:
+        RuntimeError: when every configuration of a problem failed, with the first failure.
+        KeyboardInterrupt: when Ctrl-C came before there was anything to return.
+    """
+    import pandas
+
+    done = list(tuned)
+    interrupted = any(one.interrupted for one in done)
+    rows = [table_row(search) for one in done for search in one.searches if search.best() or not one.interrupted]
+    if interrupted and not rows:
+        raise KeyboardInterrupt
+    frame = pandas.DataFrame(rows)
+    frame.attrs["interrupted"] = interrupted
+    return frame
 
 
 def table_row(search: Search) -> dict[str, Any]:
