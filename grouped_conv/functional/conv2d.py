@@ -87,14 +87,17 @@ def grouped_conv2d(
     unbatched = input.dim() == 3
     if unbatched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    operands = prepared(input, weight, bias, scale, residual)
-    reason = why_not_ours(operands.input, operands.weight)
-    if reason:
-        record_torchs(request.backend, reason)
-        output = torch_call(operands, request)[0]
-    else:
-        output = convolve(operands, request)
+    output = run_request(prepared(input, weight, bias, scale, residual), request)
     return output.squeeze(0) if unbatched else output
+
+
+def run_request(operands: Operands, request: Request) -> Tensor:
+    """One call with prepared operands, by the operators if they take these operands, otherwise by torch."""
+    reason = why_not_ours(operands.input, operands.weight)
+    if not reason:
+        return convolve(operands, request)
+    record_torchs(request.backend, reason)
+    return torch_call(operands, request)[0]
 
 
 def check_names(activation: str | None, precision: str | None, backend: str | None) -> None:

@@ -12,9 +12,9 @@ from grouped_conv.call_values.separable_request import SeparableOperands, Separa
 from grouped_conv.functional.conv2d import (
     IntOrPair,
     check_names,
-    grouped_conv2d,
     make_request,
     prepared,
+    run_request,
     why_not_ours,
 )
 
@@ -79,7 +79,8 @@ def separable_conv2d(
     request = SeparableRequest(*wanted[:3], *pointwise, wanted.precision, wanted.backend)
     operands = SeparableOperands(*first[:4], *second[1:])
     if why_not_ours(operands.input, operands.weight) or why_not_ours(operands.input, operands.pointwise_weight):
-        output = _one_by_one(operands, request)
+        hidden = run_request(operands.first, request.first)
+        output = run_request(operands.second(hidden), request.second)
     else:
         output = convolve(operands, request)
     return output.squeeze(0) if unbatched else output
@@ -101,35 +102,3 @@ def _check_shapes(input: Tensor, weight: Tensor, pointwise_weight: Tensor, group
             f"groups={groups} and weight of size {list(weight.shape)} need an input of {weight.shape[1] * groups} "
             f"channels, but got input of size {list(input.shape)}"
         )
-
-
-def _one_by_one(operands: SeparableOperands, request: SeparableRequest) -> Tensor:
-    """The call as two of `grouped_conv2d`, for operands outside the operator's reach (complex numbers, for example)."""
-    first, window = operands.first, request.geometry
-    shared: dict[str, Any] = {
-        "precision": None if request.precision == "default" else request.precision,
-        "backend": None if request.backend == "auto" else request.backend,
-    }
-    hidden = grouped_conv2d(
-        first.input,
-        first.weight,
-        first.bias,
-        window.stride,
-        window.padding,
-        window.dilation,
-        first.groups,
-        activation=request.activation,
-        scale=first.scale,
-        negative_slope=request.negative_slope,
-        **shared,
-    )
-    return grouped_conv2d(
-        hidden,
-        operands.pointwise_weight,
-        operands.pointwise_bias,
-        activation=request.pointwise_activation,
-        scale=operands.pointwise_scale,
-        residual=operands.residual,
-        negative_slope=request.pointwise_negative_slope,
-        **shared,
-    )
