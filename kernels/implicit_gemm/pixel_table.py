@@ -1,8 +1,8 @@
 """The pass that writes a table of output pixels, which tells a weight gradient where each window is in the input.
 
 Entry m, of the output pixels of all images in order, is one int64. Its lower half is the offset of the window's first
-element, as if there were no padding; its upper half says which taps are inside the image: bit r for kernel row r, bit 16 + s
-for kernel column s. Entries beyond the last pixel say that none is, so that a loop over whole steps needs no mask.
+element, as if there were no padding. Its upper half says which taps are inside the image: bit r for kernel row r, bit
+16 + s for kernel column s. Entries past the last pixel have no bits, so that a loop over whole steps needs no mask.
 """
 
 from __future__ import annotations
