@@ -63,8 +63,8 @@ def as_constant(value: Any) -> Any:
 class Source(ASTSource):
     """A kernel's source whose hash knows the fields of the bundles that its device code makes.
 
-    Triton's own hash has a bundle's name alone. After an upgrade that changed the order of its fields, the cache on disk
-    would hand out code of the former order.
+    Triton's own hash has a bundle's name alone. After an upgrade that changed the order of its fields, the cache on
+    disk would hand out code of the former order.
     """
 
     def hash(self) -> str:
