@@ -11,7 +11,7 @@ from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.autotune.model.implicit_gemm.forward import SPILL_SLACK, ranked
 from grouped_conv.autotune.model.implicit_gemm.forward_axes import candidates
 from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
-from grouped_conv.autotune.search import predicted_runner, search
+from grouped_conv.autotune.search import judging, search
 from grouped_conv.autotune.search.efforts import EFFORTS, plan_effort
 from grouped_conv.autotune.search.shortlist import shortlist
 from grouped_conv.autotune.search.tuner import tune_offline
@@ -123,10 +123,10 @@ def test_an_exception_that_is_our_own_fault_propagates_with_the_configurations_n
 def test_predictions_of_an_older_model_are_made_anew(kept, compiled, monkeypatch):
     tune_offline(TWO, H100, store=kept)
     before = {record.config: record for record in kept.trials(TWO["conv4"], H100.key)}
-    for module in (predicted_runner, search):
+    for module in (judging, search):
         monkeypatch.setattr(module, "MODEL_VERSION", search.MODEL_VERSION + 1)
-    twice = predicted_runner.predict
-    monkeypatch.setattr(predicted_runner, "predict", lambda *a: type(p := twice(*a))(2 * p.us, *_rest(p)))
+    twice = judging.predict
+    monkeypatch.setattr(judging, "predict", lambda *a: type(p := twice(*a))(2 * p.us, *_rest(p)))
     tune_offline(TWO, H100, store=kept)
     after = {record.config: record for record in kept.trials(TWO["conv4"], H100.key)}
     assert len(compiled) == 2 * COMPILED
