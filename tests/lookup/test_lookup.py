@@ -117,7 +117,9 @@ def test_nearby_devices(kept):
 
 def test_what_cannot_run_is_passed_over(kept):
     big = ImplicitGemmConfig(block_m=256, block_n=256, block_k=64, num_warps=4)
-    kept.put([record(big), record(CONFIGS[1], "h200")])
+    kept.put([record(big)])
+    assert resolve(CONV4, H100, "kernels", kept).source == "heuristic"
+    kept.put([record(CONFIGS[1], "h200")])
     assert resolve(CONV4, H100, "kernels", kept).source == "nearby device"
 
 
@@ -199,7 +201,8 @@ def test_equal_problems_share_a_choice_and_changes_are_seen(kept):
         assert resolve(replace(problem), H100, "kernels", kept) is first
         assert resolve(problem, replace(H100), "kernels", kept) is first
     kept.put([record(CONFIGS[0])])
-    assert resolve(replace(CONV4), H100, "kernels", kept).config == CONFIGS[0]
+    changed = resolve(replace(CONV4), H100, "kernels", kept)
+    assert (changed.config, changed.source) == (CONFIGS[0], "predicted")
     kept.put([record(CONFIGS[0]).failed("wrong", "off")])
     assert resolve(CONV4, H100, "kernels", kept).source == "heuristic"
 

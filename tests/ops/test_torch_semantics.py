@@ -16,6 +16,7 @@ import grouped_conv
 from grouped_conv import GroupedConv2d, grouped_conv2d
 from grouped_conv.call_values.memory_formats import is_channels_last
 from grouped_conv.kernels import ACTIVATIONS
+from grouped_conv.planning.plan import cudnn_precision
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
@@ -292,21 +293,16 @@ def test_other_dtypes_are_torchs_and_the_trace_says_why(dtype: torch.dtype) -> N
 def test_precision_follows_torchs_flag_and_can_be_given() -> None:
     input, weight, _ = operands((1, 32, 6, 6), (16, 32, 3, 3))
     wanted = F.conv2d(input.double(), weight.double())
-    flags = torch.backends.cudnn.conv
-    before = flags.fp32_precision
 
     def error(**arguments) -> tuple[str, float]:
         with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
             ours = grouped_conv2d(input, weight, **arguments)
         return calls[0].problem.precision, float((ours - wanted).abs().max())
 
-    try:
-        results = {}
-        for flag in ("ieee", "tf32", "none"):
-            flags.fp32_precision = flag
+    results = {}
+    for flag in ("ieee", "tf32", "none"):
+        with cudnn_precision(flag):
             results[flag] = error()
-    finally:
-        flags.fp32_precision = before
     assert [results[flag][0] for flag in ("ieee", "tf32", "none")] == ["ieee", "tf32", "ieee"]
     assert results["ieee"][1] < 1e-4 < results["tf32"][1] < 0.2
     assert error(precision="ieee") == results["ieee"]

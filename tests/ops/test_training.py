@@ -19,6 +19,7 @@ import grouped_conv
 from grouped_conv import GroupedConv2d
 from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels import ConvProblem
+from grouped_conv.planning.plan import cudnn_precision
 
 
 def bottleneck(channels: int, groups: int, filters: int, activation: type[nn.Module]) -> nn.Sequential:
@@ -73,12 +74,9 @@ def test_one_step_entirely_by_interpreted_kernels(name: str) -> None:
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
     theirs = step(copy.deepcopy(plain), x.detach())[1]  # torch in the same precision
     wanted_loss, wanted = step(plain.double(), x.detach().double())
-    with grouped_conv.interpret(), grouped_conv.trace() as calls, torch.backends.mkldnn.flags(enabled=False):
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
-        try:
-            loss, found = step(ours, x)
-        finally:
-            torch.backends.cudnn.conv.fp32_precision = "tf32"
+    plainly = torch.backends.mkldnn.flags(enabled=False)
+    with grouped_conv.interpret(), grouped_conv.trace() as calls, plainly, cudnn_precision("ieee"):
+        loss, found = step(ours, x)
     counts = conv_paths(calls)
     assert counts == {(direction, False): layers for direction in ("forward", "input_grad", "weight_grad")}
     torch.testing.assert_close(loss.double(), wanted_loss, rtol=1e-5, atol=1e-6)

@@ -114,16 +114,11 @@ def test_the_place_where_kernels_run_is_in_the_key() -> None:
 
 
 def test_float32s_flag_is_in_the_key_of_float32_only() -> None:
-    flags = torch.backends.cudnn.conv
-    before = flags.fp32_precision
-    try:
-        for dtype, expected in ((torch.float32, 2), (torch.float16, 3)):
-            for flag in ("ieee", "tf32"):
-                flags.fp32_precision = flag
+    for dtype, expected in ((torch.float32, 2), (torch.float16, 3)):
+        for flag in ("ieee", "tf32"):
+            with plan.cudnn_precision(flag):
                 call(*operands(dtype=dtype))
-            assert plan_count() == expected
-    finally:
-        flags.fp32_precision = before
+        assert plan_count() == expected
 
 
 def test_misaligned_operands_are_planned_with_their_alignment() -> None:

@@ -1,6 +1,5 @@
 """CUDA's side of dispatch, as far as it goes without a GPU: records, captures, devices and streams."""
 
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ import pytest
 import torch
 from dispatch_calls import CONFIG, call, operands
 from played_gpu import PlayedGpu, conditions_on, playing
+from processes import in_threads
 from store_cases import measured
 
 import grouped_conv
@@ -43,8 +43,7 @@ def test_measured_falls_to_aten_with_one_warning_that_says_what_to_do(h100: Devi
     assert len(caught) == 1
     assert str(PROBLEM) in str(caught[0].message)
     assert decision.reason in str(caught[0].message)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         assert decided("measured") == decision
 
 
@@ -69,8 +68,7 @@ def test_records_decide_on_a_gpu(h100: DeviceSpec) -> None:
     decision = decided("measured")
     assert (decision.config, decision.source) == (CONFIG, "measured")
     record(aten_us=5.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # ATen was measured to be faster: nothing to warn about
+    with warnings.catch_warnings(action="error"):  # ATen was measured to be faster: nothing to warn about
         assert decided("measured").config is None
         assert decided("kernels").config == CONFIG
 
@@ -91,8 +89,7 @@ def test_gradients_need_a_self_check_too(h100: DeviceSpec, direction: str) -> No
         default_store().record_self_check(h100.key, name, direction, True)
     chosen = decided("predicted", problem)
     assert (chosen.config.direction, chosen.source) == (direction, "heuristic")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         assert decided("measured", problem).config is None
 
 
@@ -109,9 +106,7 @@ def test_autograds_thread_of_a_gpu_knows_the_policy_of_the_forward_pass(
     }[kind]()
     with playing(H100), grouped_conv.policy("kernels"), grouped_conv.trace() as calls:
         output = layer(torch.randn(1, 8, 5, 5))
-        thread = threading.Thread(target=output.sum().backward)
-        thread.start()
-        thread.join()
+        in_threads(lambda _: output.sum().backward(), 1)
     plan_cache.forget_plans()
     assert calls[-1].problem.direction == "weight_grad"
     assert "aten" not in {call.path for call in calls}

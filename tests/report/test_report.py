@@ -12,7 +12,7 @@ import fake_kernels
 import pytest
 from checkout import HELPERS
 from command_line import in_json, invoke, refusal
-from fake_compiler import compiled_to, compiling, fake_resources, spilling_when_large
+from fake_compiler import compiled_to, compiling, failing_at, fake_resources, interrupt
 from PIL import Image
 from store_cases import CONV4, LARGE, SMALL, record
 
@@ -147,23 +147,16 @@ def test_every_text_is_escaped(kept, compiled, path, tmp_path):
 
 
 def test_ctrl_c_leaves_a_report_of_what_had_ended(kept, monkeypatch, path):
-    done = []
-
-    def result(trial):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(trial.config)
-        return spilling_when_large(trial)
-
+    result, tried = failing_at(4, interrupt)
     compiling(monkeypatch, result)
     found = invoke(*LAYER, "--device", "a100", "--report", path)
     assert found.exit_code == 130
     page = Page(path)
     assert "Stopped early" in page.text
     assert "3 tried now" in page.text
-    assert {str(config) for config in done if config.block_m < 256} < set(page.of("td"))
+    assert {str(trial.config) for trial in tried[:3] if trial.config.block_m < 256} < set(page.of("td"))
     assert "A100" not in page.text  # the second device was not begun after Ctrl-C
-    assert len(done) == 3
+    assert len(tried) == 4
 
 
 def test_where_all_failed_the_report_says_why(kept, monkeypatch, path):

@@ -13,7 +13,7 @@ from grouped_conv.autotune.lookup.resolve import resolve
 from grouped_conv.autotune.store import database, store
 from grouped_conv.autotune.store.exchange import dumps
 from grouped_conv.autotune.store.store import Store, StoreError, triton_version
-from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, ImplicitGemmConfig
+from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 
@@ -226,18 +226,6 @@ def test_a_failed_self_check_is_none(kept):
     assert resolve(CONV4, A100, "measured", kept).path == "aten"
     kept.record_self_check("a100", *GEMM, True, triton="3.0.0")
     assert resolve(CONV4, A100, "measured", kept).path == "aten"
-
-
-def test_choices_are_remembered_until_rows_change(kept):
-    before = resolve(CONV4, A100, "kernels", kept)
-    assert resolve(CONV4, A100, "kernels", kept) is before
-    kept.put(PREDICTED)
-    assert resolve(CONV4, A100, "kernels", kept).source == "predicted"
-
-
-def test_a_row_that_cannot_run_here_is_ignored(kept):
-    kept.put([record(ImplicitGemmConfig(block_m=256, block_n=256, block_k=64, num_warps=4))])
-    assert resolve(CONV4, A100, "kernels", kept).source == "heuristic"
 
 
 def test_reasons_name_device_and_versions(kept):

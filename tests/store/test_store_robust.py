@@ -55,11 +55,16 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def copied(kept: Store, open_folder: Path) -> Path:
+    """The forty rows where another user can reach them."""
+    return Path(shutil.copy(kept.path, open_folder / "tuning.sqlite3"))
+
+
 def looked_up(path: Path) -> tuple[str, list[str]]:
     """The source of a configuration for conv4, and the warnings, of two look-ups."""
     lookup._warned.clear()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         store = Store(path)
         choice = resolve(CONV4, A100, "kernels", store)
         assert resolve(CONV4, A100, "kernels", store) is choice
@@ -161,9 +166,8 @@ def test_a_file_that_is_replaced_while_it_is_open(kept: Store, tmp_path: Path) -
 # ---- forbidden
 
 
-def test_a_file_and_folder_that_are_read_only(kept: Store, open_folder: Path) -> None:
-    path = open_folder / "tuning.sqlite3"
-    shutil.copy(kept.path, path)
+def test_a_file_and_folder_that_are_read_only(kept: Store, copied: Path) -> None:
+    path, open_folder = copied, copied.parent
     for file_mode, folder_mode in ((0o444, 0o555), (0o444, 0o755), (0o644, 0o555)):
         path.chmod(file_mode)
         open_folder.chmod(folder_mode)
@@ -188,11 +192,9 @@ def test_an_old_file_that_cannot_be_migrated_for_want_of_permission(open_folder:
     assert "not writable" in warning
 
 
-def test_a_file_that_may_not_be_read(kept: Store, open_folder: Path) -> None:
-    path = open_folder / "tuning.sqlite3"
-    shutil.copy(kept.path, path)
-    path.chmod(0)
-    source, (warning,) = in_child(lambda: looked_up(path), NOBODY)
+def test_a_file_that_may_not_be_read(copied: Path) -> None:
+    copied.chmod(0)
+    source, (warning,) = in_child(lambda: looked_up(copied), NOBODY)
     assert source == "heuristic"
     assert "unable to open database file; set GROUPED_CONV_STORE to a file in a folder that is writable" in warning
 
@@ -208,11 +210,10 @@ def test_a_home_that_cannot_be_written(open_folder: Path) -> None:
 # ---- full
 
 
-def test_a_full_disk_by_the_limit_of_a_files_size(kept: Store, open_folder: Path) -> None:
-    path = open_folder / "tuning.sqlite3"
-    shutil.copy(kept.path, path)
+def test_a_full_disk_by_the_limit_of_a_files_size(kept: Store, copied: Path) -> None:
+    path = copied
     path.chmod(0o666)
-    open_folder.chmod(0o777)
+    path.parent.chmod(0o777)
 
     def fill() -> list[str]:
         store, words = Store(path), []
