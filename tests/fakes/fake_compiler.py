@@ -41,7 +41,7 @@ def failing_at(number, failure):
 
     def result(trial):
         trials.append(trial)
-        return failure() if len(trials) == number else spilling_when_large(trial)
+        return failure() if len(trials) == number else compiled_to(trial)
 
     return result, trials
 
