@@ -265,7 +265,7 @@ def test_observe_leaves_the_model_as_it_was() -> None:
 
 _ON_THE_NATIVE_LANE = """
 import torch, grouped_conv
-from grouped_conv import run_command
+from grouped_conv.cli import run as run_command
 place = run_command._place("auto")
 layer = grouped_conv.GroupedConv2d(8, 16, 3, groups=2, activation="relu")
 input = torch.randn(1, 8, 9, 9)
