@@ -101,6 +101,24 @@ def no_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_plans() -> Iterator[None]:
+    """No plan of another test is found, and none is left behind."""
+    from grouped_conv.planning import plan_cache
+
+    plan_cache.forget_plans()
+    yield
+    plan_cache.forget_plans()
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """torch.compile knows nothing of what another test compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Compilation replaced by invented figures; every configuration that was compiled."""
     from fake_compiler import compiling_all

@@ -1,12 +1,9 @@
 """Tuning for a device that is not here takes neither torch nor the modules of ours that import it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-from checkout import ROOT
+from processes import run_python
 
 TUNE = """
 import json, sys
@@ -22,12 +19,9 @@ WITHOUT_TORCH = ("autotune", "kernels", "cli", "preparing", "_source_tree")
 
 
 def test_the_parent_process_imports_no_torch(tmp_path: Path) -> None:
-    variables = {**os.environ, "GROUPED_CONV_STORE": str(tmp_path / "store.sqlite3")}
-    done = subprocess.run(
-        [sys.executable, "-c", TUNE], cwd=ROOT, env=variables, check=True, capture_output=True, text=True, timeout=120
-    )
-    assert "pack" in done.stdout
-    loaded = json.loads(done.stdout.splitlines()[-1])
+    output = run_python(TUNE, GROUPED_CONV_STORE=str(tmp_path / "store.sqlite3"))
+    assert "pack" in output
+    loaded = json.loads(output.splitlines()[-1])
     assert "torch" not in loaded
     ours = {name.split(".")[1] for name in loaded if name.startswith("grouped_conv.")}
     assert ours <= set(WITHOUT_TORCH)
