@@ -31,7 +31,7 @@ for lane in ("ptxemu", "cpu_native"):
         sys.path.append(str(TOOLS / lane))
 
 
-SAMPLE = 4
+SAMPLE = 3
 """Cases of one test function in the quick sample, evenly spread over its table."""
 
 

@@ -188,6 +188,7 @@ def test_a_given_configuration_runs_either_way(config, written: bool, forced: li
         fitted(conv((2, 40, 7, 6), (48, 20, 3, 3)), config)]  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("written", [True])
 def test_the_limit_of_the_workspace_holds_the_written_gradient(written: bool, forced: list) -> None:
     size = 4 * 2 * 48 * 4 * 3

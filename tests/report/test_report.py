@@ -125,6 +125,7 @@ def test_trials_of_an_earlier_run_are_shown_in_their_order(kept, compiled, path)
     assert [row.config for row in report_rows.trials_of(search)] == first
 
 
+@pytest.mark.full
 def test_several_problems_and_devices_have_a_table_of_contents(kept, compiled, path):
     tuned = in_json("tune", "alexnet", "--limit", 2, "--device", "a100", "--device", "h100", "--report", path)
     assert tuned["report"] == str(path)
