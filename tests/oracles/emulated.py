@@ -1,15 +1,17 @@
 """Compiled PTX, executed instruction by instruction."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from case import Case
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from truth import Run, judge
 
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
 
 
-def emulator(arch: int, **options: Any) -> Callable[[Launch, Mapping[str, Tensor]], Any]:
+def emulator(arch: int, **options: Any) -> Run:
     """A runner of launches that compiles for `arch` and executes the PTX; out-of-bounds accesses raise inside."""
     import ptxemu
 
@@ -20,3 +22,19 @@ def emulator(arch: int, **options: Any) -> Callable[[Launch, Mapping[str, Tensor
         return ptxemu.Machine(compiled, **options).launch(launch.grid, arguments)
 
     return run
+
+
+def assert_sound(runs: Iterable[Any], what: str = "") -> None:
+    """No launch has a race, none writes an address twice."""
+    for number, run in enumerate(runs):
+        assert not run.races, f"{what}, launch {number}: {run.races[:3]}"
+        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), (
+            f"{what}, launch {number} writes an address twice"
+        )
+
+
+def check_compiled(arch: int, case: Case) -> list[Any]:
+    """The code compiled for `arch` gives the case's results and is sound; what was counted in each launch."""
+    _, runs = judge(case.problem, case.config, emulator(arch), case.id)
+    assert_sound(runs, case.id)
+    return runs

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from case import Case
 from conv_oracle import allowance, check_output, convolve, make_tensors, reference, relative_error, run_call
-from depthwise_cases import SMALL, DepthwiseCase, all_cases, depthwise
+from depthwise_cases import SMALL, all_cases, depthwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -31,7 +32,7 @@ def run(problem: ConvProblem, config: DepthwiseConfig, tensors: dict[str, Tensor
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.id)
-def test_agrees_with_float64(case: DepthwiseCase) -> None:
+def test_agrees_with_float64(case: Case) -> None:
     tensors = make_tensors(case.problem)
     tensors["output"] = run(case.problem, case.config, tensors)
     check_output(case.problem, tensors, case.id)

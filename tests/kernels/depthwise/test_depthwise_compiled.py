@@ -4,9 +4,10 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from case import Case
 from conv_oracle import check_output, make_tensors, run_call
-from depthwise_cases import BIAS_RELU, SMALL, DepthwiseCase, depthwise, shape_cases
-from emulated import emulator
+from depthwise_cases import BIAS_RELU, SMALL, depthwise, shape_cases
+from emulated import check_compiled, emulator
 
 from grouped_conv.autotune.compiling.offline import compile_offline
 from grouped_conv.autotune.machine_code.instructions import Instruction
@@ -23,7 +24,7 @@ EVERY_THIRD = 4  # a step that has no divisor in common with the five paths of a
 ARCHS = EVERY_RUN
 
 
-def emulated_cases() -> list[tuple[int, DepthwiseCase]]:
+def emulated_cases() -> list[tuple[int, Case]]:
     """A quarter of the odd shapes, architectures and warps in turn, small kernels only: they compile in seconds."""
     turns = itertools.cycle(itertools.product((80, 90), (1, 2, 4)))
     small = [case for case in shape_cases() if case.problem.taps <= 31]
@@ -35,14 +36,8 @@ def emulated_cases() -> list[tuple[int, DepthwiseCase]]:
 
 @pytest.mark.ptxemu
 @pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
-def test_compiled_code_is_right(arch: int, case: DepthwiseCase) -> None:
-    tensors = make_tensors(case.problem)
-    call = plan_call(case.problem, case.config)
-    stats = run_call(call, tensors, emulator(arch))
-    check_output(case.problem, tensors, case.id)
-    for launch, run in zip(call.launches, stats, strict=True):
-        assert not run.races, f"{launch.name}: {run.races[:3]}"
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    check_compiled(arch, case)
 
 
 LOOPED = DepthwiseConfig(tile_h=1, tile_w=8, row_loop=True)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conv_cases import BIAS_RELU, Case, alexnet_layers, shape_cases
+from case import Case
+from conv_cases import BIAS_RELU, alexnet_layers, shape_cases
 from conv_oracle import check_output, make_tensors, run_call
-from emulated import emulator
+from emulated import check_compiled, emulator
 from loop_figures import lines_of, loop_figures
 
 from grouped_conv.autotune.model import heuristic
@@ -34,13 +35,7 @@ def emulated_cases() -> list[tuple[int, Case]]:
 
 @pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
 def test_compiled_code_is_right(arch: int, case: Case) -> None:
-    tensors = make_tensors(case.problem)
-    call = plan_call(case.problem, case.config)
-    stats = run_call(call, tensors, emulator(arch))
-    check_output(case.problem, tensors, case.id)
-    for launch, run in zip(call.launches, stats, strict=True):
-        assert not run.races, f"{launch.name}: {run.races[:3]}"
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+    check_compiled(arch, case)
 
 
 ALIGNED = [

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from case import Case
 from conv_oracle import check_output, make_tensors, run_call
-from emulated import emulator
+from emulated import check_compiled, emulator
 from loop_figures import lines_of_functions, loop_figures
 from native_variants import Runner
-from packed_cases import BIAS_RELU, STEP, PackedCase, shape_cases, shuffle_cases, thin
+from packed_cases import BIAS_RELU, STEP, shape_cases, shuffle_cases, thin
 from torch import Tensor
 
 from grouped_conv.autotune.compiling.offline import gpu_target
@@ -25,7 +26,7 @@ from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig, one_wa
 from grouped_conv.kernels.values.device import DeviceSpec
 
 
-def emulated_cases() -> list[tuple[int, PackedCase]]:
+def emulated_cases() -> list[tuple[int, Case]]:
     """A third of the shapes' cases and of the shuffles, on both architectures in turn, 1, 2 and 4 warps."""
     cases = [*itertools.islice(shape_cases(), 0, None, 4), *itertools.islice(shuffle_cases(), 0, None, 3)]
     variants = itertools.cycle([(80, 1, 16), (90, 2, 32), (80, 2, 32), (90, 4, 32)])
@@ -50,14 +51,8 @@ def emulated_cases() -> list[tuple[int, PackedCase]]:
 
 @pytest.mark.ptxemu
 @pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
-def test_compiled_code_is_right(arch: int, case: PackedCase) -> None:
-    tensors = make_tensors(case.problem)
-    call = plan_call(case.problem, case.config)
-    stats = run_call(call, tensors, emulator(arch))
-    check_output(case.problem, tensors, case.id)
-    for launch, run in zip(call.launches, stats, strict=True):
-        assert not run.races, f"{launch.name}: {run.races[:3]}"
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    check_compiled(arch, case)
 
 
 ALIGNED = [

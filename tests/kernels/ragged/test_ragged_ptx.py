@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from case import Case
 from conv_oracle import run_call
-from emulated import emulator
+from emulated import check_compiled, emulator
 from loop_figures import lines_of, loop_figures, wider_than_words
-from ragged_cases import BIAS_RELU, LAYOUTS, Case, layout_cases
+from ragged_cases import BIAS_RELU, LAYOUTS, layout_cases
 from ragged_oracle import check_ragged, make_ragged_tensors, ragged_problem
 
 from grouped_conv.autotune.model import heuristic
@@ -33,13 +34,7 @@ def emulated_cases() -> list[tuple[int, Case]]:
 
 @pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
 def test_compiled_code_is_right(arch: int, case: Case) -> None:
-    tensors = make_ragged_tensors(case.problem, case.config)
-    call = plan_call(case.problem, case.config)
-    stats = run_call(call, tensors, emulator(arch))
-    check_ragged(case.problem, tensors, case.id)
-    for launch, run in zip(call.launches, stats, strict=True):
-        assert not run.races, f"{launch.name}: {run.races[:3]}"
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+    check_compiled(arch, case)
 
 
 # runs of 16 channels fill 32-byte sectors in fp16; of 8 channels they must waste half of each, whatever the kernel
