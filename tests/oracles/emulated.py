@@ -1,6 +1,8 @@
 """Compiled PTX, executed instruction by instruction."""
 
+import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from case import Case
@@ -22,6 +24,17 @@ def emulator(arch: int, **options: Any) -> Run:
         return ptxemu.Machine(compiled, **options).launch(launch.grid, arguments)
 
     return run
+
+
+def varied(cases: Iterable[Case]) -> list[tuple[int, Case]]:
+    """The cases on both architectures in turn, with 1 to 4 stages, 4 and 8 warps, small and wgmma-sized tiles."""
+    variants = itertools.cycle(itertools.product((80, 90), (1, 2, 3, 4), (4, 8)))
+    found = []
+    for case, (arch, stages, warps) in zip(cases, variants, strict=False):
+        block_m = 64 if arch == 90 else case.config.block_m
+        config = replace(case.config, num_stages=stages, num_warps=warps, block_m=block_m)
+        found.append((arch, replace(case, config=config)))
+    return found
 
 
 def assert_sound(runs: Iterable[Any], what: str = "") -> None:

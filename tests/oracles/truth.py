@@ -23,43 +23,49 @@ Run = Callable[[Launch, Mapping[str, Tensor]], Any]
 Problem = ConvProblem | SeparableProblem | LrnPoolProblem
 
 
-def judge(problem: Problem, config: KernelConfig, run: Run, what: str = "") -> tuple[dict[str, Tensor], list[Any]]:
+def judge(
+    problem: Problem, config: KernelConfig, run: Run, what: str = "", seed: int = 0
+) -> tuple[dict[str, Tensor], list[Any]]:
     """Run the launches with `run` and assert that every result is right, a gradient's scale included.
 
+    The configuration must survive JSON too, as the store keeps it.
+
     Args:
+        seed: of the random operands.
         problem: for a gradient's configuration, the gradient or the forward problem that it belongs to.
 
     Returns:
         The buffers by name, and what each run returned.
     """
+    assert KernelConfig.from_json(config.to_json()) == config
     if isinstance(problem, LrnPoolProblem):
-        tensors = lrn_pool_oracle.make_tensors(problem)
+        tensors = lrn_pool_oracle.make_tensors(problem, seed)
         _, found = lrn_pool_oracle.run_launch(problem, config, tensors, run)  # type: ignore[arg-type]
         lrn_pool_oracle.check_output(problem, tensors, what)
         return tensors, [found]
     if isinstance(problem, SeparableProblem):
-        tensors = separable_tensors(problem)
+        tensors = separable_tensors(problem, seed)
         runs = run_separable(problem, config, tensors, run)
         check_separable(problem, tensors, what)
         return tensors, runs
     if config.direction != "forward":
-        return _judge_gradient(problem, config, run, what)
+        return _judge_gradient(problem, config, run, what, seed)
     uniform = problem.layout.is_uniform
-    tensors = make_tensors(problem) if uniform else make_ragged_tensors(problem, config)
+    tensors = make_tensors(problem, seed) if uniform else make_ragged_tensors(problem, config, seed)
     runs = run_call(plan_call(problem, config), tensors, run)
     (check_output if uniform else check_ragged)(problem, tensors, what)
     return tensors, runs
 
 
 def _judge_gradient(
-    problem: ConvProblem, config: KernelConfig, run: Run, what: str
+    problem: ConvProblem, config: KernelConfig, run: Run, what: str, seed: int
 ) -> tuple[dict[str, Tensor], list[Any]]:
     make, execute, check = (
         (gradient_tensors, run_gradient, check_gradient)
         if problem.layout.is_uniform
         else (ragged_gradient_tensors, run_ragged_gradient, check_ragged_gradient)
     )
-    tensors = make(problem)
+    tensors = make(problem, seed)
     scaled = problem.epilogue.scale and config.direction == "weight_grad"
     asked = gradient_problem(problem, config.direction)
     runs = execute(asked, config, tensors, run, **({"grad_scale": True} if scaled else {}))

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from case import Case
-from conv_oracle import allowance, check_output, convolve, make_tensors, reference, relative_error, run_call
+from conv_oracle import allowance, check_output, convolve, make_tensors, reference, relative_error
 from depthwise_cases import SMALL, all_cases, depthwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from truth import judge
 
 import grouped_conv
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
@@ -42,9 +43,7 @@ def test_agrees_with_float64(case: Case) -> None:
 def test_saved_preactivation(multiplier: int) -> None:
     epilogue = Epilogue("gelu", bias=True, scale=True, residual=True, save_preactivation=True)
     problem = depthwise(8, (4, 5), (3, 3), multiplier, epilogue=epilogue)
-    tensors = make_tensors(problem)
-    run_call(plan_call(problem, replace(SMALL, multipliers=multiplier)), tensors, interpret_launch)
-    check_output(problem, tensors)
+    judge(problem, replace(SMALL, multipliers=multiplier), interpret_launch)
 
 
 PATHS = (

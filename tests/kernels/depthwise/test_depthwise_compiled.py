@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 from case import Case
-from conv_oracle import check_output, make_tensors, run_call
 from depthwise_cases import BIAS_RELU, SMALL, depthwise, shape_cases
 from emulated import check_compiled, emulator
+from truth import judge
 
 from grouped_conv.autotune.compiling.offline import compile_offline
 from grouped_conv.autotune.machine_code.instructions import Instruction
@@ -57,9 +57,7 @@ def test_inputs_and_outputs_move_in_whole_sectors(
 ) -> None:
     """What is loaded with a mask is the input. A thread's weights are 32 bytes in fp32: two loads share each sector."""
     arch = 80 if dtype == "float16" else 90
-    tensors = make_tensors(replace(problem, dtype=dtype))
-    stats = run_call(plan_call(replace(problem, dtype=dtype), config), tensors, emulator(arch))[-1]
-    check_output(replace(problem, dtype=dtype), tensors, what)
+    stats = judge(replace(problem, dtype=dtype), config, emulator(arch), what)[1][-1]
     shares = {}
     for (_, kind), (_, sectors, useful, _) in stats.gline.items():
         before = shares.get(kind, (0.0, 0))

@@ -155,8 +155,3 @@ def test_compiles_well(arch: str) -> None:
     found = [finding for family in families for finding in findings(family, [arch])]
     assert len(found) >= 10
     assert {f"{finding.layer} {finding.config}": finding.faults for finding in found if finding.faults} == {}
-
-
-@pytest.mark.parametrize("config", [INPUT, WEIGHT], ids=str)
-def test_a_configuration_goes_to_json_and_back(config: KernelConfig) -> None:
-    assert KernelConfig.from_json(config.to_json()) == config

@@ -14,7 +14,7 @@ from emulated import check_compiled, emulator
 from loop_figures import lines_of_functions, loop_figures
 from native_variants import Runner
 from packed_cases import BIAS_RELU, STEP, shape_cases, shuffle_cases, thin
-from torch import Tensor
+from truth import judge
 
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.resources import Resources, read_resources
@@ -73,9 +73,7 @@ ALIGNED = [
 def test_aligned_problems_waste_no_sector(
     what: str, problem: ConvProblem, config: PackedGroupsConfig, arch: int
 ) -> None:
-    tensors = make_tensors(problem)
-    (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
-    check_output(problem, tensors, what)
+    _, (stats,) = judge(problem, config, emulator(arch), what)
     assert not stats.races
     used, conflict = figures(stats)
     print(f"{what} sm_{arch}: {used:.1%} of sector bytes used, bank-conflict factor {conflict:.2f}")
@@ -151,6 +149,4 @@ def test_random_sizes_on_the_native_lane(c: int, k: int, groups: int, native: Mo
     run = Runner(native)
     for seed, size in enumerate([(5, 6), (9, 7), (1, 12), (14, 14)]):
         problem = thin(c, k, groups, size, padding=1, batch=1 + seed, dtype="float32", precision="ieee")
-        tensors: dict[str, Tensor] = make_tensors(problem, seed)
-        run_call(plan_call(problem, one_warp(problem)), tensors, run)
-        check_output(problem, tensors, str(problem))
+        judge(problem, one_warp(problem), run, str(problem), seed)

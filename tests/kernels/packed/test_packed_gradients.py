@@ -189,11 +189,6 @@ def test_reasons_against_a_device() -> None:
     assert "accumulators per thread spill" in str(family.why_not_on(thin_, many, DeviceSpec.get("sm_80")))
 
 
-@pytest.mark.parametrize("config", ORDERED, ids=lambda config: config.family)
-def test_json_gives_the_configuration_back(config: KernelConfig) -> None:
-    assert KernelConfig.from_json(config.to_json()) == config
-
-
 @pytest.mark.parametrize(
     "wrong", [{"pack": 0}, {"strip": 0}, {"num_stages": 2}, {"max_registers": 256}], ids=lambda wrong: next(iter(wrong))
 )

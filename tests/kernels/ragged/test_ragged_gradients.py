@@ -192,11 +192,6 @@ def test_no_gradient_of_a_scale_that_is_not_there() -> None:
         plan_gradient(problem, WEIGHT_CONFIGS[2], grad_scale=True)
 
 
-def test_configurations_go_to_json_and_back() -> None:
-    for config in (*INPUT_CONFIGS, *WEIGHT_CONFIGS):
-        assert KernelConfig.from_json(config.to_json()) == config
-
-
 def emulated() -> list[tuple[int, Case]]:
     """Odd layouts on both architectures in turn, with 1 to 3 stages, 4 and 8 warps, small and wgmma-sized tiles."""
     variants = itertools.cycle(itertools.product((80, 90), (1, 2, 3), (4, 8)))
