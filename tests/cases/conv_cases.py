@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from case import Case
 
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, ImplicitGemmConfig
 from grouped_conv.kernels.families import why_invalid
 
 BIAS_RELU = Epilogue("relu", bias=True)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A problem, a configuration that can run it, and why we look at it."""
-
-    reason: str
-    problem: ConvProblem
-    config: ImplicitGemmConfig
-
-    @property
-    def id(self) -> str:
-        p = self.problem
-        layout = f"{'NHWC' if p.input_channels_last else 'NCHW'}-{'KRSC' if p.weight_channels_last else 'KCRS'}"
-        return f"{self.reason}-N{p.batch}-{p.dtype}-{p.precision}-{layout}-{self.config}".replace(" ", "-")
 
 
 def alexnet_layers(batch: int, dtype: str = "float16", **options: object) -> dict[str, ConvProblem]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from case import Case
 
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
 from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, why_invalid
@@ -12,21 +14,6 @@ from grouped_conv.kernels.depthwise.forward_rules import DepthwiseConfig, why_in
 BIAS_RELU = Epilogue("relu", bias=True)
 SMALL = DepthwiseConfig(block_c=16, tile_h=2, tile_w=2, block_h=1, block_w=4, num_warps=1, pack_weight=False)
 """Few channels and pixels per program, so that a small problem has edges and more than one program."""
-
-
-@dataclass(frozen=True)
-class DepthwiseCase:
-    """A problem, a configuration that can run it, and why we look at it."""
-
-    reason: str
-    problem: ConvProblem
-    config: DepthwiseConfig
-
-    @property
-    def id(self) -> str:
-        p = self.problem
-        layout = f"{'NHWC' if p.input_channels_last else 'NCHW'}-{'KRSC' if p.weight_channels_last else 'KCRS'}"
-        return f"{self.reason}-{p.dtype}-{layout}-{self.config}".replace(" ", "-")
 
 
 def depthwise(
@@ -103,7 +90,7 @@ def _configs(problem: ConvProblem) -> Iterator[DepthwiseConfig]:
             yield config
 
 
-def shape_cases() -> Iterator[DepthwiseCase]:
+def shape_cases() -> Iterator[Case]:
     """Odd and tiny shapes on every path; dtypes, layouts and epilogues rotate through them."""
     dtypes = itertools.cycle(("float16", "bfloat16", "float32"))
     layouts = itertools.cycle([(True, True), (False, True), (True, False), (False, False), (True, True)])
@@ -121,24 +108,24 @@ def shape_cases() -> Iterator[DepthwiseCase]:
                 weight_channels_last=w_last,
                 epilogue=next(epilogues),
             )
-            yield DepthwiseCase(reason, problem, config)
+            yield Case(reason, problem, config)
         next(dtypes)  # the next shape's paths meet other dtypes
 
 
-def epilogue_cases() -> Iterator[DepthwiseCase]:
+def epilogue_cases() -> Iterator[Case]:
     """Every activation with all operands, and a shuffled output, one output per input channel and more."""
     for activation, multiplier in zip(ACTIVATIONS, itertools.cycle((1, 2, 3)), strict=False):
         epilogue = Epilogue(activation, bias=True, scale=True, residual=True)
         problem = depthwise(8, (4, 3), (3, 3), multiplier, dtype="float32", epilogue=epilogue)
-        yield DepthwiseCase(f"epilogue {activation}", problem, replace(SMALL, multipliers=multiplier))
+        yield Case(f"epilogue {activation}", problem, replace(SMALL, multipliers=multiplier))
     for multiplier in (1, 2):
         problem = depthwise(12, (4, 3), (3, 3), multiplier, epilogue=Epilogue("relu", bias=True, shuffle=3))
-        yield DepthwiseCase("shuffled output", problem, replace(SMALL, multipliers=multiplier))
+        yield Case("shuffled output", problem, replace(SMALL, multipliers=multiplier))
     slope = Epilogue("leaky_relu", negative_slope=0.3)
-    yield DepthwiseCase("leaky slope", depthwise(8, (4, 3), (3, 3), epilogue=slope), SMALL)
+    yield Case("leaky slope", depthwise(8, (4, 3), (3, 3), epilogue=slope), SMALL)
 
 
-def all_cases() -> list[DepthwiseCase]:
+def all_cases() -> list[Case]:
     """Everything the interpreter lane runs."""
     return [*shape_cases(), *epilogue_cases()]
 

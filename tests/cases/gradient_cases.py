@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from case import Case
 
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
-from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import TABLE_KERNEL, WeightGradConfig, pixels
 from grouped_conv.kernels.values.config import KernelConfig
 
 PLAIN = Epilogue()
-
-
-@dataclass(frozen=True)
-class GradientCase:
-    """A forward problem and the configuration of one of its gradients."""
-
-    reason: str
-    problem: ConvProblem
-    config: KernelConfig
-
-    @property
-    def gradient(self) -> ConvProblem:
-        return gradient_problem(self.problem, self.config.direction)
-
-    @property
-    def id(self) -> str:
-        p = self.problem
-        return f"{self.reason}-{p.dtype}-{p.precision}-{p.epilogue}-{self.config}".replace(" ", "-")
 
 
 def conv(x: tuple[int, ...], weight: tuple[int, ...], **options: object) -> ConvProblem:
@@ -82,7 +65,7 @@ def fitted(problem: ConvProblem, config: KernelConfig) -> KernelConfig:
     return config
 
 
-def cases() -> Iterator[GradientCase]:
+def cases() -> Iterator[Case]:
     """Every shape in both directions, with dtypes, epilogues and configurations in turn."""
     dtypes = itertools.cycle(DTYPES)
     epilogues = itertools.cycle(
@@ -96,7 +79,7 @@ def cases() -> Iterator[GradientCase]:
                 dtype, precision = next(dtypes)
                 epilogue = PLAIN if plain else next(epilogues)
                 varied = replace(problem, dtype=dtype, precision=precision, epilogue=epilogue)
-                yield GradientCase(reason, varied, fitted(varied, next(configs[direction])))
+                yield Case(reason, varied, fitted(varied, next(configs[direction])))
         next(dtypes)
 
 
@@ -109,7 +92,7 @@ TABLE_SHAPES: tuple[tuple[str, ConvProblem], ...] = (
 )
 
 
-def table_cases() -> Iterator[GradientCase]:
+def table_cases() -> Iterator[Case]:
     """Weight gradients that read a table of pixels, plain and behind an activation."""
     dtypes = itertools.cycle(DTYPES)
     epilogues = itertools.cycle((PLAIN, Epilogue("relu", scale=True), PLAIN, Epilogue("gelu")))
@@ -118,17 +101,17 @@ def table_cases() -> Iterator[GradientCase]:
         for _ in range(2):
             dtype, precision = next(dtypes)
             varied = replace(problem, dtype=dtype, precision=precision, epilogue=next(epilogues))
-            yield GradientCase(reason, varied, replace(fitted(varied, next(configs)), pixel_table=True))
+            yield Case(reason, varied, replace(fitted(varied, next(configs)), pixel_table=True))
         next(epilogues)
         next(dtypes)
 
 
-def shuffled_cases() -> Iterator[GradientCase]:
+def shuffled_cases() -> Iterator[Case]:
     """Channel shuffles before and after, with an activation whose derivative reads the shuffled output or not."""
     for activation in ("none", "relu", "gelu"):
         problem = conv(
             (1, 24, 5, 6), (36, 8, 3, 3), padding=1, epilogue=Epilogue(activation, shuffle=3), input_shuffle=2
         )
-        yield GradientCase("shuffles", problem, fitted(problem, INPUT_CONFIGS[0]))
-        yield GradientCase("shuffles", problem, fitted(problem, WEIGHT_CONFIGS[0]))
-        yield GradientCase("shuffles", problem, replace(fitted(problem, WEIGHT_CONFIGS[0]), pixel_table=True))
+        yield Case("shuffles", problem, fitted(problem, INPUT_CONFIGS[0]))
+        yield Case("shuffles", problem, fitted(problem, WEIGHT_CONFIGS[0]))
+        yield Case("shuffles", problem, replace(fitted(problem, WEIGHT_CONFIGS[0]), pixel_table=True))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from case import Case
 
 from grouped_conv.kernels.lrn_pool.forward_rules import LrnPoolConfig
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
@@ -13,19 +15,6 @@ ORDERS = (
     "lrn-pool", "relu-lrn-pool", "lrn-relu-pool", "pool-lrn", "relu-pool-lrn", "pool-relu-lrn", "pool-lrn-relu",
     "lrn-pool-relu", "lrn", "relu-lrn", "lrn-relu", "pool", "relu-pool",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """A problem, a configuration that can run it, and why we look at it."""
-
-    reason: str
-    problem: LrnPoolProblem
-    config: LrnPoolConfig
-
-    @property
-    def id(self) -> str:
-        return f"{self.reason}-{self.problem.order}-{self.problem.dtype}-{self.config}".replace(" ", "-")
 
 
 # reason, input shape, keywords; alpha is large, so that a wrong window shows

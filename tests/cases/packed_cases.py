@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from case import Case
 
 from grouped_conv.kernels import ConvProblem, Epilogue
 from grouped_conv.kernels.device_code import epilogue as jit_epilogue
@@ -20,22 +22,6 @@ STEP = {
     reduction: ("multiply_add",),
 }
 """Device code of one step of the loops: the load of a gradient or a row, a product, a store."""
-
-
-@dataclass(frozen=True)
-class PackedCase:
-    """A problem, a configuration that can run it, and why we look at it."""
-
-    reason: str
-    problem: ConvProblem
-    config: PackedGroupsConfig
-
-    @property
-    def id(self) -> str:
-        p = self.problem
-        layout = f"{'NHWC' if p.input_channels_last else 'NCHW'}-{'KRSC' if p.weight_channels_last else 'KCRS'}"
-        shuffles = f"s{p.input_shuffle}-{p.epilogue.shuffle}"
-        return f"{self.reason}-{p.dtype}-{p.precision}-{layout}-{shuffles}-{self.config}".replace(" ", "-")
 
 
 def thin(
@@ -89,7 +75,7 @@ def configs(problem: ConvProblem) -> Iterator[PackedGroupsConfig]:
             yield config
 
 
-def shape_cases() -> Iterator[PackedCase]:
+def shape_cases() -> Iterator[Case]:
     """Every shape in every loop; dtypes, layouts and epilogues rotate through them."""
     dtypes = itertools.cycle([("float16", "ieee"), ("bfloat16", "ieee"), ("float32", "ieee"), ("float32", "tf32")])
     layouts = itertools.cycle([(True, True), (False, True), (True, True), (True, False), (False, False)])
@@ -114,24 +100,24 @@ def shape_cases() -> Iterator[PackedCase]:
                 weight_channels_last=w_last,
                 epilogue=next(epilogues),
             )
-            yield PackedCase(reason, problem, config)
+            yield Case(reason, problem, config)
         next(dtypes)
 
 
-def shuffle_cases() -> Iterator[PackedCase]:
+def shuffle_cases() -> Iterator[Case]:
     """Shuffles that keep runs of channels together and shuffles that do not; with what stays in the order before."""
     plain = thin(4, 4, 8, (6, 7), padding=1)
     full = Epilogue("relu", bias=True, scale=True, residual=True)
     for before, after in ((1, 8), (4, 1), (4, 8), (2, 16), (8, 4), (32, 32), (16, 2)):
         for pack, epilogue in ((8, BIAS_RELU), (4, full)):
             problem = replace(plain, input_shuffle=before, epilogue=replace(epilogue, shuffle=after))
-            yield PackedCase("shuffles", problem, PackedGroupsConfig(pack=pack, strip=2, block_m=16))
+            yield Case("shuffles", problem, PackedGroupsConfig(pack=pack, strip=2, block_m=16))
     odd = thin(6, 9, 5, (5, 6), padding=1)
     for before, after in ((3, 15), (6, 5), (5, 9)):
         problem = replace(odd, input_shuffle=before, epilogue=replace(full, shuffle=after), dtype="bfloat16")
-        yield PackedCase("shuffles of odd groups", problem, PackedGroupsConfig(pack=4, strip=3, block_m=16))
+        yield Case("shuffles of odd groups", problem, PackedGroupsConfig(pack=4, strip=3, block_m=16))
 
 
-def all_cases() -> list[PackedCase]:
+def all_cases() -> list[Case]:
     """Everything the interpreter lane runs."""
     return [*shape_cases(), *shuffle_cases()]

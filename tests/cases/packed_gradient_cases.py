@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from case import Case
 from packed_cases import SHAPES, thin
 
 from grouped_conv.kernels import ConvProblem, Epilogue
@@ -35,21 +36,6 @@ IMPLICIT = (
 )
 
 
-@dataclass(frozen=True)
-class GradientCase:
-    """A gradient's problem, a configuration that can run it, and why we look at it."""
-
-    reason: str
-    problem: ConvProblem
-    config: KernelConfig
-
-    @property
-    def id(self) -> str:
-        p = self.problem
-        name = f"{self.config.family}-{self.reason}-{p.dtype}-{p.precision}-{p.epilogue.activation}-{self.config}"
-        return name.replace(" ", "-")
-
-
 def fitted(problem: ConvProblem, config: KernelConfig) -> KernelConfig | None:
     """The configuration with a smaller pack and fewer splits where the problem asks for it; None if that is no help."""
     family = family_of(config)
@@ -64,7 +50,7 @@ def fitted(problem: ConvProblem, config: KernelConfig) -> KernelConfig | None:
     return config
 
 
-def _cases(rows, configs, every: bool = False) -> list[GradientCase]:
+def _cases(rows, configs, every: bool = False) -> list[Case]:
     """Each row with the configurations of one direction in turn, or with all of them; the dtypes in turn."""
     dtypes, turns = itertools.cycle(DTYPES), itertools.cycle(configs)
     cases = []
@@ -75,11 +61,11 @@ def _cases(rows, configs, every: bool = False) -> list[GradientCase]:
             chosen = fitted(problem, config)
             if chosen is not None:
                 problem = gradient_problem(problem, family_of(chosen).direction)
-                cases.append(GradientCase(reason, problem, chosen))
+                cases.append(Case(reason, problem, chosen))
     return cases
 
 
-def shape_cases(every: bool = False) -> list[GradientCase]:
+def shape_cases(every: bool = False) -> list[Case]:
     """The shapes, in one direction each or in both with every configuration; the weight in either memory format."""
     layouts = itertools.cycle((True, False))
     rows = [(reason, replace(plain, weight_channels_last=next(layouts))) for reason, plain in SHAPES]
@@ -93,7 +79,7 @@ def shape_cases(every: bool = False) -> list[GradientCase]:
     ]
 
 
-def shuffle_cases() -> list[GradientCase]:
+def shuffle_cases() -> list[Case]:
     """Shuffles that keep runs of channels together and shuffles that do not, of input and output."""
     rows = []
     for before, after in ((1, 8), (4, 1), (2, 2), (8, 4), (16, 16)):
@@ -106,7 +92,7 @@ def shuffle_cases() -> list[GradientCase]:
     return [*_cases(rows, WEIGHT), *_cases(rows, INPUT)]
 
 
-def activation_cases(every: bool = False) -> list[GradientCase]:
+def activation_cases(every: bool = False) -> list[Case]:
     """Activations, with a scale in every second case; all of them in both directions, or each in one of them."""
     rows = [
         (f"{activation}{' and a scale' if scaled else ''}", thin(
@@ -119,7 +105,7 @@ def activation_cases(every: bool = False) -> list[GradientCase]:
     return [*_cases(rows[::2], WEIGHT), *_cases(rows[1::2], INPUT), *_cases(rows[:3:2], INPUT[::-1])]
 
 
-def packed_input_grad_cases() -> list[GradientCase]:
+def packed_input_grad_cases() -> list[Case]:
     """The implicit input gradient with packs: partial last packs, strides, unequal channels, shuffles."""
     rows = [
         ("even packs", thin(4, 4, 8, (6, 7), padding=1, batch=2)),

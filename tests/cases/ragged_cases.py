@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from case import Case
 from ragged_oracle import ragged_problem
 
-from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, GroupLayout, KernelConfig
+from grouped_conv.kernels import ACTIVATIONS, Epilogue, GroupLayout
 from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
 
 CONFIG = RaggedConfig(block_m=32, block_n=16, block_k=16)
@@ -55,21 +56,6 @@ WINDOWS: tuple[tuple[str, tuple[int, int], tuple[int, int], dict[str, object]], 
     ("kernel as large as the image", (4, 3), (4, 3), {}),
     ("5x5 on one row", (1, 21), (1, 5), {"padding": (0, 0, 2, 2)}),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """A problem, a configuration that can run it, and why we look at it."""
-
-    reason: str
-    problem: ConvProblem
-    config: KernelConfig
-
-    @property
-    def id(self) -> str:
-        p = self.problem
-        layout = f"{'NHWC' if p.input_channels_last else 'NCHW'}-{'KRSC' if p.weight_channels_last else 'KCRS'}"
-        return f"{self.reason}-N{p.batch}-{p.dtype}-{p.precision}-{layout}-{self.config}".replace(" ", "-")
 
 
 CONFIGS = (

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
+from case import Case
 from conv_oracle import EPSILON, TF32_EPSILON, make_tensors, poisoned, reference, relative_error
 from torch import Tensor
 
@@ -26,20 +28,6 @@ RELU = Epilogue("relu", bias=True)
 RELU6 = Epilogue("relu6", bias=True)
 FULL = Epilogue("silu", bias=True, scale=True)
 RESIDUAL = Epilogue("relu", bias=True, scale=True, residual=True)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A problem, a configuration that can run it, and why we look at it."""
-
-    reason: str
-    problem: SeparableProblem
-    config: SeparableConfig
-
-    @property
-    def id(self) -> str:
-        p = self.problem
-        return f"{self.reason}-{p.dtype}-{p.first.precision}-{self.config}".replace(" ", "-")
 
 
 def block(
@@ -153,10 +141,13 @@ def check_separable(problem: SeparableProblem, tensors: Mapping[str, Tensor], wh
 
 
 def run_separable(
-    case: Case, tensors: dict[str, Tensor], run: Callable[[Launch, Mapping[str, Tensor]], object]
-) -> list[object]:
-    """Run the case's launches in order with `run`, temporaries poisoned; what each run returned."""
-    launches, temporaries = plan_separable_call(case.problem, case.config)
+    problem: SeparableProblem,
+    config: Any,
+    tensors: dict[str, Tensor],
+    run: Callable[[Launch, Mapping[str, Tensor]], Any],
+) -> list[Any]:
+    """Run the problem's launches in order with `run`, temporaries poisoned; what each run returned."""
+    launches, temporaries = plan_separable_call(problem, config)
     for temporary in temporaries:
         tensors[temporary.name] = poisoned(temporary.shape, temporary.dtype)
     return [run(launch, tensors) for launch in launches]

@@ -3,9 +3,12 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import triton
+from emulated import assert_sound
+from truth import judge
 
 from grouped_conv.autotune.model.families import MODELS
 from grouped_conv.bench.gates.families import GATES
@@ -134,6 +137,21 @@ def test_each_pass_has_a_configuration_of_its_own() -> None:
     ours = {tag for tag, config in CONFIGS.items() if config.__module__.startswith("grouped_conv.kernels.")}
     assert passes.keys() | FAMILIES.keys() == (ours | {"pack_channels_last"}) - {"pack"}
     assert len({CONFIGS[tag] for tag in passes.values()}) == len(passes)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_a_result_that_is_not_written_is_noticed(family: Family) -> None:
+    problem = problem_of(family)
+    with pytest.raises(AssertionError):
+        judge(problem, family.one_warp(problem), lambda launch, tensors: None)
+
+
+def test_races_and_addresses_written_twice_are_noticed() -> None:
+    clean = SimpleNamespace(races=[], buffers={"y": {"rewritten": 0}})
+    assert_sound([clean])
+    for fault in ({"races": ["y[0]"]}, {"buffers": {"y": {"rewritten": 1}}}):
+        with pytest.raises(AssertionError):
+            assert_sound([clean, SimpleNamespace(**(vars(clean) | fault))])
 
 
 def test_models_and_gates_have_the_same_names() -> None:

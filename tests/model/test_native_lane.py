@@ -7,6 +7,7 @@ from conv_cases import alexnet_layers
 from conv_oracle import allowance, check_output, make_tensors, reference, relative_error, run_call
 from native_rules import config_for
 from native_variants import SOURCES, Runner, Source, Variant, run_variant
+from truth import judge
 
 import grouped_conv
 from grouped_conv.kernels import ConvProblem, ImplicitGemmConfig
@@ -41,9 +42,7 @@ def test_alexnet_at_full_size_batch_8(dtype: str, native: ModuleType) -> None:
     layers = alexnet_layers(8, dtype, precision="ieee")
     run = Runner(native)
     for layer, problem in layers.items():
-        tensors = make_tensors(problem)
-        run_call(plan_call(problem, config_for(problem)), tensors, run)
-        check_output(problem, tensors, layer)
+        judge(problem, config_for(problem), run, layer)
 
 
 def test_the_public_call_takes_the_compiled_kernel(native: ModuleType) -> None:

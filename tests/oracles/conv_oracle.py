@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import grouped_conv
-from grouped_conv.kernels import ConvProblem
+from grouped_conv.kernels import ConvProblem, Epilogue
 from grouped_conv.kernels.interpreting.numerics import to_tf32
 from grouped_conv.kernels.launching.calls import Call
 from grouped_conv.kernels.launching.launch import Launch
@@ -84,18 +84,22 @@ def reference(problem: ConvProblem, tensors: Mapping[str, Tensor], dtype: torch.
     top, bottom, left, right = problem.padding
     padded = F.pad(x, (left, right, top, bottom))
     y = convolved(padded, weight, problem)
-    epilogue = problem.epilogue
+    return shuffled(activated(problem.epilogue, scaled(problem.epilogue, tensors, y)), problem.epilogue.shuffle)
+
+
+def scaled(epilogue: Epilogue, tensors: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    """The sums with the epilogue's scale, bias and residual: the activation's argument."""
     if epilogue.scale:
-        y = y * tensors["scale"].to(dtype)[:, None, None]
+        y = y * tensors["scale"].to(y.dtype)[:, None, None]
     if epilogue.bias:
-        y = y + tensors["bias"].to(dtype)[:, None, None]
-    if epilogue.residual:
-        y = y + tensors["residual"].to(dtype)
+        y = y + tensors["bias"].to(y.dtype)[:, None, None]
+    return y + tensors["residual"].to(y.dtype) if epilogue.residual else y
+
+
+def activated(epilogue: Epilogue, value: Tensor) -> Tensor:
     if epilogue.activation == "leaky_relu":
-        y = F.leaky_relu(y, epilogue.negative_slope)
-    else:
-        y = ACTIVATE[epilogue.activation](y)
-    return shuffled(y, epilogue.shuffle)
+        return F.leaky_relu(value, epilogue.negative_slope)
+    return ACTIVATE[epilogue.activation](value)
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from conv_oracle import (
-    ACTIVATE,
     EPSILON,
     TF32_EPSILON,
+    activated,
     convolved,
     make_tensors,
     poisoned,
     relative_error,
     run_call,
+    scaled,
     shuffled,
 )
 from torch import Tensor
@@ -29,7 +30,6 @@ from grouped_conv.kernels.launching.gradient_operands import reads_preactivation
 from grouped_conv.kernels.launching.launch import Launch
 from grouped_conv.kernels.launching.operands import Operand
 from grouped_conv.kernels.values.config import KernelConfig
-from grouped_conv.kernels.values.epilogue import Epilogue
 
 Run = Callable[[Launch, Mapping[str, Tensor]], object]
 NAMES = ("input", "weight", "bias", "scale", "residual")
@@ -45,7 +45,7 @@ def gradient_tensors(problem: ConvProblem, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed + 1)
     grad = torch.randn(problem.output_shape, generator=generator).to(tensors["input"].dtype)
     tensors["grad_output"] = grad.contiguous(memory_format=torch.channels_last)
-    preactivation = forward_in(forward, tensors, torch.float32, activated=False)
+    preactivation = forward_in(forward, tensors, torch.float32)
     known = preactivation
     if not reads_preactivation(forward.epilogue):
         known = shuffled(activated(forward.epilogue, preactivation), forward.epilogue.shuffle)
@@ -58,21 +58,12 @@ def gradient_tensors(problem: ConvProblem, seed: int = 0) -> dict[str, Tensor]:
     return tensors
 
 
-def activated(epilogue: Epilogue, value: Tensor) -> Tensor:
-    if epilogue.activation == "leaky_relu":
-        return F.leaky_relu(value, epilogue.negative_slope)
-    return ACTIVATE[epilogue.activation](value)
-
-
-def forward_in(problem: ConvProblem, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, activated: bool) -> Tensor:
+def forward_in(problem: ConvProblem, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """The activation's argument of the forward problem, in `dtype`."""
     top, bottom, left, right = problem.padding
     x = shuffled(tensors["input"].to(dtype), problem.input_shuffle)
     y = convolved(F.pad(x, (left, right, top, bottom)), tensors["weight"].to(dtype), problem)
-    for name, combine in (("scale", torch.mul), ("bias", torch.add)):
-        if getattr(problem.epilogue, name):
-            y = combine(y, tensors[name].to(dtype)[:, None, None])
-    return y + tensors["residual"].to(dtype) if problem.epilogue.residual else y
+    return scaled(problem.epilogue, tensors, y)
 
 
 def behind_activation(problem: ConvProblem, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ The rule is `conv_oracle`'s: at most twice torch's own error in the same dtype p
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +58,9 @@ def run_launch(
     problem: LrnPoolProblem,
     config: LrnPoolConfig,
     tensors: Mapping[str, Tensor],
-    run: Callable[[Launch, Mapping[str, Tensor]], object],
-) -> Launch:
-    """Plan the problem for the tensors as they lie in memory and run it with `run`."""
+    run: Callable[[Launch, Mapping[str, Tensor]], Any],
+) -> tuple[Launch, Any]:
+    """Run the problem, planned for the tensors' strides, with `run`; the launch, and what the run returned."""
     operands = {name: Operand(t.stride(), min(16, t.data_ptr() & -t.data_ptr())) for name, t in tensors.items()}
     launch = plan_lrn_pool(problem, config, operands)
-    run(launch, tensors)
-    return launch
+    return launch, run(launch, tensors)

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from conv_oracle import check_output, make_tensors, run_call
 from layer_cases import ragged_cases
 from native_rules import config_for
 from torch import Tensor
+from truth import judge
 
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue, KernelConfig
-from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.families import FAMILIES, why_invalid
 from grouped_conv.kernels.launching.launch import Launch, compile_launch
 
@@ -69,14 +68,11 @@ class Source:
         variants: what to compile.
         sizes: problems to run of each variant.
         resize: another size of a variant's problem.
-        make, check: tensors of a problem by name, and the assertion that `output` is right.
     """
 
     variants: Callable[[], list[Variant]]
     sizes: int
     resize: Callable[[ConvProblem, Draw], ConvProblem]
-    make: Callable[[ConvProblem, KernelConfig, int], dict[str, Tensor]]
-    check: Callable[[ConvProblem, dict[str, Tensor], str], object]
 
 
 def run_variant(source: Source, variant: Variant, lane: ModuleType) -> Runner:
@@ -85,9 +81,7 @@ def run_variant(source: Source, variant: Variant, lane: ModuleType) -> Runner:
     for seed in range(source.sizes):
         problem = source.resize(variant.problem, draw)
         assert why_invalid(problem, variant.config) is None, problem
-        tensors = source.make(problem, variant.config, seed)
-        run_call(plan_call(problem, variant.config), tensors, run)
-        source.check(problem, tensors, f"{variant.name}: {problem}")
+        judge(problem, variant.config, run, f"{variant.name}: {problem}", seed)
     return run
 
 
@@ -107,13 +101,10 @@ def equal_groups(
         groups: least and most groups of a problem; one number where channels are compiled in.
     """
 
-    def make(problem: ConvProblem, config: KernelConfig, seed: int) -> dict[str, Tensor]:
-        return make_tensors(problem, seed)
-
     def all_variants() -> list[Variant]:
         return [_variant(index, shapes, kernels, configure, groups[0]) for index in range(variants)]
 
-    return Source(all_variants, sizes, lambda problem, draw: resized(problem, draw, groups), make, check_output)
+    return Source(all_variants, sizes, lambda problem, draw: resized(problem, draw, groups))
 
 
 def _variant(
@@ -191,18 +182,6 @@ def _ragged_variants() -> list[Variant]:
     return variants
 
 
-def _ragged_tensors(problem: ConvProblem, config: KernelConfig, seed: int) -> dict[str, Tensor]:
-    from ragged_oracle import make_ragged_tensors
-
-    return make_ragged_tensors(problem, config, seed)
-
-
-def _check_ragged(problem: ConvProblem, tensors: dict[str, Tensor], what: str) -> object:
-    from ragged_oracle import check_ragged
-
-    return check_ragged(problem, tensors, what)
-
-
 def _other_image(problem: ConvProblem, draw: Draw) -> ConvProblem:
     height, width = (least + draw.randint(0, 14) for least in problem.kernel_size)
     return replace(problem, batch=draw.randint(1, 4), in_size=(height, width))
@@ -232,7 +211,7 @@ _ALL: dict[str, Source] = {
         sizes=40,
         groups=(21, 21),
     ),
-    "ragged": Source(_ragged_variants, 40, _other_image, _ragged_tensors, _check_ragged),
+    "ragged": Source(_ragged_variants, 40, _other_image),
 }
 SOURCES = {family: source for family, source in _ALL.items() if family in FAMILIES}
 """By family, for those that are registered."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from conv_oracle import EPSILON, TF32_EPSILON, poisoned, relative_error, run_call
-from gradient_oracle import activated, behind_activation, placed
+from conv_oracle import EPSILON, TF32_EPSILON, activated, poisoned, relative_error, run_call
+from gradient_oracle import behind_activation, placed
 from ragged_oracle import make_ragged_tensors, ragged_reference, weight_of
 from torch import Tensor
 

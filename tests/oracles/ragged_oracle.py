@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from conv_oracle import ACTIVATE, EPSILON, TF32_EPSILON, memory_format, poisoned, relative_error
+from conv_oracle import EPSILON, TF32_EPSILON, activated, memory_format, poisoned, relative_error, scaled
 from torch import Tensor
 
 from grouped_conv.kernels import ConvProblem, GroupLayout, KernelConfig
@@ -93,16 +93,7 @@ def ragged_reference(
         )
         for group in range(problem.groups)
     ]
-    y, epilogue = torch.cat(parts, 1), problem.epilogue
-    if epilogue.scale:
-        y = y * tensors["scale"].to(dtype)[:, None, None]
-    if epilogue.bias:
-        y = y + tensors["bias"].to(dtype)[:, None, None]
-    if epilogue.residual:
-        y = y + tensors["residual"].to(dtype)
-    if epilogue.activation == "leaky_relu":
-        return F.leaky_relu(y, epilogue.negative_slope)
-    return ACTIVATE[epilogue.activation](y)
+    return activated(problem.epilogue, scaled(problem.epilogue, tensors, torch.cat(parts, 1)))
 
 
 def check_ragged(problem: ConvProblem, tensors: Mapping[str, Tensor], what: object = "") -> float:

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_oracle import allowance, check_output, convolve, make_tensors, reference, relative_error, run_call
-from depthwise_cases import SMALL, DepthwiseCase, all_cases, depthwise
+from case import Case
+from conv_oracle import allowance, check_output, convolve, make_tensors, reference, relative_error
+from depthwise_cases import SMALL, all_cases, depthwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from truth import judge
 
 import grouped_conv
 from grouped_conv.kernels import ACTIVATIONS, ConvProblem, Epilogue
@@ -31,7 +33,7 @@ def run(problem: ConvProblem, config: DepthwiseConfig, tensors: dict[str, Tensor
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.id)
-def test_agrees_with_float64(case: DepthwiseCase) -> None:
+def test_agrees_with_float64(case: Case) -> None:
     tensors = make_tensors(case.problem)
     tensors["output"] = run(case.problem, case.config, tensors)
     check_output(case.problem, tensors, case.id)
@@ -41,9 +43,7 @@ def test_agrees_with_float64(case: DepthwiseCase) -> None:
 def test_saved_preactivation(multiplier: int) -> None:
     epilogue = Epilogue("gelu", bias=True, scale=True, residual=True, save_preactivation=True)
     problem = depthwise(8, (4, 5), (3, 3), multiplier, epilogue=epilogue)
-    tensors = make_tensors(problem)
-    run_call(plan_call(problem, replace(SMALL, multipliers=multiplier)), tensors, interpret_launch)
-    check_output(problem, tensors)
+    judge(problem, replace(SMALL, multipliers=multiplier), interpret_launch)
 
 
 PATHS = (

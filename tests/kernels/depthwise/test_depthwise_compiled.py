@@ -4,9 +4,10 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from conv_oracle import check_output, make_tensors, run_call
-from depthwise_cases import BIAS_RELU, SMALL, DepthwiseCase, depthwise, shape_cases
-from emulated import emulator
+from case import Case
+from depthwise_cases import BIAS_RELU, SMALL, depthwise, shape_cases
+from emulated import check_compiled, emulator
+from truth import judge
 
 from grouped_conv.autotune.compiling.offline import compile_offline
 from grouped_conv.autotune.machine_code.instructions import Instruction
@@ -23,7 +24,7 @@ EVERY_THIRD = 4  # a step that has no divisor in common with the five paths of a
 ARCHS = EVERY_RUN
 
 
-def emulated_cases() -> list[tuple[int, DepthwiseCase]]:
+def emulated_cases() -> list[tuple[int, Case]]:
     """A quarter of the odd shapes, architectures and warps in turn, small kernels only: they compile in seconds."""
     turns = itertools.cycle(itertools.product((80, 90), (1, 2, 4)))
     small = [case for case in shape_cases() if case.problem.taps <= 31]
@@ -35,14 +36,8 @@ def emulated_cases() -> list[tuple[int, DepthwiseCase]]:
 
 @pytest.mark.ptxemu
 @pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
-def test_compiled_code_is_right(arch: int, case: DepthwiseCase) -> None:
-    tensors = make_tensors(case.problem)
-    call = plan_call(case.problem, case.config)
-    stats = run_call(call, tensors, emulator(arch))
-    check_output(case.problem, tensors, case.id)
-    for launch, run in zip(call.launches, stats, strict=True):
-        assert not run.races, f"{launch.name}: {run.races[:3]}"
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    check_compiled(arch, case)
 
 
 LOOPED = DepthwiseConfig(tile_h=1, tile_w=8, row_loop=True)
@@ -62,9 +57,7 @@ def test_inputs_and_outputs_move_in_whole_sectors(
 ) -> None:
     """What is loaded with a mask is the input. A thread's weights are 32 bytes in fp32: two loads share each sector."""
     arch = 80 if dtype == "float16" else 90
-    tensors = make_tensors(replace(problem, dtype=dtype))
-    stats = run_call(plan_call(replace(problem, dtype=dtype), config), tensors, emulator(arch))[-1]
-    check_output(replace(problem, dtype=dtype), tensors, what)
+    stats = judge(replace(problem, dtype=dtype), config, emulator(arch), what)[1][-1]
     shares = {}
     for (_, kind), (_, sectors, useful, _) in stats.gline.items():
         before = shares.get(kind, (0.0, 0))

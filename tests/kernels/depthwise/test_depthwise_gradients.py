@@ -1,17 +1,17 @@
 """Gradients of depthwise convolutions: interpreted against float64, compiled code executed and held to its gate."""
 
 import itertools
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from case import Case
 from depthwise_cases import SHAPES, depthwise
-from emulated import emulator
-from gradient_oracle import check_gradient, gradient_tensors, gradients, run_gradient
-from torch import Tensor
+from emulated import check_compiled
+from gradient_oracle import gradient_tensors, gradients, run_gradient
+from truth import ORDERS, judge
 
 from grouped_conv.bench.gates.families import findings
 from grouped_conv.bench.gates.findings import EVERY_RUN, SWEEP
@@ -21,12 +21,10 @@ from grouped_conv.kernels.depthwise.weight_grad_rules import DepthwiseWeightGrad
 from grouped_conv.kernels.families import KernelConfig, family_of
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
-from grouped_conv.kernels.launching.launch import Launch
 
 INPUT = DepthwiseInputGradConfig(block_c=16, tile_h=2, tile_w=2, block_h=1, block_w=4, num_warps=1, pack_weight=False)
 WEIGHT = DepthwiseWeightGradConfig(block_c=16, block_p=4, tile_h=1, tile_w=2, num_warps=1, splits=2)
 NAME = {"input_grad": "input", "weight_grad": "weight"}
-Case = tuple[str, ConvProblem, KernelConfig]
 
 MORE_SHAPES: tuple[tuple[str, int, tuple[int, int], tuple[int, int], dict[str, Any]], ...] = (
     ("stride 2, even image", 16, (8, 10), (3, 3), {"stride": 2, "batch": 2}),
@@ -80,9 +78,9 @@ def shape_cases() -> Iterator[Case]:
         for config in configs(shape):
             last = len(reason) % 2 == 0
             forward = replace(shape, dtype=next(dtypes), epilogue=next(epilogues), weight_channels_last=last)
-            problem = gradient_problem(forward, family_of(config).direction)
+            problem = gradient_problem(forward, config.direction)
             if invalid(problem, config) is None:
-                yield reason, problem, config
+                yield Case(reason, problem, config)
 
 
 def epilogue_cases() -> Iterator[Case]:
@@ -93,18 +91,11 @@ def epilogue_cases() -> Iterator[Case]:
         for config in (replace(INPUT, multipliers=multiplier), replace(WEIGHT, multipliers=multiplier)):
             shape = depthwise(12, (5, 4), (3, 3), multiplier, dtype="float32", epilogue=epilogue)
             shape = replace(shape, input_shuffle=4 if index % 2 else 1)
-            yield str(epilogue.activation), gradient_problem(shape, family_of(config).direction), config
+            yield Case(epilogue.activation, gradient_problem(shape, config.direction), config)
 
 
 def cases() -> list[Case]:
     return [*shape_cases(), *epilogue_cases()]
-
-
-def case_id(case: Any) -> str:
-    if not isinstance(case, tuple):
-        return str(case)
-    reason, problem, config = case
-    return f"{reason}-{problem.direction}-{problem.dtype}-{config}".replace(" ", "-")
 
 
 FAST = 13
@@ -113,38 +104,21 @@ FAST = 13
 
 def marked() -> list[Any]:
     return [
-        pytest.param(case, id=case_id(case), marks=[] if index % FAST == 0 else [pytest.mark.sweep])
+        pytest.param(case, id=case.id, marks=[] if index % FAST == 0 else [pytest.mark.sweep])
         for index, case in enumerate(cases())
     ]
 
 
 @pytest.mark.parametrize("case", marked())
 def test_agrees_with_float64(case: Case) -> None:
-    reason, problem, config = case
-    tensors = gradient_tensors(problem)
-    wanted = {"grad_scale": True} if problem.epilogue.scale and problem.direction == "weight_grad" else {}
-    run_gradient(problem, config, tensors, interpret_launch, **wanted)
-    check_gradient(problem, tensors, NAME[problem.direction], reason)
-    if wanted:
-        check_gradient(problem, tensors, "scale", reason)
+    judge(case.problem, case.config, interpret_launch, case.id)
 
 
 @pytest.mark.parametrize("index", range(0, 60, 10))
 def test_programs_in_any_order_give_the_same_bits(index: int) -> None:
-    _, problem, config = cases()[index + index // 10]
-    results = []
-    for shuffled in (False, True):
-        tensors = gradient_tensors(problem)
-
-        def run(launch: Launch, tensors: Mapping[str, Tensor], shuffled: bool = shuffled) -> None:
-            programs = list(itertools.product(*(range(size) for size in launch.grid)))
-            if shuffled:
-                random.Random(1).shuffle(programs)
-            interpret_launch(launch, tensors, programs=iter(programs))
-
-        run_gradient(problem, config, tensors, run)
-        results.append(tensors[f"grad_{NAME[problem.direction]}"])
-    assert torch.equal(*results)
+    case = cases()[index + index // 10]
+    name = f"grad_{NAME[case.problem.direction]}"
+    assert torch.equal(*(judge(case.problem, case.config, run, case.id)[0][name] for run in ORDERS[:2]))
 
 
 def test_an_infinity_stays_with_its_taps() -> None:
@@ -160,21 +134,16 @@ def test_an_infinity_stays_with_its_taps() -> None:
 
 def emulated() -> list[Any]:
     """Small kernels of both directions on both architectures in turn; the second half is left to the sweep."""
-    small = [case for case in cases() if case[1].taps <= 25][::9]
+    small = [case for case in cases() if case.problem.taps <= 25][::9]
     chosen = list(zip(itertools.cycle((80, 90)), small, strict=False))
     half = len(chosen) // 2
     return [pytest.param(*one, marks=[pytest.mark.sweep] if i >= half else []) for i, one in enumerate(chosen)]
 
 
 @pytest.mark.ptxemu
-@pytest.mark.parametrize(("arch", "case"), emulated(), ids=case_id)
+@pytest.mark.parametrize(("arch", "case"), emulated(), ids=lambda value: getattr(value, "id", value))
 def test_compiled_code_is_right(arch: int, case: Case) -> None:
-    reason, problem, config = case
-    tensors = gradient_tensors(problem)
-    for run in run_gradient(problem, config, tensors, emulator(arch)):
-        assert not run.races, run.races[:3]
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values())
-    check_gradient(problem, tensors, NAME[problem.direction], reason)
+    check_compiled(arch, case)
 
 
 @pytest.mark.full
@@ -186,8 +155,3 @@ def test_compiles_well(arch: str) -> None:
     found = [finding for family in families for finding in findings(family, [arch])]
     assert len(found) >= 10
     assert {f"{finding.layer} {finding.config}": finding.faults for finding in found if finding.faults} == {}
-
-
-@pytest.mark.parametrize("config", [INPUT, WEIGHT], ids=str)
-def test_a_configuration_goes_to_json_and_back(config: KernelConfig) -> None:
-    assert KernelConfig.from_json(config.to_json()) == config

@@ -3,44 +3,26 @@
 The interpreter has no layouts, no shared memory and no asynchronous copies; these runs have all of them.
 """
 
-import itertools
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from conv_cases import BIAS_RELU, Case, alexnet_layers, shape_cases
-from conv_oracle import check_output, make_tensors, run_call
-from emulated import emulator
+from case import Case
+from conv_cases import BIAS_RELU, alexnet_layers, shape_cases
+from emulated import check_compiled, emulator, varied
 from loop_figures import lines_of, loop_figures
+from truth import judge
 
 from grouped_conv.autotune.model import heuristic
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig
-from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.device_code import reduction
 
 pytestmark = pytest.mark.ptxemu
 
 
-def emulated_cases() -> list[tuple[int, Case]]:
-    """The odd shapes on both architectures in turn, with 1 to 4 stages, 4 and 8 warps, small and wgmma-sized tiles."""
-    variants = itertools.cycle(itertools.product((80, 90), (1, 2, 3, 4), (4, 8)))
-    cases = []
-    for case, (arch, stages, warps) in zip(shape_cases(), variants, strict=False):
-        block_m = 64 if arch == 90 else case.config.block_m
-        config = replace(case.config, num_stages=stages, num_warps=warps, block_m=block_m)
-        cases.append((arch, replace(case, config=config)))
-    return cases
-
-
-@pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
+@pytest.mark.parametrize(("arch", "case"), varied(shape_cases()), ids=lambda value: getattr(value, "id", value))
 def test_compiled_code_is_right(arch: int, case: Case) -> None:
-    tensors = make_tensors(case.problem)
-    call = plan_call(case.problem, case.config)
-    stats = run_call(call, tensors, emulator(arch))
-    check_output(case.problem, tensors, case.id)
-    for launch, run in zip(call.launches, stats, strict=True):
-        assert not run.races, f"{launch.name}: {run.races[:3]}"
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+    check_compiled(arch, case)
 
 
 ALIGNED = [
@@ -65,9 +47,7 @@ def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(
     problem = replace(problem, dtype=dtype, precision="tf32", epilogue=BIAS_RELU)
     block_k = 32 if dtype == "float32" else 64
     config = ImplicitGemmConfig(block_m=64, block_n=64, block_k=block_k, num_stages=3, loop_order=order)
-    tensors = make_tensors(problem)
-    (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
-    check_output(problem, tensors, what)
+    _, (stats,) = judge(problem, config, emulator(arch), what)
     useful, conflict = figures(stats)
     assert not stats.races
     assert useful == 1.0, f"{useful:.1%} of the loop's sector bytes are used"
@@ -79,10 +59,7 @@ def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(
 def test_alexnet_at_its_default_configuration(layer: str, device: str) -> None:
     """Batch 1 with splits, as the heuristic chooses; whole layers."""
     problem, spec = alexnet_layers(1)[layer], DeviceSpec.get(device)
-    tensors = make_tensors(problem)
-    call = plan_call(problem, heuristic.choose(problem, spec))
-    runs = run_call(call, tensors, emulator(int(spec.arch)))
-    check_output(problem, tensors, layer)
+    _, runs = judge(problem, heuristic.choose(problem, spec), emulator(int(spec.arch)), layer)
     assert not any(stats.races for stats in runs)
     useful, conflict = figures(runs[0])
     assert useful == 1.0
@@ -97,9 +74,7 @@ def test_cache_policy_and_unknown_trip_count(order: str, arch: int) -> None:
         config = ImplicitGemmConfig(
             block_m=64, block_n=64, block_k=32, num_stages=3, loop_order=order, cache_a=cache, static_trips=static
         )
-        tensors = make_tensors(problem)
-        (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
-        check_output(problem, tensors, f"{order} {cache}")
+        _, (stats,) = judge(problem, config, emulator(arch), f"{order} {cache}")
         assert not stats.races
         assert figures(stats) == (1.0, 1.0)
 
@@ -109,6 +84,4 @@ def test_ragged_channel_tile_reads_no_weight_beyond_its_group() -> None:
     problem = ConvProblem.of((1, 32, 6, 6), (48, 16, 3, 3), padding=1, groups=2, epilogue=Epilogue("relu"))
     for order in ("flat", "channels_inner", "taps_inner"):
         config = ImplicitGemmConfig(block_m=64, block_n=32, block_k=16, num_stages=2, loop_order=order)
-        tensors = make_tensors(problem)
-        run_call(plan_call(problem, config), tensors, emulator(80))
-        check_output(problem, tensors, order)
+        judge(problem, config, emulator(80), order)

@@ -10,16 +10,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from emulated import emulator
-from gradient_cases import SHAPES, TABLE_SHAPES, GradientCase, conv, fitted
+from case import Case
+from emulated import assert_sound, check_compiled, emulator
+from gradient_cases import SHAPES, TABLE_SHAPES, conv, fitted
 from gradient_oracle import (
     check_gradient,
     gradient_tensors,
     run_bias_gradient,
-    run_gradient,
     run_written_gradient,
 )
 from loop_figures import lines_of, loop_figures
+from truth import judge
 
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.kernels import ConvProblem, DeviceSpec, Epilogue
@@ -49,12 +50,12 @@ def emulated_input_config(problem: ConvProblem, arch: int, stages: int, warps: i
     )
 
 
-def emulated_cases() -> list[tuple[int, GradientCase]]:
+def emulated_cases() -> list[tuple[int, Case]]:
     """Every shape in both directions, architectures, dtypes, stages and warps in turn; tiles for wgmma on sm_90."""
     variants = itertools.cycle(itertools.product((1, 2, 3), (4, 8)))
     dtypes = itertools.cycle((("float16", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee")))
     epilogues = itertools.cycle(EPILOGUES)
-    found: list[tuple[int, GradientCase]] = []
+    found: list[tuple[int, Case]] = []
     for (reason, problem), (stages, warps) in zip(SHAPES, variants, strict=False):
         for direction, arch in itertools.product("iw", (80, 90)):
             dtype, precision = next(dtypes)
@@ -67,14 +68,14 @@ def emulated_cases() -> list[tuple[int, GradientCase]]:
                     block_m=block_m, block_n=32, block_k=32, splits=2, num_stages=stages, num_warps=warps
                 )
             )
-            case = GradientCase(reason, varied, fitted(varied, config))
+            case = Case(reason, varied, fitted(varied, config))
             assert family_of(case.config).why_not_on(case.gradient, case.config, DEVICES[arch]) is None
             found.append((arch, case))
         next(epilogues)
     return found
 
 
-def emulated_table_cases() -> list[tuple[int, GradientCase]]:
+def emulated_table_cases() -> list[tuple[int, Case]]:
     """Weight gradients that read a table of pixels: every shape, with stages, warps, dtypes and splits in turn."""
     variants = itertools.cycle(itertools.product((3, 2, 1, 4), (4, 8), (2, 1, 4)))
     dtypes = itertools.cycle((("float16", "ieee"), ("bfloat16", "ieee"), ("float32", "tf32")))
@@ -87,7 +88,7 @@ def emulated_table_cases() -> list[tuple[int, GradientCase]]:
             block_m=64 if arch == 90 and precision == "ieee" else 32, block_n=32, block_k=32, splits=splits,
             num_stages=stages, num_warps=warps, pixel_table=True,
         )  # fmt: skip
-        case = GradientCase(reason, varied, fitted(varied, config))
+        case = Case(reason, varied, fitted(varied, config))
         assert family_of(case.config).why_not_on(case.gradient, case.config, DEVICES[arch]) is None
         found.append((arch, case))
     return found
@@ -96,16 +97,8 @@ def emulated_table_cases() -> list[tuple[int, GradientCase]]:
 @pytest.mark.parametrize(
     ("arch", "case"), [*emulated_cases(), *emulated_table_cases()], ids=lambda value: getattr(value, "id", value)
 )
-def test_compiled_code_is_right(arch: int, case: GradientCase) -> None:
-    tensors = gradient_tensors(case.problem)
-    scaled = case.problem.epilogue.scale and case.config.direction == "weight_grad"
-    runs = run_gradient(case.gradient, case.config, tensors, emulator(arch), grad_scale=scaled)
-    check_gradient(case.problem, tensors, case.config.direction.removesuffix("_grad"), case.id)
-    if scaled:
-        check_gradient(case.problem, tensors, "scale", case.id)
-    for run in runs:
-        assert not run.races
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values())
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    check_compiled(arch, case)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -116,7 +109,7 @@ def test_bias_and_residual(arch: int, activation: str) -> None:
     runs = run_bias_gradient(problem, tensors, emulator(arch), grad_residual=True)
     check_gradient(problem, tensors, "bias")
     check_gradient(problem, tensors, "residual")
-    assert not any(run.races or any(b["rewritten"] for b in run.buffers.values()) for run in runs)
+    assert_sound(runs)
 
 
 ALIGNED = {
@@ -149,9 +142,7 @@ def test_aligned_problems(direction: str, name: str, arch: int, dtype: str, caps
         config = InputGradConfig(
             block_m=block_m, block_n=64, block_k=block_k, num_stages=3, loop_order="channels_inner"
         )
-    tensors = gradient_tensors(problem)
-    runs = run_gradient(gradient_problem(problem, direction), config, tensors, emulator(arch))
-    check_gradient(problem, tensors, direction.removesuffix("_grad"), name)
+    _, runs = judge(problem, config, emulator(arch), name)
     for run in runs:
         useful, conflict = figures(run)
         with capsys.disabled():
@@ -175,7 +166,7 @@ def test_a_written_gradient(arch: int, activation: str, dtype: str, capsys: pyte
         runs = run_written_gradient(gradient_problem(problem, config.direction), config, tensors, emulator(arch))
         for name in ("bias", "residual", config.direction.removesuffix("_grad")):
             check_gradient(problem, tensors, name)
-        assert not any(run.races or any(b["rewritten"] for b in run.buffers.values()) for run in runs)
+        assert_sound(runs)
     useful, _ = figures(runs[0], (channel_sums, gradient))
     with capsys.disabled():
         print(f"\nwritten {activation} sm_{arch} {dtype}: useful {useful:.3f}", end="")

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_cases import Case, alexnet_layers, all_cases
+from case import Case
+from conv_cases import alexnet_layers, all_cases
 from conv_oracle import allowance, check_output, convolve, make_tensors, reference, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -8,10 +8,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from lrn_pool_cases import Case, order_cases, shape_cases
+from case import Case
+from emulated import check_compiled, emulator
+from lrn_pool_cases import order_cases, shape_cases
 from lrn_pool_oracle import check_output, make_tensors, run_launch
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
+from truth import judge
 
 import grouped_conv
 from grouped_conv.autotune.machine_code.instructions import Instruction
@@ -27,21 +29,6 @@ from grouped_conv.planning.interpreting import through_driver
 (GATE,) = GATES
 
 
-class Emulator:
-    """Runs launches by executing their PTX; keeps what was counted."""
-
-    def __init__(self, arch: int, **options: Any) -> None:
-        self.arch, self.options = arch, options
-
-    def __call__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
-        import ptxemu
-
-        compiled = compile_launch(launch, GPUTarget("cuda", self.arch, 32))
-        types, values = launch.signature(), launch.arguments(tensors)
-        arguments = [values[name] for name in launch.kernel.arg_names if types[name] != "constexpr"]
-        self.stats: Any = ptxemu.Machine(compiled, **self.options).launch(launch.grid, arguments)
-
-
 def emulated_cases() -> list[tuple[int, Case]]:
     """Every odd shape and every order, each on one of the architectures in turn; one configuration compiles sooner."""
     config = LrnPoolConfig(block=64, strip=2, rows=2, num_warps=2)
@@ -52,11 +39,7 @@ def emulated_cases() -> list[tuple[int, Case]]:
 @pytest.mark.ptxemu
 @pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
 def test_compiled_code_is_right(arch: int, case: Case) -> None:
-    tensors, emulator = make_tensors(case.problem), Emulator(arch)
-    run_launch(case.problem, case.config, tensors, emulator)
-    check_output(case.problem, tensors, case.id)
-    assert not emulator.stats.races
-    assert not any(buffer["rewritten"] for buffer in emulator.stats.buffers.values())
+    check_compiled(arch, case)
 
 
 @pytest.mark.ptxemu
@@ -64,10 +47,8 @@ def test_compiled_code_is_right(arch: int, case: Case) -> None:
 def test_aligned_problems_waste_no_sector(arch: int, capsys: pytest.CaptureFixture[str]) -> None:
     """16 bytes a thread, whole sectors; the neighbours of a vector are 4 bytes of sectors that are in L1 by then."""
     problem = LrnPoolProblem.of((2, 64, 13, 9), alpha=0.3, groups=2)  # 2 images x 2 strips x 8 vectors: one warp
-    tensors, emulator = make_tensors(problem), Emulator(arch, l1="ptx", l1_kb=32)
-    run_launch(problem, LrnPoolConfig(block=32, strip=2, rows=6, num_warps=1), tensors, emulator)
-    check_output(problem, tensors)
-    stats = emulator.stats
+    config = LrnPoolConfig(block=32, strip=2, rows=6, num_warps=1)
+    _, (stats,) = judge(problem, config, emulator(arch, l1="ptx", l1_kb=32))
     lines = [line for line in str(stats).splitlines() if line.strip().startswith("global")]
     with capsys.disabled():
         print(f"\nLRN + pool on sm_{arch}: {stats.l1_rate:.1%} of sectors hit L1", *lines, sep="\n")

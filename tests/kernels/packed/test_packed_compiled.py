@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from case import Case
 from conv_oracle import check_output, make_tensors, run_call
-from emulated import emulator
+from emulated import check_compiled, emulator
 from loop_figures import lines_of_functions, loop_figures
 from native_variants import Runner
-from packed_cases import BIAS_RELU, STEP, PackedCase, shape_cases, shuffle_cases, thin
-from torch import Tensor
+from packed_cases import BIAS_RELU, STEP, shape_cases, shuffle_cases, thin
+from truth import judge
 
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.resources import Resources, read_resources
@@ -25,7 +26,7 @@ from grouped_conv.kernels.packed.forward_rules import PackedGroupsConfig, one_wa
 from grouped_conv.kernels.values.device import DeviceSpec
 
 
-def emulated_cases() -> list[tuple[int, PackedCase]]:
+def emulated_cases() -> list[tuple[int, Case]]:
     """A third of the shapes' cases and of the shuffles, on both architectures in turn, 1, 2 and 4 warps."""
     cases = [*itertools.islice(shape_cases(), 0, None, 4), *itertools.islice(shuffle_cases(), 0, None, 3)]
     variants = itertools.cycle([(80, 1, 16), (90, 2, 32), (80, 2, 32), (90, 4, 32)])
@@ -50,14 +51,8 @@ def emulated_cases() -> list[tuple[int, PackedCase]]:
 
 @pytest.mark.ptxemu
 @pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
-def test_compiled_code_is_right(arch: int, case: PackedCase) -> None:
-    tensors = make_tensors(case.problem)
-    call = plan_call(case.problem, case.config)
-    stats = run_call(call, tensors, emulator(arch))
-    check_output(case.problem, tensors, case.id)
-    for launch, run in zip(call.launches, stats, strict=True):
-        assert not run.races, f"{launch.name}: {run.races[:3]}"
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    check_compiled(arch, case)
 
 
 ALIGNED = [
@@ -78,9 +73,7 @@ ALIGNED = [
 def test_aligned_problems_waste_no_sector(
     what: str, problem: ConvProblem, config: PackedGroupsConfig, arch: int
 ) -> None:
-    tensors = make_tensors(problem)
-    (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
-    check_output(problem, tensors, what)
+    _, (stats,) = judge(problem, config, emulator(arch), what)
     assert not stats.races
     used, conflict = figures(stats)
     print(f"{what} sm_{arch}: {used:.1%} of sector bytes used, bank-conflict factor {conflict:.2f}")
@@ -156,6 +149,4 @@ def test_random_sizes_on_the_native_lane(c: int, k: int, groups: int, native: Mo
     run = Runner(native)
     for seed, size in enumerate([(5, 6), (9, 7), (1, 12), (14, 14)]):
         problem = thin(c, k, groups, size, padding=1, batch=1 + seed, dtype="float32", precision="ieee")
-        tensors: dict[str, Tensor] = make_tensors(problem, seed)
-        run_call(plan_call(problem, one_warp(problem)), tensors, run)
-        check_output(problem, tensors, str(problem))
+        judge(problem, one_warp(problem), run, str(problem), seed)

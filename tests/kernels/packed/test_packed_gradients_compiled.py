@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from emulated import emulator
-from gradient_oracle import check_gradient, gradient_tensors, run_gradient
+from case import Case
+from emulated import check_compiled, emulator
+from gradient_oracle import gradient_tensors, run_gradient
 from loop_figures import lines_of_functions, loop_figures
 from packed_cases import STEP, thin
-from packed_gradient_cases import GradientCase, activation_cases, shape_cases, shuffle_cases
+from packed_gradient_cases import activation_cases, shape_cases, shuffle_cases
+from truth import judge
 
 from grouped_conv.autotune.compiling.offline import gpu_target
 from grouped_conv.autotune.machine_code.instructions import loops
@@ -31,7 +33,7 @@ from grouped_conv.kernels.packed.input_grad_rules import PackedInputGradConfig
 from grouped_conv.kernels.packed.weight_grad_rules import PackedWeightGradConfig
 
 
-def emulated_cases() -> list[tuple[int, GradientCase]]:
+def emulated_cases() -> list[tuple[int, Case]]:
     """Shapes, shuffles and activations, a part of each, on both architectures in turn with 1 and 2 warps.
 
     Exact fp32 is unrolled scalar multiplies on NVIDIA, minutes to assemble and to execute: TF32 stands in for it.
@@ -50,13 +52,8 @@ def emulated_cases() -> list[tuple[int, GradientCase]]:
 
 @pytest.mark.ptxemu
 @pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
-def test_compiled_code_is_right(arch: int, case: GradientCase) -> None:
-    tensors = gradient_tensors(case.problem)
-    stats = run_gradient(case.problem, case.config, tensors, emulator(arch))
-    check_gradient(case.problem, tensors, case.problem.direction.removesuffix("_grad"), case.id)
-    for run in stats:
-        assert not run.races, run.races[:3]
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), "an address was written twice"
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    check_compiled(arch, case)
 
 
 ALIGNED = [
@@ -78,9 +75,7 @@ def test_aligned_problems_waste_no_sector(
         config = PackedInputGradConfig(pack=pack, strip=min(strip, 4), block_m=16, num_warps=1)
     else:
         config = PackedWeightGradConfig(pack=pack, strip=strip, block_k=16, rows=1 if pack == 8 else 0)
-    tensors = gradient_tensors(problem)
-    stats = run_gradient(problem, config, tensors, emulator(arch))[0]
-    check_gradient(problem, tensors, direction.removesuffix("_grad"), what)
+    _, (stats, *_) = judge(problem, config, emulator(arch), what)
     assert not stats.races
     used, conflict = figures(stats)
     print(f"{direction} {what} sm_{arch}: {used:.1%} of sector bytes used, bank-conflict factor {conflict:.2f}")

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from case import Case
 from conv_oracle import check_output, convolve, make_tensors, run_call
-from packed_cases import BIAS_RELU, PackedCase, all_cases, thin
+from packed_cases import BIAS_RELU, all_cases, thin
 from torch import Tensor
 
 import grouped_conv
@@ -33,7 +34,7 @@ def run(problem: ConvProblem, config: PackedGroupsConfig, tensors: dict[str, Ten
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.id)
-def test_agrees_with_float64(case: PackedCase) -> None:
+def test_agrees_with_float64(case: Case) -> None:
     tensors = make_tensors(case.problem)
     tensors["output"] = run(case.problem, case.config, tensors)
     check_output(case.problem, tensors, case.id)

@@ -1,22 +1,22 @@
 """The gradients of unequal, overlapping and listed groups: interpreted and compiled, against float64 per group."""
 
 import itertools
-import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from case import Case
 from conv_oracle import run_call
-from emulated import emulator
+from emulated import check_compiled, emulator
 from loop_figures import lines_of, loop_figures, wider_than_words
 from ragged_cases import DTYPES, LAYOUTS, WINDOWS
 from ragged_gradient_oracle import check_ragged_gradient, ragged_gradient_tensors, run_ragged_gradient
 from ragged_oracle import ragged_problem
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from truth import ORDERS, judge
 
 from grouped_conv.autotune.model.families import MODELS, models_for
 from grouped_conv.bench.gates.families import findings
@@ -27,7 +27,7 @@ from grouped_conv.kernels.device_code import gradient
 from grouped_conv.kernels.families import family_of
 from grouped_conv.kernels.gradient_call import gradient_problem, plan_gradient
 from grouped_conv.kernels.interpreting.interpreter import interpret_launch
-from grouped_conv.kernels.launching.launch import Launch, compile_launch
+from grouped_conv.kernels.launching.launch import compile_launch
 from grouped_conv.kernels.ragged import input_grad, weight_grad
 from grouped_conv.kernels.ragged.forward_rules import weight_elements
 from grouped_conv.kernels.ragged.input_grad_rules import RaggedInputGradConfig, readers, shares_channels
@@ -52,7 +52,6 @@ WEIGHT_CONFIGS = (
     RaggedWeightGradConfig(block_m=32, block_n=64, block_k=16, num_stages=3),
     RaggedWeightGradConfig(block_m=64, block_n=16, block_k=32, num_stages=1),
 )
-Case = tuple[str, ConvProblem, KernelConfig]
 
 
 def cases(repeats: int = 2) -> Iterator[Case]:
@@ -68,7 +67,7 @@ def cases(repeats: int = 2) -> Iterator[Case]:
             layout, size, kernel, batch=1 + turn % 2, dtype=dtype, precision=precision, epilogue=epilogue, **keywords
         )
         for direction, config in zip(("input_grad", "weight_grad"), next(chosen), strict=True):
-            yield f"{name}, {what}, {direction}", gradient_problem(problem, direction), fitting(problem, config)
+            yield Case(f"{name}, {what}", gradient_problem(problem, direction), fitting(problem, config))
 
 
 def fitting(problem: ConvProblem, config: KernelConfig) -> KernelConfig:
@@ -79,32 +78,15 @@ def fitting(problem: ConvProblem, config: KernelConfig) -> KernelConfig:
     return config
 
 
-def judge(problem: ConvProblem, config: KernelConfig, run: Any, what: str) -> tuple[dict[str, Tensor], list[Any]]:
-    tensors = ragged_gradient_tensors(problem)
-    if problem.direction == "input_grad":
-        found = run_ragged_gradient(problem, config, tensors, run)
-        check_ragged_gradient(problem, tensors, "input", what)
-    else:
-        found = run_ragged_gradient(problem, config, tensors, run, grad_scale=problem.epilogue.scale)
-        check_ragged_gradient(problem, tensors, "weight", what)
-        if problem.epilogue.scale:
-            check_ragged_gradient(problem, tensors, "scale", what)
-    return tensors, found
-
-
-def _id(value: object) -> str:
-    return value.replace(" ", "-") if isinstance(value, str) else ""
-
-
-@pytest.mark.parametrize(("what", "problem", "config"), list(cases(1)), ids=_id)
-def test_agrees_with_float64(what: str, problem: ConvProblem, config: KernelConfig) -> None:
-    judge(problem, config, interpret_launch, what)
+@pytest.mark.parametrize("case", list(cases(1)), ids=lambda case: case.id)
+def test_agrees_with_float64(case: Case) -> None:
+    judge(case.problem, case.config, interpret_launch, case.id)
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize(("what", "problem", "config"), list(cases(5)), ids=_id)
-def test_agrees_with_float64_in_more_windows(what: str, problem: ConvProblem, config: KernelConfig) -> None:
-    judge(problem, config, interpret_launch, what)
+@pytest.mark.parametrize("case", list(cases(5)), ids=lambda case: case.id)
+def test_agrees_with_float64_in_more_windows(case: Case) -> None:
+    judge(case.problem, case.config, interpret_launch, case.id)
 
 
 def test_the_table_is_long_enough() -> None:
@@ -119,20 +101,13 @@ def test_strides_larger_than_the_kernel(name: str, stride: int) -> None:
         judge(gradient_problem(problem, direction), config, interpret_launch, f"{name}, stride {stride}")
 
 
-def shuffled_programs(launch: Launch, tensors: Mapping[str, Tensor]) -> None:
-    """The launch, its programs in another order."""
-    programs = list(itertools.product(*(range(size) for size in launch.grid)))
-    random.Random(7).shuffle(programs)
-    interpret_launch(launch, tensors, iter(programs))
-
-
 @pytest.mark.parametrize("name", ["log series, alignment 2", "overlap, all groups read nearly all"])
 def test_the_order_of_programs_does_not_matter(name: str) -> None:
     epilogue = Epilogue("silu", scale=True)
     problem = ragged_problem(ALL[name], (6, 5), padding=(1, 1, 1, 1), stride=(2, 1), dtype="float32", epilogue=epilogue)
     for direction, config in (("input_grad", INPUT_CONFIGS[0]), ("weight_grad", WEIGHT_CONFIGS[0])):
         asked = gradient_problem(problem, direction)
-        results = [judge(asked, fitting(asked, config), run, name)[0] for run in (interpret_launch, shuffled_programs)]
+        results = [judge(asked, fitting(asked, config), run, name)[0] for run in ORDERS[:2]]
         for name_of_gradient in ("grad_input", "grad_weight", "grad_scale"):
             first, second = (result[name_of_gradient].nan_to_num(7.0) for result in results)
             assert torch.equal(first, second)
@@ -217,32 +192,25 @@ def test_no_gradient_of_a_scale_that_is_not_there() -> None:
         plan_gradient(problem, WEIGHT_CONFIGS[2], grad_scale=True)
 
 
-def test_configurations_go_to_json_and_back() -> None:
-    for config in (*INPUT_CONFIGS, *WEIGHT_CONFIGS):
-        assert KernelConfig.from_json(config.to_json()) == config
-
-
-def emulated() -> list[tuple[int, str, ConvProblem, KernelConfig]]:
+def emulated() -> list[tuple[int, Case]]:
     """Odd layouts on both architectures in turn, with 1 to 3 stages, 4 and 8 warps, small and wgmma-sized tiles."""
     variants = itertools.cycle(itertools.product((80, 90), (1, 2, 3), (4, 8)))
     found = []
-    for (what, problem, config), (arch, stages, warps) in zip(cases(1), variants, strict=False):
+    for case, (arch, stages, warps) in zip(cases(1), variants, strict=False):
         tile = {"block_m": 64} if arch == 90 else {}
-        found.append((arch, what, problem, replace(config, num_stages=stages, num_warps=warps, **tile)))  # type: ignore[arg-type]
+        config = replace(case.config, num_stages=stages, num_warps=warps, **tile)
+        found.append((arch, replace(case, config=config)))
     return found
 
 
 @pytest.mark.ptxemu
 @pytest.mark.parametrize(
-    ("arch", "what", "problem", "config"),
+    ("arch", "case"),
     [row if i % 3 == 0 else pytest.param(*row, marks=pytest.mark.sweep) for i, row in enumerate(emulated())],
-    ids=_id,
+    ids=lambda value: getattr(value, "id", value),
 )
-def test_compiled_code_is_right(arch: int, what: str, problem: ConvProblem, config: KernelConfig) -> None:
-    _, runs = judge(problem, config, emulator(arch), what)
-    for stats in runs:
-        assert not stats.races, stats.races[:3]
-        assert not any(buffer["rewritten"] for buffer in stats.buffers.values())
+def test_compiled_code_is_right(arch: int, case: Case) -> None:
+    check_compiled(arch, case)
 
 
 @pytest.mark.parametrize("arch", [80, 90])

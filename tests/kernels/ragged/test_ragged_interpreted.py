@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from case import Case
 from conv_oracle import relative_error, run_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged_cases import CONFIGS, LAYOUTS, Case, all_cases
+from ragged_cases import CONFIGS, LAYOUTS, all_cases
 from ragged_oracle import Tensors, check_ragged, make_ragged_tensors, ragged_problem, ragged_reference, weight_of
 
 import grouped_conv

@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from conv_oracle import run_call
 from native_variants import Runner
 from ragged_cases import BIAS_RELU
 from ragged_oracle import check_ragged, make_ragged_tensors, ragged_problem
+from truth import judge
 
 import grouped_conv
 from grouped_conv import RaggedConv2d
@@ -87,9 +87,7 @@ def test_random_layouts(name: str, variant: ConvProblem, gather: bool, native: M
         problem = replace(
             variant, batch=draw.randint(1, 3), in_size=(height, width), layout=random_layout(draw, gather)
         )
-        tensors = make_ragged_tensors(problem, config, seed)
-        run_call(plan_call(problem, config), tensors, run)
-        check_ragged(problem, tensors, f"{name}: {problem}")
+        judge(problem, config, run, f"{name}: {problem}", seed)
 
 
 FULL_SIZE = {

@@ -1,45 +1,26 @@
 """The ragged kernel's code for sm_80 and sm_90, executed instruction by instruction: right, in bounds, no races."""
 
-import itertools
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from conv_oracle import run_call
-from emulated import emulator
+from case import Case
+from emulated import check_compiled, emulator, varied
 from loop_figures import lines_of, loop_figures, wider_than_words
-from ragged_cases import BIAS_RELU, LAYOUTS, Case, layout_cases
-from ragged_oracle import check_ragged, make_ragged_tensors, ragged_problem
+from ragged_cases import BIAS_RELU, LAYOUTS, layout_cases
+from ragged_oracle import ragged_problem
+from truth import judge
 
 from grouped_conv.autotune.model import heuristic
 from grouped_conv.kernels import DeviceSpec, GroupLayout
-from grouped_conv.kernels.call import plan_call
 from grouped_conv.kernels.ragged import forward
 from grouped_conv.kernels.ragged.forward_rules import RaggedConfig
 
 pytestmark = pytest.mark.ptxemu
 
 
-def emulated_cases() -> list[tuple[int, Case]]:
-    """The odd layouts on both architectures in turn, with 1 to 4 stages, 4 and 8 warps, small and wgmma-sized tiles."""
-    variants = itertools.cycle(itertools.product((80, 90), (1, 2, 3, 4), (4, 8)))
-    cases = []
-    for case, (arch, stages, warps) in zip(layout_cases(), variants, strict=False):
-        block_m = 64 if arch == 90 else case.config.block_m
-        config = replace(case.config, num_stages=stages, num_warps=warps, block_m=block_m)
-        cases.append((arch, replace(case, config=config)))
-    return cases
-
-
-@pytest.mark.parametrize(("arch", "case"), emulated_cases(), ids=lambda value: getattr(value, "id", value))
+@pytest.mark.parametrize(("arch", "case"), varied(layout_cases()), ids=lambda value: getattr(value, "id", value))
 def test_compiled_code_is_right(arch: int, case: Case) -> None:
-    tensors = make_ragged_tensors(case.problem, case.config)
-    call = plan_call(case.problem, case.config)
-    stats = run_call(call, tensors, emulator(arch))
-    check_ragged(case.problem, tensors, case.id)
-    for launch, run in zip(call.launches, stats, strict=True):
-        assert not run.races, f"{launch.name}: {run.races[:3]}"
-        assert not any(buffer["rewritten"] for buffer in run.buffers.values()), f"{launch.name} writes an address twice"
+    check_compiled(arch, case)
 
 
 # runs of 16 channels fill 32-byte sectors in fp16; of 8 channels they must waste half of each, whatever the kernel
@@ -66,9 +47,7 @@ def test_aligned_loops_waste_no_sector_and_meet_no_bank_twice(
 ) -> None:
     problem = ragged_problem(layout, (9, 9), padding=(1, 1, 1, 1), dtype=dtype, precision="tf32", epilogue=BIAS_RELU)
     config = RaggedConfig(block_m=64, block_n=64, block_k=32 if dtype == "float32" else 64, num_stages=3)
-    tensors = make_ragged_tensors(problem, config)
-    (stats,) = run_call(plan_call(problem, config), tensors, emulator(arch))
-    check_ragged(problem, tensors, what)
+    _, (stats,) = judge(problem, config, emulator(arch), what)
     assert not stats.races
     useful, conflict = figures(stats)
     print(f"{what}, sm_{arch}, {dtype}: {useful:.1%} of sector bytes used, bank-conflict factor {conflict:.2f}")
@@ -82,7 +61,5 @@ def test_default_configuration(name: str, device: str) -> None:
     spec = DeviceSpec.get(device)
     problem = ragged_problem(LAYOUTS[name], (9, 8), batch=2, padding=(1, 1, 1, 1), epilogue=BIAS_RELU)
     config = heuristic.choose(problem, spec)
-    tensors = make_ragged_tensors(problem, config)
-    (stats,) = run_call(plan_call(problem, config), tensors, emulator(int(spec.arch)))
-    check_ragged(problem, tensors, name)
+    _, (stats,) = judge(problem, config, emulator(int(spec.arch)), name)
     assert not stats.races

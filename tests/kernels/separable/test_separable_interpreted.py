@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from case import Case
 from conv_oracle import relative_error
 from separable_cases import (
     RELU,
     RESIDUAL,
     SHAPES,
-    Case,
     block,
     check_separable,
     separable_tensors,

@@ -7,7 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 from native_variants import Runner
-from separable_cases import RELU, RELU6, RESIDUAL, Case, block, check_separable, run_separable, separable_tensors
+from separable_cases import RELU, RELU6, RESIDUAL, block
+from truth import judge
 
 import grouped_conv
 from grouped_conv import SeparableConv2d
@@ -37,9 +38,7 @@ def test_random_sizes(variant: SeparableProblem, native: ModuleType) -> None:
     run, draw = Runner(native), random.Random(str(variant))
     for seed in range(SIZES_PER_VARIANT):
         problem = resized(variant, draw)
-        tensors = separable_tensors(problem, seed)
-        run_separable(Case("native", problem, one_warp(problem)), tensors, run)
-        check_separable(problem, tensors, str(problem))
+        judge(problem, one_warp(problem), run, str(problem), seed)
 
 
 def test_a_layer_takes_the_fused_kernel(native: ModuleType) -> None:

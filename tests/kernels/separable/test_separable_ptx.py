@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from emulated import emulator
-from separable_cases import FULL, RELU, RELU6, RESIDUAL, Case, block, check_separable, run_separable, separable_tensors
+from case import Case
+from emulated import check_compiled, emulator
+from separable_cases import FULL, RELU, RELU6, RESIDUAL, block, check_separable, run_separable, separable_tensors
 
 from grouped_conv.kernels.separable.forward_rules import SeparableConfig, why_invalid
 
@@ -76,11 +77,7 @@ def figures(stats: Any) -> tuple[float, float, float]:
 @pytest.mark.parametrize(("arch", "case"), cases(), ids=lambda value: getattr(value, "id", value))
 def test_compiled_code_is_right(arch: int, case: Case) -> None:
     assert why_invalid(case.problem, case.config) is None
-    tensors = separable_tensors(case.problem)
-    (stats,) = run_separable(case, tensors, emulator(arch))
-    check_separable(case.problem, tensors, case.id)
-    assert not stats.races, stats.races[:3]
-    assert not any(buffer["rewritten"] for buffer in stats.buffers.values())
+    (stats,) = check_compiled(arch, case)
     wide, narrow, conflicts = figures(stats)
     print(f"sm_{arch} {case.id}: useful sector bytes {wide:.1%}, narrow {narrow:.1%}; conflicts {conflicts:.2f}")
     if case.reason in {aligned.reason for aligned in ALIGNED}:
@@ -92,11 +89,10 @@ def test_compiled_code_is_right(arch: int, case: Case) -> None:
 @pytest.mark.parametrize("weight", [(32, 4, 3, 3), (32, 1, 3, 3)])
 def test_the_cold_branch_is_right_as_compiled(arch: int, weight: tuple[int, ...]) -> None:
     problem = block((1, 32, 8, 8), weight, 32, RELU, RELU)
-    case = Case("cold", problem, C(block_m=64, block_n=32, width=16))
     tensors = separable_tensors(problem)
     tensors["input"][0, 9, 2, 3] = float("-inf")
     tensors["input"][0, 17, 6, 6] = float("inf")
     tensors["weight"] = tensors["weight"].abs()
-    (stats,) = run_separable(case, tensors, emulator(arch))
+    (stats,) = run_separable(problem, C(block_m=64, block_n=32, width=16), tensors, emulator(arch))
     check_separable(problem, tensors)
     assert not stats.races
