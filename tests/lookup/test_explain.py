@@ -16,7 +16,7 @@ from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.store.store import Store, triton_version
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.cli.main import main
-from grouped_conv.kernels import ABI_VERSION, DeviceSpec
+from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 
@@ -33,6 +33,14 @@ def store(tmp_path: Path) -> Store:
 
 def measured(config: ImplicitGemmConfig, us: float) -> Record:
     return Record(CONV2, config, H100.key, ABI_VERSION, triton_version(), "measured", 100.0, us, 200.0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_an_empty_batch_is_explained(store: Store, direction: str) -> None:
+    empty = ConvProblem.of((0, 16, 8, 8), (16, 4, 3, 3), groups=4, direction=direction)
+    found = explain(empty, H100, store=store)
+    assert 0 <= found.roofline_fraction <= 1
+    assert "of the roofline" in str(found)
 
 
 @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
