@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fake_compiler import COMPILED, compiled_to, compiling, spilling_when_large
+from fake_compiler import COMPILED, compiled_to, compiling, interrupt, spilling_when_large
 
 from grouped_conv.autotune.compiling import compile_job
 from grouped_conv.autotune.model.families import predict
@@ -62,11 +62,8 @@ def test_an_interrupted_run_returns_what_it_has_and_goes_on(kept, compiled):
 
 
 def test_interrupted_before_anything_was_found(kept, compiled):
-    def stop(event):
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        tune_offline(TWO, H100, store=kept, progress=stop)
+        tune_offline(TWO, H100, store=kept, progress=lambda event: interrupt())
 
 
 def test_a_budget_of_no_time_tries_nothing_and_keeps_what_is_known(kept, compiled):
@@ -195,14 +192,8 @@ def test_limit_is_checked(kept):
 def test_really_compiled_in_workers(kept):
     """The whole path once, two configurations of one layer."""
     done = []
-    table = tune_offline(
-        {"conv5": TWO["conv5"]},
-        A100,
-        store=kept,
-        limit=2,
-        jobs=1,
-        progress=lambda event: done.append((event.done, event.total)),
-    )
+    progress = lambda event: done.append((event.done, event.total))  # noqa: E731
+    table = tune_offline({"conv5": TWO["conv5"]}, A100, store=kept, limit=2, jobs=1, progress=progress)
     (row,) = table.to_dict("records")
     assert done == [(0, 2), (1, 2), (2, 2)]
     assert row["registers"] > 32
