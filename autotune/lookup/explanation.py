@@ -85,8 +85,9 @@ class Explanation:
 
     @property
     def roofline_fraction(self) -> float:
-        """Roofline floor / time of the kernel."""
-        return self.floor_us / (self.kernel.measured_us or self.kernel.prediction.us)
+        """Roofline floor / time of the kernel; 1 for an empty problem, which takes no time."""
+        us = self.kernel.measured_us or self.kernel.prediction.us
+        return self.floor_us / us if us else 1.0
 
     def __str__(self) -> str:
         known = self.kernel

@@ -15,7 +15,7 @@ from grouped_conv.autotune.model.shared.prediction import Prediction
 from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.store.store import Store
 from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.kernels import DeviceSpec
+from grouped_conv.kernels import ConvProblem, DeviceSpec
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.implicit_gemm.forward_rules import ImplicitGemmConfig
 
@@ -27,6 +27,14 @@ pytestmark = pytest.mark.usefixtures("no_presets")
 
 def timed(config: ImplicitGemmConfig, us: float) -> Record:
     return measured(config, us, problem=CONV2, device=H100.key, aten_us=200.0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_an_empty_batch_is_explained(kept: Store, direction: str) -> None:
+    empty = ConvProblem.of((0, 16, 8, 8), (16, 4, 3, 3), groups=4, direction=direction)
+    found = explain(empty, H100, store=kept)
+    assert 0 <= found.roofline_fraction <= 1
+    assert "of the roofline" in str(found)
 
 
 @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -266,6 +267,9 @@ def test_nothing_to_do():
     empty = replace(ALEXNET["conv4"], batch=0)
     assert choose(empty, A100) == LAST_RESORT
     assert predict(empty, LAST_RESORT, A100).us == 0
+    for direction, groups in product(("input_grad", "weight_grad"), (1, 4, 64)):
+        gradient = ConvProblem.of((0, 64, 8, 8), (64, 64 // groups, 3, 3), groups=groups, direction=direction)
+        assert predict(gradient, choose(gradient, A100), A100).us >= 0
 
 
 # ---- workloads

@@ -103,7 +103,7 @@ def work(problem: ConvProblem, config: InputGradConfig, device: DeviceSpec) -> W
         blocks=(config.block_m, config.block_n, config.block_k),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        padding_efficiency=min(1.0, useful / issued),
+        padding_efficiency=min(1.0, useful / issued) if issued else 1.0,
         scattered=config.loop_order == "flat",
     )
     return gemm_work(problem, loop, device)
