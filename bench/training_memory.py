@@ -141,11 +141,11 @@ def workspace(problem: ConvProblem, device: DeviceSpec) -> int:
     """Bytes that all gradients of one layer borrow with the heuristic's configurations."""
     gradient, limit = gradient_problem(problem, "weight_grad"), max_workspace_bytes()
     epilogue = problem.epilogue
-    written = 0 if epilogue.residual else written_bytes(problem)  # the residual's gradient is a result
-    if (epilogue.bias or epilogue.residual) and written <= limit:
-        gradient = written_problem(gradient)
-    else:
-        written = 0
+    written = 0
+    if epilogue.activation != "none" and (epilogue.bias or epilogue.residual):
+        size = 0 if epilogue.residual else written_bytes(problem)  # the residual's gradient is a result
+        if size <= limit:
+            gradient, written = written_problem(gradient), size
     config = capped(gradient, choose(gradient, device), limit - written)
     temporaries = plan_gradient(gradient, config).temporaries
     return written + sum(getattr(torch, one.dtype).itemsize * math.prod(one.shape) for one in temporaries)

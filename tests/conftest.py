@@ -31,7 +31,7 @@ for lane in ("ptxemu", "cpu_native"):
         sys.path.append(str(TOOLS / lane))
 
 
-SAMPLE = 4
+SAMPLE = 3
 """Cases of one test function in the quick sample, evenly spread over its table."""
 
 
@@ -98,6 +98,24 @@ def no_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     from grouped_conv.autotune.lookup import sources
 
     monkeypatch.setattr(sources, "shipped", lambda device_key: ())
+
+
+@pytest.fixture
+def no_plans() -> Iterator[None]:
+    """No plan of another test is found, and none is left behind."""
+    from grouped_conv.planning import plan_cache
+
+    plan_cache.forget_plans()
+    yield
+    plan_cache.forget_plans()
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """torch.compile knows nothing of what another test compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What an install puts where, and what an import costs and touches."""
 
+import ast
 import configparser
 import importlib
 import io
@@ -75,9 +76,7 @@ def links_become_text(tree: Path) -> None:
 
 def build(tree: Path, kind: str) -> Path:
     code = f"from setuptools import build_meta; print('built', build_meta.build_{kind}('out'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return tree / "out" / done.stdout.split()[-1]
+    return tree / "out" / run_python(code, tree).split()[-1]
 
 
 def test_every_folder_is_packaged():
@@ -131,8 +130,19 @@ def test_tree_without_links_finds_the_three_folders_only(tree):
 
 
 def test_public_names_have_one_table():
-    assert set(grouped_conv._HOMES) | grouped_conv._SUBPACKAGES | {"__version__"} == set(grouped_conv.__all__)
-    assert grouped_conv.__all__ == sorted(grouped_conv.__all__)
+    assert grouped_conv.__all__ == sorted({*grouped_conv._HOMES, *grouped_conv._SUBPACKAGES, "__version__"})
+
+
+def test_type_checkers_find_every_name_where_it_is():
+    """The block for type checkers says what `_HOMES` says."""
+    source = ast.parse(Path(grouped_conv.__file__).read_text())
+    (block,) = (node for node in source.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert len(imports) == len(block.body)
+    found = [(alias.asname or alias.name, node.module) for node in imports for alias in node.names]
+    subpackages = dict.fromkeys(grouped_conv._SUBPACKAGES, "grouped_conv")
+    assert dict(found) == grouped_conv._HOMES | subpackages
+    assert len(found) == len(dict(found))
 
 
 @pytest.mark.smoke
@@ -141,7 +151,7 @@ def test_public_name_loads(name):
     value = getattr(grouped_conv, name)
     assert name in dir(grouped_conv)
     if name in grouped_conv._HOMES:
-        assert value is getattr(sys.modules[grouped_conv._HOMES[name]], name)
+        assert value is getattr(importlib.import_module(grouped_conv._HOMES[name]), name)
         assert value is getattr(grouped_conv, name), "loading its module hid the name"
 
 

@@ -52,8 +52,8 @@ class Estimator(Protocol):
         """At most `count` proposals, the fastest first."""
         ...
 
-    def time_us(self, gemm: Gemm, config: ImplicitGemmConfig) -> float | None:
-        """The estimate for a given kernel; `None` where it gives none."""
+    def time_us(self, gemm: Gemm, config: Any) -> float | None:
+        """The estimate for a configuration of the implicit GEMM; `None` where it gives none."""
         ...
 
 
@@ -88,8 +88,8 @@ class NvEstimator:
         ]
         return sorted(estimates, key=lambda estimate: estimate.us)
 
-    def time_us(self, gemm: Gemm, config: ImplicitGemmConfig) -> float | None:
-        """The estimate for a given kernel; `None` where it gives none."""
+    def time_us(self, gemm: Gemm, config: Any) -> float | None:
+        """The estimate for a configuration of the implicit GEMM; `None` where it gives none."""
         rows, columns = warp_grid(config)
         kernel = self._interface.nvmmhKernelConfiguration()
         kernel.cta[:] = (config.block_m, config.block_n, config.block_k)

@@ -116,7 +116,7 @@ def compare(gemm: Gemm, device: DeviceSpec, estimator: Estimator) -> Row:
         one.config: one.us for one in reversed(proposals) if one.config is not None
     }  # of equal configurations the faster stays
     pairs = [(predict(problem, config, device).us, us) for config, us in reversed(held.items())]
-    seen = estimator.time_us(gemm, choice) if isinstance(choice, ImplicitGemmConfig) else None
+    seen = estimator.time_us(gemm, choice) if choice.family == "implicit_gemm" else None
     return Row(
         str(gemm),
         gemm.kind,

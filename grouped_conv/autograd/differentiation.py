@@ -53,7 +53,7 @@ def convolve_saving(operands: Operands, request: Request) -> Results:
         result = _TransformedConvolution.apply(*operands, _Opaque(for_backward(request)))
         return (result, None) if isinstance(result, Tensor) else result
     if recorded:
-        return RULE.apply(operands, for_backward(request))
+        return rules.EagerCall.apply(RULE, for_backward(request), *operands)
     return ops.run(operands, request)
 
 

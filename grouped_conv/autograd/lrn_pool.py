@@ -19,12 +19,7 @@ from grouped_conv.planning.plan_cache import Results
 def lrn_max_pool(input: Tensor, request: LrnPoolRequest) -> Tensor:
     """Run the call on `(N, C, H, W)`, with its gradient where autograd records one."""
     operands = LrnPoolOperands(input)
-    if torch.compiler.is_compiling():
-        output = LRN_MAX_POOL.dispatch(operands, request)[0]
-    else:
-        output = (RULE.apply if wants_gradient(operands) else LRN_MAX_POOL.run)(operands, request)[0]
-    assert output is not None
-    return output
+    return rules.run(LRN_MAX_POOL, RULE, operands, request, wants_gradient(operands))
 
 
 def _save(ctx: Any, operands: LrnPoolOperands, request: LrnPoolRequest, results: Results, needs: Any) -> None:
@@ -33,7 +28,7 @@ def _save(ctx: Any, operands: LrnPoolOperands, request: LrnPoolRequest, results:
 
 
 def _gradients(ctx: Any, grads: Sequence[Tensor | None], needs: Any) -> Sequence[Tensor | None]:
-    (grad,), (input,) = grads, ctx.saved_tensors
+    grad, (input,) = grads[0], ctx.saved_tensors
     if grad is None:
         return (None,)
     with torch.enable_grad(), torch.autocast(input.device.type, enabled=False):

@@ -46,12 +46,7 @@ def convolve(operands: RaggedOperands, asked: RaggedRequest) -> Tensor:
     needs_gradient = wants_gradient(operands)
     if needs_gradient:
         asked = RaggedRequest(asked.layout, for_backward(asked.request))
-    if torch.compiler.is_compiling():
-        output = ops.FORWARD.dispatch(operands, asked)[0]
-    else:
-        output = (RULE.apply if needs_gradient else ops.FORWARD.run)(operands, asked)[0]
-    assert output is not None
-    return output
+    return rules.run(ops.FORWARD, RULE, operands, asked, needs_gradient)
 
 
 def in_torch_operations(operands: RaggedOperands, layout: GroupLayout, request: Request) -> Tensor:

@@ -36,13 +36,12 @@ class Rule(NamedTuple):
     gradients: Callable[[Any, Sequence[Tensor | None], Sequence[Any]], Sequence[Any]]
     nest: Callable[[Sequence[Any]], Sequence[Any]] = tuple
 
-    def apply(self, operands: Any, request: Any) -> Results:
-        """An eager call that records its gradients."""
-        return EagerCall.apply(self, request, *spread(operands))
-
 
 class EagerCall(torch.autograd.Function):
-    """One call of an operator under autograd, outside of compilers and torch.func."""
+    """One call of an operator under autograd, outside of compilers and torch.func.
+
+    `apply` takes the rule, the request and the operands' tensors in a row.
+    """
 
     @staticmethod
     def forward(ctx: Any, rule: Rule, request: Any, *tensors: Any) -> Any:
@@ -58,6 +57,22 @@ class EagerCall(torch.autograd.Function):
         """Gradients of the tensors, under the forward pass's policies."""
         found = gradients(ctx, ctx.rule, grads, ctx.rule.nest(ctx.needs_input_grad[2:]))
         return (None, None, *spread(found))
+
+
+def run(operator: Operator[Any, Any], rule: Rule, operands: Any, request: Any, recorded: bool) -> Tensor:
+    """The first result of a call outside of torch.func, compiled or eager.
+
+    Args:
+        recorded: will autograd record the call?
+    """
+    if torch.compiler.is_compiling():
+        results = operator.dispatch(operands, request)
+    elif recorded:
+        results = EagerCall.apply(rule, request, *spread(operands))
+    else:
+        results = operator.run(operands, request)
+    assert results[0] is not None
+    return results[0]
 
 
 def register(operator: Operator[Any, Any], rule: Rule) -> None:

@@ -29,22 +29,17 @@ def convolve(operands: SeparableOperands, request: SeparableRequest) -> Tensor:
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         hidden = differentiation.convolve(operands.first, request.first)
         return differentiation.convolve(operands.second(hidden), request.second)
-    if torch.compiler.is_compiling():
-        output = SEPARABLE.dispatch(operands, request)[0]
-    else:
-        output = (RULE.apply if wants_gradient(operands) else SEPARABLE.run)(operands, request)[0]
-    assert output is not None
-    return output
+    return rules.run(SEPARABLE, RULE, operands, request, wants_gradient(operands))
 
 
 def _save(ctx: Any, operands: SeparableOperands, request: SeparableRequest, results: Results, needs: Any) -> None:
     ctx.request = request
-    ctx.save_for_backward(*operands, *results)
+    ctx.save_for_backward(*operands, results[0])
 
 
 def _gradients(ctx: Any, grads: Sequence[Tensor | None], needs: Sequence[bool]) -> Sequence[Tensor | None]:
     """Gradients of the eight tensors from that of the output."""
-    (grad,) = grads
+    grad = grads[0]
     if grad is None:
         return [None] * len(SeparableOperands._fields)
     *tensors, output = ctx.saved_tensors

@@ -19,10 +19,12 @@ def given_config(direction: str = "") -> KernelConfig | None:
 
 @contextmanager
 def using_config(config: KernelConfig | None) -> Iterator[None]:
-    """Run every kernel of its direction in the block with `config`, in this thread or task; None changes nothing.
+    """Run every kernel of `config`'s direction with `config` inside the block, in this thread or task.
+
+    `None` changes nothing.
 
     Raises:
-        ValueError: at a call, when the configuration cannot run the problem.
+        ValueError: at a call, if the configuration cannot run the problem.
     """
     if config is None:
         yield

@@ -26,7 +26,7 @@ def get_policy() -> str:
 
 
 def set_policy(name: str) -> None:
-    """Make `name` the policy of this process wherever no `policy(...)` block says otherwise.
+    """Set the policy of this process; `policy(...)` blocks override it.
 
     Raises:
         ValueError: naming the accepted policies.
@@ -63,7 +63,7 @@ def is_strict() -> bool:
 
 
 def set_strict(enabled: bool) -> None:
-    """Turn strict mode on or off wherever no `strict(...)` block says otherwise; the environment no longer matters."""
+    """Turn strict mode on or off for this process; `strict(...)` blocks override it, and the environment is ignored."""
     global _process_strict
     _process_strict = bool(enabled)
 
@@ -72,7 +72,7 @@ def set_strict(enabled: bool) -> None:
 def strict(enabled: bool = True) -> Iterator[None]:
     """Make untuned convolutions an error inside the block, in this thread or task only.
 
-    The error, `grouped_conv.autotune.UntunedError`, has the command that tunes the convolution.
+    The error, `grouped_conv.autotune.UntunedError`, contains the command that tunes the convolution.
     """
     token = _scoped_strict.set(bool(enabled))
     try:

@@ -21,7 +21,7 @@ class CallRecord:
     Attributes:
         problem: the convolution, or the two of a separable block; `None` if the kernels do not support its dtype.
         path: the kernel family that ran (`implicit_gemm`), `aten`, `empty` when there was nothing to compute, or
-            `two_calls` for a separable block that was not fused: the records of both convolutions follow.
+            `two_calls` for a separable block that was not fused; then the records of both convolutions follow.
         reason: why this path was taken.
         launches: names of the kernels launched, in order, pack passes and second passes included; empty for `aten`.
         config: the configuration of the main kernel, or `None`.

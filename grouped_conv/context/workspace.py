@@ -24,7 +24,7 @@ def max_workspace_bytes() -> int:
 
 
 def set_max_workspace(size: int) -> None:
-    """Let the gradients of each call of this process take at most `size` bytes of workspace.
+    """Limit the workspace that the gradients of one call may borrow to `size` bytes, for this process.
 
     Raises:
         ValueError: for a negative size.
@@ -35,7 +35,7 @@ def set_max_workspace(size: int) -> None:
 
 @contextmanager
 def max_workspace(size: int) -> Iterator[None]:
-    """The same inside the block, in this thread or task only.
+    """Limit the workspace of gradients to `size` bytes inside the block, in this thread or task only.
 
     Raises:
         ValueError: for a negative size.

@@ -41,16 +41,16 @@ class ConversionNote:
 
 
 def conversion_report(model: nn.Module) -> list[ConversionNote]:
-    """One note for each convolution of `model`, shared ones once; changes nothing."""
+    """One note for each convolution of `model`, in order; a shared module has one note. Nothing is changed."""
     return [_note(name, module) for name, module in model.named_modules() if isinstance(module, _ConvNd)]
 
 
 def convert(model: nn.Module, *, verbose: bool = False) -> nn.Module:
-    """Make every `torch.nn.Conv2d` of `model` a `GroupedConv2d`, in place, every `Conv1d` a `GroupedConv1d`.
+    """Turn each `torch.nn.Conv2d` of `model` into a `GroupedConv2d`, each `Conv1d` into a `GroupedConv1d`, in place.
 
-    Returns the model. Only modules whose class is exactly torch's (parametrized ones included) change: a subclass may
-    mean something else. Parameters stay the same objects; the weights' memory becomes channels_last. Converting twice
-    changes nothing.
+    Returns the model. Only modules whose class is exactly torch's change, parametrized ones included: a subclass may
+    compute something else. Parameters stay the same objects; the weights' memory becomes channels_last. Converting
+    twice changes nothing.
 
     Args:
         verbose: print the notes of `conversion_report`, which says what was skipped and why.
@@ -67,12 +67,12 @@ def convert(model: nn.Module, *, verbose: bool = False) -> nn.Module:
 
 
 def unconvert(model: nn.Module) -> nn.Module:
-    """Make every `GroupedConv2d` and `GroupedConv1d` of `model` plain `torch.nn` again, in place; return the model.
+    """Turn every `GroupedConv2d` and `GroupedConv1d` of `model` back into a plain `torch.nn` layer, in place.
 
     A layer with `activation=` or shuffles becomes `nn.Sequential(OrderedDict(conv=..., activation=...))`, which adds
-    `conv.` to its names in the state_dict; its forward and backward hooks move to the Sequential. If the model itself
-    is such a layer, the Sequential is returned. Subclasses of our layers are left
-    alone. Weights stay channels_last in memory.
+    `conv.` to its names in the state_dict; its forward and backward hooks move to the Sequential. Returns the model, or
+    the Sequential if the model itself is such a layer. Subclasses of our layers do not change. Weights stay
+    channels_last in memory.
     """
     wrapped: dict[nn.Module, nn.Module] = {}
     for module in list(model.modules()):

@@ -32,7 +32,7 @@ def fold_batchnorm(model: nn.Module, *, verbose: bool = False) -> nn.Module:
     no code indexes into it.
 
     Args:
-        verbose: print what is folded and which BatchNorms are left, and why.
+        verbose: print what is folded, which BatchNorms remain, and why.
 
     Raises:
         ValueError: when the model, or a BatchNorm in it, is in training mode.

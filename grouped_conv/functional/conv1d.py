@@ -44,8 +44,8 @@ def grouped_conv1d(
         residual: the output's shape, `(N, K, OUT_L)` or `(K, OUT_L)`.
 
     Raises:
-        RuntimeError: in ATen's words for operands that make no convolution, as `grouped_conv2d` otherwise.
-        ValueError: as `grouped_conv2d`, and for a stride, dilation or padding of the wrong length.
+        RuntimeError: with ATen's message for operands that make no convolution; otherwise as for `grouped_conv2d`.
+        ValueError: as for `grouped_conv2d`, and for a stride, dilation or padding of the wrong length.
     """
     if input.dim() not in (2, 3) or weight.dim() != 3:
         F.conv1d(input, weight, bias, 1, 0, 1, groups)  # torch's own error

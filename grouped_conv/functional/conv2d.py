@@ -61,8 +61,8 @@ def grouped_conv2d(
         activation: one of `grouped_conv.kernels.ACTIVATIONS`; none by default.
         residual: added before the activation; the output's shape.
         scale: number, 0-d tensor or `(K,)`, multiplied with the convolution; differentiable.
-        precision: products of float32 operands, `"ieee"` or `"tf32"`; by default `"tf32"` exactly where
-            `torch.backends.cudnn.conv.fp32_precision` says so.
+        precision: of the products of float32 operands, `"ieee"` or `"tf32"`; by default what
+            `torch.backends.cudnn.conv.fp32_precision` says.
         backend: `"aten"` or `"kernel"` forces one of them; by default the policy decides (`grouped_conv.policy`).
         negative_slope: of `leaky_relu`.
         input_shuffle: groups of a `torch.nn.functional.channel_shuffle` applied to the input first; divides C.
@@ -87,14 +87,17 @@ def grouped_conv2d(
     unbatched = input.dim() == 3
     if unbatched:
         input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-    operands = prepared(input, weight, bias, scale, residual)
-    reason = why_not_ours(operands.input, operands.weight)
-    if reason:
-        record_torchs(request.backend, reason)
-        output = torch_call(operands, request)[0]
-    else:
-        output = convolve(operands, request)
+    output = run_request(prepared(input, weight, bias, scale, residual), request)
     return output.squeeze(0) if unbatched else output
+
+
+def run_request(operands: Operands, request: Request) -> Tensor:
+    """One call with prepared operands, by the operators if they take these operands, otherwise by torch."""
+    reason = why_not_ours(operands.input, operands.weight)
+    if not reason:
+        return convolve(operands, request)
+    record_torchs(request.backend, reason)
+    return torch_call(operands, request)[0]
 
 
 def check_names(activation: str | None, precision: str | None, backend: str | None) -> None:

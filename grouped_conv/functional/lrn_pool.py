@@ -34,7 +34,7 @@ def lrn_max_pool2d(
     """`max_pool2d(local_response_norm(input))`, or the steps in another order, in one pass over memory by our kernel.
 
     The kernel takes channels_last float16, bfloat16 and float32 on a GPU and inside `interpret()`; elsewhere torch's
-    operations run. It rounds to the input's dtype once, at the end. Gradients are torch's, of the steps computed again.
+    operations run. It rounds to the input's dtype once, at the end. Backward repeats the steps with torch's operations.
     Autocast changes nothing: the output has the input's dtype.
 
     Args:
@@ -42,14 +42,14 @@ def lrn_max_pool2d(
         size, alpha, beta, k: of `torch.nn.LocalResponseNorm`, which divides alpha by size; AlexNet's paper does not.
         kernel_size, stride, padding, ceil_mode: of `torch.nn.MaxPool2d`, with stride 2 by default; `stride=None` is the
             kernel's size. Padding never wins.
-        groups: towers that are normalised apart; divides C.
+        groups: towers that are normalised separately; divides C.
         order: the steps in the order they run, each at most once, of `relu`, `lrn` and `pool`, joined by dashes:
             `lrn-pool`, `relu-lrn-pool`, `lrn-relu-pool`, `pool-lrn`, ...
-        backend: `"aten"` or `"kernel"` to insist on torch's operations or on our kernel; by default the policy decides.
+        backend: `"aten"` or `"kernel"` forces torch's operations or our kernel; by default the policy decides.
 
     Raises:
-        ValueError: for arguments that describe no such layer, naming what is accepted.
-        RuntimeError: when `backend="kernel"` or policy `kernels` insists on a kernel that cannot run.
+        ValueError: for arguments that describe no valid layer, naming what is accepted.
+        RuntimeError: when `backend="kernel"` or policy `kernels` requires a kernel that cannot run.
     """
     check_names(None, None, backend)
     if input.dim() not in (3, 4):
@@ -79,7 +79,7 @@ def make_request(kernel_size: Any, stride: Any, padding: Any, choices: tuple[Any
         choices: size, alpha, beta, k, groups, order, ceil_mode and backend.
 
     Raises:
-        ValueError: for arguments that describe no such layer, naming what is accepted.
+        ValueError: for arguments that describe no valid layer, naming what is accepted.
     """
     window = as_tuple(kernel_size), as_tuple(stride), as_tuple(padding)
     return (_new_request if torch.compiler.is_compiling() else _checked_request)(*window, choices)

@@ -53,7 +53,7 @@ def ragged_conv2d(
         weights: one tensor per size of groups, `(n * k, c, R, S)` for the n groups that read c channels and make k: as
             `layout.buckets` lists them. Weights that are not views of one flat storage, as `RaggedConv2d` keeps them,
             are copied into one at every call of the kernel.
-        layout: who reads what.
+        layout: which input channels each group reads, and how many output channels it makes.
         bias: `(K,)`, in the order of the output channels.
         stride, dilation: integer or `(height, width)`.
         padding: integer, `(height, width)`, `(top, bottom, left, right)`, `"same"` or `"valid"`.

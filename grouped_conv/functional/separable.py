@@ -12,9 +12,9 @@ from grouped_conv.call_values.separable_request import SeparableOperands, Separa
 from grouped_conv.functional.conv2d import (
     IntOrPair,
     check_names,
-    grouped_conv2d,
     make_request,
     prepared,
+    run_request,
     why_not_ours,
 )
 
@@ -42,9 +42,9 @@ def separable_conv2d(
 ) -> Tensor:
     """`pointwise_activation(pointwise_scale * conv1x1(h) + pointwise_bias + residual)` of a grouped convolution's `h`.
 
-    `h = activation(scale * conv2d(input, weight) + bias)`. What `grouped_conv.trace()` shows is one record of path
-    `separable` where one kernel computed both, or one of path `two_calls` with the planner's reason and the records of
-    the two convolutions. Gradients compute `h` again instead of keeping it.
+    `h = activation(scale * conv2d(input, weight) + bias)`. `grouped_conv.trace()` shows one record of path `separable`
+    if one kernel computed both. Otherwise it shows one of path `two_calls`, with the planner's reason, and the records
+    of the two convolutions. The backward pass computes `h` again instead of keeping it.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
@@ -52,12 +52,12 @@ def separable_conv2d(
         pointwise_weight: `(OUT_CHANNELS, K, 1, 1)`.
         bias, pointwise_bias: `(K,)` and `(OUT_CHANNELS,)`.
         stride, padding, dilation: of the grouped convolution, as in `grouped_conv2d`.
-        groups: checked against the shapes, which imply it; may be left out.
+        groups: may be left out, because the shapes imply it; checked if given.
         activation, pointwise_activation: names of `grouped_conv.kernels.ACTIVATIONS`; none by default.
         scale, pointwise_scale: numbers, 0-d tensors or vectors like the biases.
         residual: added before the last activation; the output's shape.
-        precision: products of float32 operands of both, `"ieee"` or `"tf32"`, as in `grouped_conv2d`.
-        backend: `"aten"` for two convolutions of torch's, `"kernel"` to insist on our kernels, one or two of them.
+        precision: of the products of float32 operands in both, `"ieee"` or `"tf32"`, as in `grouped_conv2d`.
+        backend: `"aten"` forces two torch convolutions, `"kernel"` forces our kernels, one or two of them.
         negative_slope, pointwise_negative_slope: of `leaky_relu`.
 
     Raises:
@@ -79,7 +79,8 @@ def separable_conv2d(
     request = SeparableRequest(*wanted[:3], *pointwise, wanted.precision, wanted.backend)
     operands = SeparableOperands(*first[:4], *second[1:])
     if why_not_ours(operands.input, operands.weight) or why_not_ours(operands.input, operands.pointwise_weight):
-        output = _one_by_one(operands, request)
+        hidden = run_request(operands.first, request.first)
+        output = run_request(operands.second(hidden), request.second)
     else:
         output = convolve(operands, request)
     return output.squeeze(0) if unbatched else output
@@ -101,35 +102,3 @@ def _check_shapes(input: Tensor, weight: Tensor, pointwise_weight: Tensor, group
             f"groups={groups} and weight of size {list(weight.shape)} need an input of {weight.shape[1] * groups} "
             f"channels, but got input of size {list(input.shape)}"
         )
-
-
-def _one_by_one(operands: SeparableOperands, request: SeparableRequest) -> Tensor:
-    """The call as two of `grouped_conv2d`, for operands outside the operator's reach (complex numbers, for example)."""
-    first, window = operands.first, request.geometry
-    shared: dict[str, Any] = {
-        "precision": None if request.precision == "default" else request.precision,
-        "backend": None if request.backend == "auto" else request.backend,
-    }
-    hidden = grouped_conv2d(
-        first.input,
-        first.weight,
-        first.bias,
-        window.stride,
-        window.padding,
-        window.dilation,
-        first.groups,
-        activation=request.activation,
-        scale=first.scale,
-        negative_slope=request.negative_slope,
-        **shared,
-    )
-    return grouped_conv2d(
-        hidden,
-        operands.pointwise_weight,
-        operands.pointwise_bias,
-        activation=request.pointwise_activation,
-        scale=operands.pointwise_scale,
-        residual=operands.residual,
-        negative_slope=request.pointwise_negative_slope,
-        **shared,
-    )

@@ -21,7 +21,37 @@ class FusedLayer(nn.modules.conv._ConvNd):
     input_shuffle: int = 1
     output_shuffle: int = 1
 
-    def _configure(self, activation: str | None, input_shuffle: int, output_shuffle: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+        input_shuffle: int = 1,
+        output_shuffle: int = 1,
+    ) -> None:
+        positional: Any = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
+        kind: Any = {"device": device, "dtype": dtype}
+        super().__init__(*positional, **kind)  # the next class is torch's `Conv1d` or `Conv2d`
         self.activation = checked_activation(activation)
         self.input_shuffle = checked_shuffle("input_shuffle", input_shuffle, self.in_channels)
         self.output_shuffle = checked_shuffle("output_shuffle", output_shuffle, self.out_channels)
@@ -56,9 +86,9 @@ class FusedLayer(nn.modules.conv._ConvNd):
 class GroupedConv2d(FusedLayer, nn.Conv2d):
     """A convolution layer with `torch.nn.Conv2d`'s parameters, state_dict, initialisation and padding modes.
 
-    The weight keeps its shape `(K, C / groups, R, S)`; its memory is channels_last, as the kernels read it, and so is
-    the output's. If the weight was given another memory format and is frozen (`requires_grad_(False)`), it is packed
-    once, not at every call, for channels_last inputs; writing to it through `weight.data` then goes unnoticed.
+    The weight keeps its shape `(K, C / groups, R, S)`. Its memory is channels_last, which the kernels read, and so is
+    the output's. A frozen weight (`requires_grad_(False)`) in another memory format is packed once instead of at every
+    call, for channels_last inputs. Do not write to such a weight through `weight.data`: the packed copy would be stale.
 
     Args:
         activation: name of an activation fused after the convolution (`grouped_conv.kernels.ACTIVATIONS`), or None.
@@ -67,39 +97,6 @@ class GroupedConv2d(FusedLayer, nn.Conv2d):
     Raises:
         ValueError: as `torch.nn.Conv2d`, for an unknown activation, and for shuffles that do not divide the channels.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-        input_shuffle: int = 1,
-        output_shuffle: int = 1,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-        )
-        self._configure(activation, input_shuffle, output_shuffle)
 
     def forward(self, input: Tensor) -> Tensor:
         """`(N, C, H, W)` or `(C, H, W)` to `(N, K, OUT_H, OUT_W)` or `(K, OUT_H, OUT_W)`."""
@@ -133,39 +130,6 @@ class GroupedConv1d(FusedLayer, nn.Conv1d):
     Raises:
         ValueError: as `torch.nn.Conv1d`, for an unknown activation, and for shuffles that do not divide the channels.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: str | int | tuple[int] = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-        input_shuffle: int = 1,
-        output_shuffle: int = 1,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-        )
-        self._configure(activation, input_shuffle, output_shuffle)
 
     def forward(self, input: Tensor) -> Tensor:
         """`(N, C, L)` or `(C, L)` to `(N, K, OUT_L)` or `(K, OUT_L)`."""

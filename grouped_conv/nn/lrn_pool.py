@@ -28,7 +28,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
         alpha: weight of the sum, divided by `size` as in Caffe; AlexNet's paper writes the sum undivided.
         beta: exponent.
         k: added before the power is taken.
-        groups: towers that are normalised apart; divides C.
+        groups: towers that are normalised separately; divides C.
 
     Raises:
         ValueError: when `size` or `groups` is below 1, or, on a call, when `groups` does not divide C.
@@ -50,7 +50,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
 
 class LrnMaxPool2d(nn.Module):
-    """`lrn_max_pool2d` as a layer, without parameters; arguments as there.
+    """`lrn_max_pool2d` as a layer without parameters; it takes the same arguments.
 
     Raises:
         ValueError: for arguments that make no such layer.
@@ -80,7 +80,7 @@ class LrnMaxPool2d(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        """`(N, C, H, W)` or `(C, H, W)` to the same with pooled maps."""
+        """`(N, C, H, W)` or `(C, H, W)` to `(N, C, OUT_H, OUT_W)` or `(C, OUT_H, OUT_W)`."""
         return lrn_max_pool2d(
             input,
             self.size,

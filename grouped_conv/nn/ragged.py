@@ -28,10 +28,10 @@ class RaggedConv2d(nn.Module):
 
     The state_dict has `weight_0`, `weight_1`, ... and `bias`. There is one weight per size of groups, in the order in
     which each size first appears in the layout: `(n * k, c, R, S)` for the n groups that read c channels and make k, in
-    group order. They are views of one flat storage, as the kernel reads it; moving, casting, loading, copying and
-    unpickling the layer keeps them so, and a weight that is replaced costs a copy at every call until then
-    (`flatten_weights`). `bias` is `(K,)` in the order of the output channels. Weights are initialised as
-    `torch.nn.Conv2d` would each group, by its own fan-in.
+    group order. They are views of one flat storage, which the kernel reads. Moving, casting, loading, copying and
+    unpickling the layer keeps it flat. If you replace a weight, every call copies the weights until `flatten_weights`
+    is called. `bias` is `(K,)` in the order of the output channels. Each group is initialised as `torch.nn.Conv2d`
+    initialises a layer of its size.
 
     Args:
         layout: which input channels feed which output channels.
@@ -94,7 +94,7 @@ class RaggedConv2d(nn.Module):
         return tuple(getattr(self, name) for name in self._names)
 
     def reset_parameters(self) -> None:
-        """Initialise each group as `torch.nn.Conv2d` does a layer of its size."""
+        """Initialise each group as `torch.nn.Conv2d` initialises a layer of its size."""
         for weight in self.weights:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         if self.bias is None:

@@ -125,8 +125,8 @@ class SeparableConv2d(ChainedConv2d):
     Its children are `depthwise` and `pointwise`, `depthwise_norm` and `pointwise_norm`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode: as of `torch.nn.Conv2d`;
-            the window is the depthwise convolution's, `bias` is of both.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode: as for `torch.nn.Conv2d`;
+            the window is the depthwise convolution's, `bias` applies to both.
         multiplier: depthwise filters per input channel.
         depthwise_activation, activation: names of activations between the convolutions and after them, or None.
         batch_norm: put a BatchNorm after each convolution; `fold_batchnorm` folds both.
@@ -180,8 +180,8 @@ class RootModule(ChainedConv2d):
     Its children are `grouped` and `pointwise`, `grouped_norm` and `pointwise_norm`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as of
-            `torch.nn.Conv2d`; the window and the groups are the spatial convolution's, `bias` is of both.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as for
+            `torch.nn.Conv2d`; the window and the groups are the spatial convolution's, `bias` applies to both.
         mid_channels: filters of the spatial convolution; as many as `out_channels` by default.
         grouped_activation, activation: names of activations between the convolutions and after them, or None; the
             paper has `relu` in both places.

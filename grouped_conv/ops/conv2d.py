@@ -11,15 +11,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from grouped_conv.call_values import memory_formats as layouts
-from grouped_conv.call_values.checks import check_operands
 from grouped_conv.call_values.request import BackwardOperands, BackwardRequest, Gradients, Operands, Request, Wanted
 from grouped_conv.ops.operator import Operator, geometry_of, run_eagerly
 from grouped_conv.planning.backward import GRADIENTS, empty_results
-from grouped_conv.planning.forward import UNIFORM
+from grouped_conv.planning.forward import UNIFORM, outputs_of
 from grouped_conv.planning.plan_cache import Results
 
 WINDOW = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
@@ -33,11 +28,6 @@ def plain_request(stride: Any, padding: Any, dilation: Any, precision: str, back
 def fused_request(stride: Any, padding: Any, dilation: Any, *rest: Any) -> Request:
     """The attributes of a `conv2d_fused` call as one value."""
     return Request(geometry_of(stride, padding, dilation), *rest)
-
-
-def _fake(operands: Operands, request: Request) -> tuple[Tensor, Tensor | None]:
-    output = layouts.empty_output(operands.input, operands.weight, check_operands(operands, request))
-    return output, torch.empty_like(output) if request.save_preactivation else None
 
 
 def _plain_flops(input: Any, weight: Sequence[int], *rest: Any, out_shape: Sequence[int], **named: Any) -> int:
@@ -57,7 +47,7 @@ PLAIN = Operator(
     operands=Operands,
     request=plain_request,
     attributes=lambda request: (*request.geometry, request.precision, request.backend),
-    fake=_fake,
+    fake=lambda operands, request: outputs_of(operands, request).empty(operands.input),
     flops=_plain_flops,
 )
 FUSED = Operator(
@@ -69,7 +59,7 @@ FUSED = Operator(
     operands=Operands,
     request=fused_request,
     attributes=lambda request: (*request.geometry, *request[1:]),
-    fake=_fake,
+    fake=lambda operands, request: outputs_of(operands, request).empty(operands.input),
     wanted=lambda request: (True, request.save_preactivation),
     flops=_fused_flops,
 )
@@ -91,22 +81,17 @@ GRADIENT_OPERANDS = "Tensor grad_output, Tensor? input, Tensor weight, Tensor? s
 GRADIENT_RESULTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_scale, Tensor grad_residual)"
 
 
-def _backward_request(
-    input_size: Sequence[int],
-    input_channels_last: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    activation: str,
-    negative_slope: float,
-    *rest: Any,
-) -> BackwardRequest:
-    *choices, wanted = rest
-    request = Request(geometry_of(stride, padding, dilation), activation, negative_slope, False, *choices)
+def backward_request(input_size: Sequence[int], input_channels_last: bool, *rest: Any) -> BackwardRequest:
+    """The attributes of a `conv2d_backward` call as one value."""
+    *window, activation, negative_slope, precision, backend = rest[:7]
+    choices = activation, negative_slope, False, precision, backend
+    *shuffles, wanted = rest[7:]
+    request = Request(geometry_of(*window), *choices, *shuffles)
     return BackwardRequest(request, tuple(input_size), input_channels_last, Wanted(*wanted))
 
 
-def _backward_attributes(asked: BackwardRequest) -> tuple[Any, ...]:
+def backward_attributes(asked: BackwardRequest) -> tuple[Any, ...]:
+    """The attributes of a request, in the schema's order."""
     geometry, activation, negative_slope, _, *choices = asked.request
     last = asked.input_channels_last
     return (asked.input_shape, last, *geometry, activation, negative_slope, *choices, list(asked.wanted))
@@ -117,8 +102,11 @@ def fake_gradients(operands: BackwardOperands, asked: BackwardRequest) -> Gradie
     return empty_results(operands, asked, asked.wanted)
 
 
-def _backward_flops(grad_output: Sequence[int], input: Any, weight: Sequence[int], *rest: Any, **named: Any) -> int:
-    """Two per multiply-accumulate and convolution gradient that is wanted, as torch counts them."""
+def backward_flops(grad_output: Sequence[int], input: Any, weight: Sequence[int], *rest: Any, **named: Any) -> int:
+    """Two per multiply-accumulate and convolution gradient that is wanted, as torch counts them.
+
+    In the flat weights of unequal groups, gaps count as weights.
+    """
     batch, _, out_h, out_w = grad_output
     wanted = Wanted(*rest[-1])
     return 2 * batch * out_h * out_w * math.prod(weight) * (wanted.input + wanted.weight)
@@ -130,11 +118,11 @@ BACKWARD = Operator(
     f" int output_shuffle, bool[5] wanted) -> {GRADIENT_RESULTS}",
     GRADIENTS,
     operands=BackwardOperands,
-    request=_backward_request,
-    attributes=_backward_attributes,
+    request=backward_request,
+    attributes=backward_attributes,
     fake=fake_gradients,
     wanted=lambda asked: asked.wanted,
-    flops=_backward_flops,
+    flops=backward_flops,
 )
 
 

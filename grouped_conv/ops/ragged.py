@@ -10,24 +10,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from grouped_conv.call_values import memory_formats as layouts
-from grouped_conv.call_values.layout_text import read_layout
-from grouped_conv.call_values.ragged_checks import RaggedOperands, check_operands
-from grouped_conv.call_values.request import (
-    BackwardOperands,
-    BackwardRequest,
-    RaggedRequest,
-    Request,
-    UnequalGroups,
-    Wanted,
+from grouped_conv.call_values.ragged_checks import RaggedOperands
+from grouped_conv.call_values.request import BackwardOperands, BackwardRequest, RaggedRequest, Request, UnequalGroups
+from grouped_conv.ops.conv2d import (
+    EPILOGUE,
+    GRADIENT_OPERANDS,
+    GRADIENT_RESULTS,
+    WINDOW,
+    backward_attributes,
+    backward_flops,
+    backward_request,
+    fake_gradients,
 )
-from grouped_conv.ops.conv2d import EPILOGUE, GRADIENT_OPERANDS, GRADIENT_RESULTS, WINDOW, fake_gradients
 from grouped_conv.ops.operator import Operator, geometry_of
 from grouped_conv.planning.backward import GRADIENTS
-from grouped_conv.planning.forward import RAGGED
+from grouped_conv.planning.forward import RAGGED, ragged_outputs
 
 
 def _operands(input: Tensor, weights: Sequence[Tensor], *rest: Tensor | None) -> RaggedOperands:
@@ -41,14 +40,6 @@ def _request(layout: str, stride: Any, padding: Any, dilation: Any, *rest: Any) 
 def _attributes(asked: RaggedRequest) -> tuple[Any, ...]:
     request = asked.request
     return (asked.layout, *request.geometry, *request[1:-2])  # no shuffles
-
-
-def _fake(operands: RaggedOperands, asked: RaggedRequest) -> tuple[Tensor, Tensor | None]:
-    input = operands.input
-    shape = check_operands(operands, read_layout(asked.layout), asked.request)
-    layout = layouts.output_format(input, *operands.weights)
-    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout)
-    return output, torch.empty_like(output) if asked.request.save_preactivation else None
 
 
 def _flops(input: Any, weights: Sequence[Sequence[int]], *rest: Any, out_shape: Sequence[Any], **named: Any) -> int:
@@ -66,51 +57,23 @@ FORWARD = Operator(
     operands=_operands,
     request=_request,
     attributes=_attributes,
-    fake=_fake,
+    fake=lambda operands, asked: ragged_outputs(operands, asked).empty(operands.input),
     wanted=lambda asked: (True, asked.request.save_preactivation),
     flops=_flops,
 )
 
 
 def _backward_request(
-    input_size: Sequence[int],
-    input_channels_last: bool,
-    layout: str,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    activation: str,
-    negative_slope: float,
-    precision: str,
-    backend: str,
-    wanted: Sequence[bool],
+    input_size: Any, input_channels_last: bool, layout: str, kernel_size: Sequence[int], *rest: Any
 ) -> BackwardRequest:
-    window = geometry_of(stride, padding, dilation)
-    request = Request(window, activation, negative_slope, precision=precision, backend=backend)
     unequal = UnequalGroups(layout, (kernel_size[0], kernel_size[1]))
-    return BackwardRequest(request, tuple(input_size), input_channels_last, Wanted(*wanted), unequal)
+    return backward_request(input_size, input_channels_last, *rest)._replace(unequal=unequal)
 
 
 def _backward_attributes(asked: BackwardRequest) -> tuple[Any, ...]:
-    request, unequal = asked.request, asked.unequal
-    assert unequal is not None
-    epilogue = request.activation, request.negative_slope, request.precision, request.backend
-    return (
-        asked.input_shape,
-        asked.input_channels_last,
-        *unequal,
-        *request.geometry,
-        *epilogue,
-        list(asked.wanted),
-    )
-
-
-def _backward_flops(grad_output: Sequence[int], input: Any, weight: Sequence[int], *rest: Any, **named: Any) -> int:
-    """Two per multiply-accumulate and gradient that is wanted; gaps of the flat storage count as weights."""
-    batch, _, out_h, out_w = grad_output
-    wanted = Wanted(*rest[-1])
-    return 2 * batch * out_h * out_w * weight[0] * (wanted.input + wanted.weight)
+    assert asked.unequal is not None
+    size, last, *rest, _, _, wanted = backward_attributes(asked)  # no shuffles
+    return (size, last, *asked.unequal, *rest, wanted)
 
 
 BACKWARD = Operator(
@@ -123,5 +86,5 @@ BACKWARD = Operator(
     attributes=_backward_attributes,
     fake=fake_gradients,
     wanted=lambda asked: asked.wanted,
-    flops=_backward_flops,
+    flops=backward_flops,
 )

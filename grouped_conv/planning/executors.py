@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 import triton
@@ -32,39 +32,43 @@ Step = Callable[[Any, Sequence[Any]], None]
 """Runs one launch, given the stream and the buffers in the plan's order."""
 
 
-class Executor(Protocol):
+class Executor:
     """A place that runs launches. Equal executors may share plans."""
+
+    follows_records: ClassVar[bool] = False
+    """Do the policy and the tuner's records decide here, as on a GPU? Otherwise kernels always run."""
 
     @property
     def name(self) -> str:
         """What it is called in a record's reason."""
-
-    @property
-    def follows_records(self) -> bool:
-        """Do the policy and the tuner's records decide here, as on a GPU? Otherwise kernels always run."""
+        raise NotImplementedError
 
     def spec(self, device: int) -> DeviceSpec | None:
         """The device whose predictions configurations are chosen by; None for an unknown architecture."""
+        raise NotImplementedError
 
     def why_nothing_compiles(self) -> str:
         """Why no kernel can be compiled at this moment; empty when one can."""
+        return ""
 
     def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """A configuration that runs `problem` here, without looking at any record."""
+        raise NotImplementedError
 
     def prepare(self, launch: Launch, names: Sequence[str], device: int) -> Step:
         """Compile or load what `launch` needs; `names` gives the order of the buffers that the step will get."""
+        raise NotImplementedError
 
     def stream(self, device: int) -> Any:
-        """The stream of `device` that is current now."""
+        """The stream of `device` that is current now; None for what has no streams."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
-class InterpreterExecutor:
+class InterpreterExecutor(Executor):
     """Runs launches in Triton's interpreter, with the configurations of `device`."""
 
     device: str
-    follows_records = False
 
     @property
     def name(self) -> str:
@@ -74,10 +78,6 @@ class InterpreterExecutor:
     def spec(self, device: int) -> DeviceSpec:
         """The device that is played."""
         return DeviceSpec.get(self.device)
-
-    def why_nothing_compiles(self) -> str:
-        """Empty: nothing is compiled."""
-        return ""
 
     def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """The heuristic's answer for the device that is played."""
@@ -91,15 +91,9 @@ class InterpreterExecutor:
 
         return step
 
-    def stream(self, device: int) -> Any:
-        """None: the interpreter has no streams."""
-        return None
 
-
-class DriverExecutor:
+class DriverExecutor(Executor):
     """Launches compiled kernels through one of Triton's drivers, here one that takes CPU tensors."""
-
-    follows_records = False
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -127,10 +121,6 @@ class DriverExecutor:
         if self.is_native:
             return DeviceSpec.get("h100")
         return DeviceSpec.get(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch))
-
-    def why_nothing_compiles(self) -> str:
-        """Empty: nothing is captured on a CPU."""
-        return ""
 
     def choose(self, problem: ConvProblem | LrnPoolProblem) -> KernelConfig:
         """The heuristic's answer for the target; on the native lane a tile that its lowering gets right."""

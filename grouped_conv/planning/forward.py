@@ -26,26 +26,43 @@ from grouped_conv.planning.decisions import (
     with_settled_precision,
 )
 from grouped_conv.planning.executors import Place
-from grouped_conv.planning.plan import AtenPlan, EmptyPlan, KernelPlan, Outputs
+from grouped_conv.planning.plan import AtenPlan, EmptyPlan, KernelPlan, Outputs, plan_operands
 from grouped_conv.planning.plan_cache import Plan, Planner
+
+
+def outputs_of(operands: Operands, request: Request) -> Outputs:
+    """The outputs of a call with equal groups, whose operands are checked.
+
+    Raises:
+        RuntimeError: in ATen's words where it has some.
+    """
+    shape = check_operands(operands, request)
+    return Outputs(shape, layouts.output_format(operands.input, operands.weight), request.save_preactivation)
+
+
+def ragged_outputs(operands: RaggedOperands, asked: RaggedRequest) -> Outputs:
+    """The outputs of a call with unequal groups, whose operands are checked.
+
+    Raises:
+        RuntimeError: for operands that make no convolution of this layout, naming the sizes.
+    """
+    shape = ragged_checks.check_operands(operands, read_layout(asked.layout), asked.request)
+    layout = layouts.output_format(operands.input, *operands.weights)
+    return Outputs(shape, layout, asked.request.save_preactivation)
 
 
 def _make_uniform(operands: Operands, request: Request, place: Place) -> Plan[Any]:
     try:
-        shape = check_operands(operands, request)
+        outputs = outputs_of(operands, request)
     except RuntimeError:
         if operands.weight.dim() == 4 and operands.weight.shape[1] > 0:
             torch_convolution(operands, request.geometry)  # what ATen would refuse too is refused in its words
         raise
-    outputs = Outputs(shape, layouts.output_format(operands.input, operands.weight), request.save_preactivation)
     return _make(outputs, operands, request, place, None)
 
 
 def _make_ragged(operands: RaggedOperands, asked: RaggedRequest, place: Place) -> Plan[Any]:
-    layout, request = read_layout(asked.layout), asked.request
-    shape = ragged_checks.check_operands(operands, layout, request)
-    outputs = Outputs(shape, layouts.output_format(operands.input, *operands.weights), request.save_preactivation)
-    return _make(outputs, operands, request, place, layout)
+    return _make(ragged_outputs(operands, asked), operands, asked.request, place, read_layout(asked.layout))
 
 
 def _make(
@@ -59,7 +76,8 @@ def _make(
     if decision.config is None or known is None or place.executor is None:
         record = CallRecord(known, "aten", decision.reason, source=decision.source)
         return AtenPlan(outputs, operands.input, request, layout, record)
-    return KernelPlan(outputs, operands, adapted(known, place.executor), decision, place.executor, layout)
+    call = plan_operands(adapted(known, place.executor), decision.config, operands)
+    return KernelPlan(outputs, operands, call, decision, place.executor, layout)
 
 
 def _lie_flat(operands: RaggedOperands, asked: RaggedRequest) -> bool:

@@ -16,7 +16,7 @@ from grouped_conv.planning.executors import DriverExecutor, Executor, Interprete
 
 @contextmanager
 def interpret(config: KernelConfig | None = None, *, device: str = "h100-sxm") -> Iterator[None]:
-    """Run convolutions of CPU tensors by the real kernels in Triton's interpreter, inside the block.
+    """Run convolutions of CPU tensors with the real kernels, in Triton's interpreter, inside the block.
 
     Every supported dtype takes this path under every policy, unless the call says `backend="aten"`. It is slow: the
     time is proportional to the number of programs times their loop trips. Other threads that interpret or compile wait
@@ -27,7 +27,7 @@ def interpret(config: KernelConfig | None = None, *, device: str = "h100-sxm") -
         device: name of the GPU whose configurations are used, as `DeviceSpec.get` takes it.
 
     Raises:
-        ValueError: when the device is unknown, or, at a call, when `config` cannot run the problem.
+        ValueError: for an unknown device, and at a call if `config` cannot run the problem.
     """
     with _cpu_tensors_by(InterpreterExecutor(DeviceSpec.get(device).key)), using_config(config), interpreting():
         yield

@@ -12,12 +12,14 @@ from grouped_conv.by_torch.lrn_pool import LrnPoolRequest, lrn_pool_by_torch
 from grouped_conv.call_values import memory_formats as layouts
 from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels.families import why_invalid
+from grouped_conv.kernels.launching.calls import Call
 from grouped_conv.kernels.lrn_pool.problem import LrnPoolProblem
 from grouped_conv.kernels.values.problem import ITEM_SIZE
 from grouped_conv.planning.decisions import NO_ELEMENTS, Conditions, Decision, Kind, decide, dtype_name
 from grouped_conv.planning.executors import Executor, Place
+from grouped_conv.planning.plan import KernelPlan, Outputs
 from grouped_conv.planning.plan_cache import Planner
-from grouped_conv.planning.steps import Steps, operand_of
+from grouped_conv.planning.steps import operand_of
 
 
 class LrnPoolOperands(NamedTuple):
@@ -41,26 +43,6 @@ class TorchPlan:
         return (output if output.stride() == promised.stride() and output is not input else promised.copy_(output),)
 
 
-class KernelPlan:
-    """A call that one launch of our kernel computes."""
-
-    def __init__(self, problem: LrnPoolProblem, decision: Decision, input: Tensor, executor: Executor) -> None:
-        from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
-
-        config: Any = decision.config
-        self.shape = problem.output_shape
-        output = empty_output(input, self.shape, device="meta")
-        launch = plan_lrn_pool(problem, config, {"input": operand_of(input), "output": operand_of(output)})
-        self.steps = Steps((launch,), ("input", "output"), executor, input.device)
-        self.records = (CallRecord(problem, config.family, decision.reason, (launch.name,), config, decision.source),)
-
-    def run(self, operands: LrnPoolOperands) -> tuple[Tensor]:
-        """Allocate the output and launch on the current stream of the input's device."""
-        output = empty_output(operands.input, self.shape)
-        self.steps.launch((operands.input, output))
-        return (output,)
-
-
 def empty_output(input: Tensor, shape: Sequence[int], device: Any = None) -> Tensor:
     """An uninitialised output in the memory format of the input."""
     layout = layouts.output_format(input)
@@ -78,7 +60,17 @@ def _make(operands: LrnPoolOperands, request: LrnPoolRequest, place: Place) -> T
     decision = decide(problem, Conditions.of(place, request.backend), LRN_POOL)
     if decision.config is None or place.executor is None:
         return TorchPlan(request, CallRecord(problem, "aten", decision.reason))
-    return KernelPlan(problem, decision, operands.input, place.executor)
+    outputs = Outputs(problem.output_shape, layouts.output_format(operands.input), saves=False)
+    return KernelPlan(outputs, operands, _planned(problem, decision, operands.input), decision, place.executor)
+
+
+def _planned(problem: LrnPoolProblem, decision: Decision, input: Tensor) -> Call:
+    from grouped_conv.kernels.lrn_pool.forward import plan_lrn_pool
+
+    config: Any = decision.config
+    output = empty_output(input, problem.output_shape, device="meta")
+    placed = {"input": operand_of(input), "output": operand_of(output)}
+    return Call(problem, config, (plan_lrn_pool(problem, config, placed),), ())
 
 
 def describe(input: Tensor, request: LrnPoolRequest) -> LrnPoolProblem | str:

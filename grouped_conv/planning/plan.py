@@ -32,9 +32,7 @@ AnyOperands = Operands | RaggedOperands
 Result = tuple[Tensor, Tensor | None]
 """The output, and the preactivation where the request says to save it."""
 
-BUFFERS = (*Operands._fields, "output", "preactivation")
-"""Names of the buffers of a call, in the order plans hold them."""
-WEIGHT, OUTPUT, PREACTIVATION = BUFFERS.index("weight"), BUFFERS.index("output"), BUFFERS.index("preactivation")
+WEIGHT = Operands._fields.index("weight")
 WEIGHT_PASS = "cat_weights"
 """What `trace()` calls the copy of scattered weights into one flat storage."""
 
@@ -134,35 +132,36 @@ class KernelPlan:
     """A call that our kernels compute: its launches, prepared, and the buffers between them.
 
     Args:
-        operands: the launches are planned for their strides and alignment.
+        operands: of any operator, a named tuple; the launches are planned for their strides and alignment.
+        call: the launches.
         layout: unequal groups, whose weights the kernel reads from one flat storage.
     """
 
     def __init__(
         self,
         outputs: Outputs,
-        operands: AnyOperands,
-        problem: ConvProblem,
+        operands: Any,
+        call: Call,
         decision: Decision,
         executor: Executor,
-        layout: GroupLayout | None,
+        layout: GroupLayout | None = None,
     ) -> None:
-        config = decision.config
-        assert config is not None
+        config = call.config
         self.outputs, self.layout, self.gathered = outputs, layout, gathered_operands(operands)
-        self.copies_weights = layout is not None and not are_flat(operands[WEIGHT], layout)  # type: ignore[arg-type]
-        call = plan_operands(problem, config, operands)
+        self.copies_weights = layout is not None and not are_flat(operands[WEIGHT], layout)
         names = ((WEIGHT_PASS,) if self.copies_weights else ()) + tuple(launch.name for launch in call.launches)
-        self.records = (CallRecord(problem, config.family, decision.reason, names, config, decision.source),)
-        self.steps = Steps(call.launches, BUFFERS, executor, operands.input.device, call.temporaries, call.tables)
+        self.records = (CallRecord(call.problem, config.family, decision.reason, names, config, decision.source),)
+        fields = operands._fields if layout is None else Operands._fields
+        buffers = (*fields, "output", "preactivation")
+        self.steps = Steps(call.launches, buffers, executor, operands.input.device, call.temporaries, call.tables)
 
-    def run(self, operands: AnyOperands) -> Result:
+    def run(self, operands: Any) -> Result:
         """Allocate the outputs and temporaries and launch on the current stream of the tensors' device."""
         buffers = self.allocate(operands)
         self.steps.launch(buffers)
-        return buffers[OUTPUT], buffers[PREACTIVATION]
+        return buffers[len(operands)], buffers[len(operands) + 1]
 
-    def allocate(self, operands: AnyOperands) -> list[Any]:
+    def allocate(self, operands: Any) -> list[Any]:
         """The buffers of one call, in the order of the steps' names."""
         buffers: list[Any] = [*operands, *self.outputs.empty(operands.input)]
         if self.layout is not None:

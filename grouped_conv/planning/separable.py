@@ -13,6 +13,7 @@ from grouped_conv.call_values.checks import check_operands
 from grouped_conv.call_values.memory_formats import is_channels_last
 from grouped_conv.call_values.separable_request import SeparableOperands, SeparableRequest
 from grouped_conv.context.tracing import CallRecord
+from grouped_conv.kernels.launching.calls import Call
 from grouped_conv.kernels.separable.forward_rules import one_warp, slices_of
 from grouped_conv.kernels.separable.problem import SeparableProblem
 from grouped_conv.kernels.values.epilogue import Epilogue
@@ -29,11 +30,9 @@ from grouped_conv.planning.decisions import (
     with_settled_precision,
 )
 from grouped_conv.planning.executors import DriverExecutor, Executor, Place
+from grouped_conv.planning.plan import KernelPlan, Outputs
 from grouped_conv.planning.plan_cache import Planner
-from grouped_conv.planning.steps import Steps, gathered_operands, placed_operands
-
-BUFFERS = (*SeparableOperands._fields, "output")
-"""Buffers of a call, in the order that plans hold them; temporaries follow."""
+from grouped_conv.planning.steps import placed_operands
 
 
 class TwoCalls:
@@ -52,35 +51,6 @@ class TwoCalls:
         return (output,)
 
 
-class FusedPlan:
-    """A call that the fused kernel computes."""
-
-    def __init__(
-        self, problem: SeparableProblem, decision: Decision, operands: SeparableOperands, executor: Executor
-    ) -> None:
-        from grouped_conv.kernels.separable.forward import plan_separable_call
-
-        config: Any = decision.config
-        launches, temporaries = plan_separable_call(problem, config, placed_operands(operands))
-        self.shape = problem.output_shape
-        self.layout = torch.channels_last if problem.output_channels_last else torch.contiguous_format
-        self.gathered = gathered_operands(operands)
-        self.steps = Steps(launches, BUFFERS, executor, operands.input.device, temporaries)
-        names = tuple(launch.name for launch in launches)
-        self.records = (CallRecord(problem, config.family, decision.reason, names, config, decision.source),)
-
-    def run(self, operands: SeparableOperands) -> tuple[Tensor]:
-        """Allocate the output and launch on the current stream of the tensors' device."""
-        dtype, device = operands.input.dtype, operands.input.device
-        output = torch.empty(self.shape, dtype=dtype, device=device, memory_format=self.layout)
-        buffers: list[Any] = [*operands, output]
-        for index in self.gathered:
-            buffers[index] = buffers[index].contiguous()
-        self.steps.complete(buffers, device)
-        self.steps.launch(buffers)
-        return (output,)
-
-
 def check(operands: SeparableOperands, request: SeparableRequest) -> tuple[Tensor, tuple[int, int, int, int]]:
     """(an uninitialised tensor like the one between the convolutions, the output's shape).
 
@@ -92,7 +62,7 @@ def check(operands: SeparableOperands, request: SeparableRequest) -> tuple[Tenso
     return hidden, check_operands(operands.second(hidden), request.second)
 
 
-def _make(operands: SeparableOperands, request: SeparableRequest, place: Place) -> TwoCalls | FusedPlan:
+def _make(operands: SeparableOperands, request: SeparableRequest, place: Place) -> TwoCalls | KernelPlan:
     shape = check(operands, request)[1]
     problem = describe_block(operands, request)
     if isinstance(problem, str):
@@ -103,7 +73,16 @@ def _make(operands: SeparableOperands, request: SeparableRequest, place: Place) 
     if decision.config is None or place.executor is None:
         return TwoCalls(problem, request, two_calls(decision.reason))
     problem = replace(problem, first=adapted(problem.first, place.executor))
-    return FusedPlan(problem, decision, operands, place.executor)
+    layout = torch.channels_last if problem.output_channels_last else torch.contiguous_format
+    outputs = Outputs(problem.output_shape, layout, saves=False)
+    return KernelPlan(outputs, operands, _planned(problem, decision, operands), decision, place.executor)
+
+
+def _planned(problem: SeparableProblem, decision: Decision, operands: SeparableOperands) -> Call:
+    from grouped_conv.kernels.separable.forward import plan_separable_call
+
+    config: Any = decision.config
+    return Call(problem, config, *plan_separable_call(problem, config, placed_operands(operands)))
 
 
 def describe_block(operands: SeparableOperands, request: SeparableRequest) -> SeparableProblem | str:

@@ -23,9 +23,9 @@ def explain(
     directions: Sequence[str] | None = None,
     store: Store | str | Path | None = None,
 ) -> dict[str, Explanation]:
-    """Explain every convolution of a model: print an entry to read it, `to_json()` gives its figures.
+    """Explain what runs for every convolution of a model. Print an entry to read it; `to_json()` gives figures.
 
-    Nothing is tuned, compiled or timed: predicted times are called so.
+    Nothing is tuned, compiled or timed. Predicted times are labelled so.
 
     Args:
         model_or_problems, example_input, directions: as `grouped_conv.tune` takes them.

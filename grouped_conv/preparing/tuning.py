@@ -14,6 +14,7 @@ from grouped_conv.autotune.search.progress import progress_bar, trial_json
 from grouped_conv.autotune.search.tuned_table import Tuned, frame_of
 from grouped_conv.autotune.search.tuner import Progress
 from grouped_conv.autotune.store.store import Store, default_store
+from grouped_conv.autotune.workloads.named import in_directions
 from grouped_conv.kernels.values.problem import ConvProblem
 from grouped_conv.preparing.targets import Target, target_of, tune_on
 from grouped_conv.preparing.traced_problems import problems_of
@@ -32,8 +33,6 @@ def named_problems(
     Raises:
         ValueError: for a model without an example input, or with no convolution in it.
     """
-    from grouped_conv.autotune.workloads.named import in_directions
-
     if isinstance(given, nn.Module):
         if example_input is None:
             raise ValueError("a model is tuned for the shapes of one input: give example_input")
@@ -67,21 +66,22 @@ def tune(
     Args:
         model_or_problems: a model, a problem, or several.
         example_input: what the model is called with; a tuple holds several arguments.
-        device: see `target_of`; by default the GPU of the input, else the current one.
+        device: a CUDA device to measure on, or a name such as `h100` or a `DeviceSpec` to predict for; by default the
+            GPU of the input, else the current one.
         effort: `none`, `quick`, `standard`, `full` or `exhaustive`: 0, 16, 64, 256 or all trials per problem.
-        directions: of `forward`, `input_grad`, `weight_grad`; by default what the model's mode implies.
-        budget_seconds: wall time after which no trial is begun.
-        seed: of everything random.
+        directions: any of `forward`, `input_grad`, `weight_grad`; by default `forward`, and gradients when training.
+        budget_seconds: wall time after which no new trial starts.
+        seed: for all random choices.
         store: the tuning store or its file; by default `settings.store_path()`.
-        progress: a bar on a terminal, none, or a function of each `tuner.Event`.
+        progress: whether to show a progress bar, or a function that is called with each event.
         all_trials: one row per trial instead of one per problem.
-        resume: go on from the trials in the store; False runs them again, but for those that took their process down.
+        resume: continue from the trials in the store. False repeats them, except those that took their process down.
 
     Returns:
         One row per problem, times in microseconds; `attrs["interrupted"]` is True after Ctrl-C.
 
     Raises:
-        ValueError: for arguments that make no sense, with what would be accepted.
+        ValueError: for invalid arguments, naming what is accepted.
         RuntimeError: when every configuration of a problem failed.
         StoreError: when the store cannot be written.
     """

@@ -38,26 +38,25 @@ def warmup(
     backward: bool | None = None,
     loss: Callable[[Any], Tensor] | None = None,
 ) -> pandas.DataFrame:
-    """Prepare every convolution that the model computes through this package, so that a capture needs no more.
+    """Prepare every convolution that the model computes through this package for the capture of a CUDA graph.
 
-    While a CUDA graph is captured nothing is compiled: a call that has no plan yet runs ATen's convolution, and is an
-    error where kernels are insisted on. This runs the model once, on the current stream, which makes those plans: the
-    records are looked up, kernels compiled and loaded, index tables and frozen weights brought to the device. Call it
-    where the capture will be, under the same policy, configuration, autocast, grad mode and flags of torch, with inputs
-    of the same shapes, strides and alignment. Later changes of the tuning store, of flags or of weights' memory formats
-    make other plans: tune first.
+    Nothing is compiled during a capture. A call that has no plan yet runs ATen's convolution, or is an error if a
+    kernel is required. This function runs the model once, on the current stream, and so makes those plans: it looks up
+    records, compiles and loads kernels, and moves index tables and frozen weights to the device. Call it under the
+    conditions of the capture: the same policy, configuration, autocast, grad mode and torch flags, and inputs of the
+    same shapes, strides and alignment. Tune first, because later changes of the tuning store, of flags or of weights'
+    memory formats need new plans.
 
-    The model is left as it was: buffers (statistics of BatchNorm), gradients, training mode, and the random generators
-    of torch, numpy and Python are put back. Gradients are computed by `torch.autograd.grad`, so nothing is accumulated
-    and no hook that waits for that runs; other hooks of modules and tensors run as in any call, and what they change
-    elsewhere stays changed.
+    The model does not change. Its buffers (statistics of BatchNorm), gradients and training mode are restored, and so
+    are the random generators of torch, numpy and Python. Gradients come from `torch.autograd.grad`, so nothing is
+    accumulated, and hooks on accumulation do not run. Other hooks run as in any call; their side effects remain.
 
     Args:
-        model: the module that will be captured; of a `DistributedDataParallel` its `module`.
+        model: the module that will be captured; for a `DistributedDataParallel`, its `module`.
         example_input: what the model is called with; a tuple holds several arguments.
         kwargs: what it is called with by name.
-        backward: whether gradients will be computed, too; by default whether grad mode is on.
-        loss: makes a scalar of the model's output; by default every output's gradient is of ones, dense as the output.
+        backward: whether to prepare the backward pass, too; by default, whether grad mode is on.
+        loss: reduces the model's output to a scalar; by default each output's gradient is all ones, with its strides.
 
     Returns:
         One row per call in the order of execution: `layer` (of a gradient by its shapes; `call` outside of our layers
@@ -65,8 +64,8 @@ def warmup(
         configuration, source, launches and problem, as in `trace()`.
 
     Raises:
-        ValueError: for what is no module, or one that synchronises gradients.
-        RuntimeError: during a capture, or where `backward=True` finds nothing that requires a gradient.
+        ValueError: if `model` is not a module, or is one that synchronises gradients.
+        RuntimeError: during a capture, or if `backward=True` and nothing requires a gradient.
     """
     import pandas
 

@@ -1,7 +1,7 @@
 """Forward depthwise convolution (one input channel per group, any multiplier): the kernel and its launch planner.
 
 Direct, in fp32, no `tl.dot`. A thread owns a register tile of TILE_H x TILE_W outputs in each of its channels, so that
-an input it has loaded serves many of them. Tiles are numbered by rows of tiles across all images.
+it uses an input many times once it has loaded it. Tiles are numbered by rows of tiles across all images.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def depthwise(
 
 
 def plan_depthwise(problem: ConvProblem, config: DepthwiseConfig, operands: Mapping[str, Operand]) -> Launch:
-    """The launch for `problem`; `operands` has the input with channels innermost and the weight as `config` asks."""
+    """The launch for `problem`; the input has channels innermost, the weight the order that `config` wants."""
     x, weight, output = (_turned(operands[name], config) for name in ("input", "weight", "output"))
     residual = _turned(operands["residual"], config) if problem.epilogue.residual else None
     across, along = axes_of(problem, config)
@@ -130,7 +130,7 @@ def _tile_axis(axis: Axis, tile: int) -> TileAxis:
 
 
 def _turned(operand: Operand, config: DepthwiseConfig) -> Operand:
-    """The operand with its last two axes exchanged where strips lie along the height."""
+    """The operand with its last two axes exchanged if strips run along the height."""
     n, c, h, w = operand.strides
     return operand if config.strip == "w" else Operand((n, c, w, h), operand.alignment, operand.buffer)
 

@@ -1,8 +1,8 @@
 """The gradient of a depthwise convolution's input (one input channel per group): the kernel and its launch planner.
 
-Direct, in fp32, no `tl.dot`. A thread owns a register tile of TILE_H x TILE_W input pixels in each of its channels. An
-output's gradient that it has loaded serves every pixel that it reaches, and no product is with a zero that a stride
-inserted. The scale is taken into the weights, of which fewer are loaded than gradients.
+Direct, in fp32, no `tl.dot`. A thread owns a register tile of TILE_H x TILE_W input pixels in each of its channels. It
+loads the gradient of an output once and uses it for every pixel that the output read; no product is with a zero that a
+stride inserted. Weights are multiplied by the scale, since fewer weights than gradients are loaded.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def depthwise_input_grad(
 def plan_depthwise_input_grad(
     problem: ConvProblem, config: DepthwiseInputGradConfig, operands: Mapping[str, Operand]
 ) -> Launch:
-    """The launch that writes `grad_input`; the weight lies as `config` asks."""
+    """The launch that writes `grad_input`; the weight has the order that `config` wants."""
     weight, target, scale = operands["weight"], operands["grad_input"], operands["scale"]
     walk = walk_of(problem, config)
     windows = [

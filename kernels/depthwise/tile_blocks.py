@@ -35,7 +35,7 @@ def is_interior(
     row0, block_w, rows, rows_each, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr, INTERIOR: tl.constexpr,
 ):  # fmt: skip
-    """Are all windows of this block inside one image? Without INTERIOR nobody uses the answer."""
+    """Are all windows of this block inside one image? Without INTERIOR the answer is not used."""
     if not INTERIOR:
         return row0 < 0
     else:

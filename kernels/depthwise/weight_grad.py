@@ -4,8 +4,8 @@ Direct, in fp32, no `tl.dot`. A program owns a block of channels, some taps of t
 A thread reads register tiles of the output's gradient and the inputs around them, and adds their products to one sum
 per tap and channel. At the end the threads' sums are added, in a fixed order, and stored in a workspace.
 
-The last tile of a row or column begins early enough to fit, its outputs that another tile has count as zero. So no
-product is with an input that the tap never meets, and an infinity spoils no other tap.
+The last tile of a row or column begins early enough to fit into the image; outputs that the tile before it also has
+count as zero. So a tap is never multiplied by an input that it does not meet, and an infinity spoils no other tap.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Finish(NamedTuple):
 
 
 class Derivative(NamedTuple):
-    """The activation whose derivative an output's gradient takes; how channels of the gradient and the known lie.
+    """The activation whose derivative an output's gradient is multiplied by; the channel order of both.
 
     Both are shuffled (OUT_CHANNELS in SHUFFLE groups) as the output is, but a preactivation is not: SHUFFLE_KNOWN is 1.
     """

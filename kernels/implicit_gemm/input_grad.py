@@ -2,7 +2,7 @@
 
 Rows are input pixels of one class (`input_grad_rules`), columns the input channels of one group or of a pack of groups,
 the reduction runs over the class's taps and the output channels. The output's gradient has its channels innermost,
-weights are [K, R, S, C/groups] as they lie: nothing is transposed in memory.
+weights are [K, R, S, C/groups] as in the forward pass: nothing is transposed in memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The pass that writes a table of output pixels, from which a weight gradient learns where windows lie in the input.
+"""The pass that writes a table of output pixels, which tells a weight gradient where each window is in the input.
 
 Entry m, of the output pixels of all images in order, is one int64. Its lower half is the offset of the window's first
-element, were there no padding; its upper half says which taps are inside the image: bit r for kernel row r, bit 16 + s
-for kernel column s. Entries beyond the last pixel say that none is, so that a loop over whole steps needs no mask.
+element, as if there were no padding. Its upper half says which taps are inside the image: bit r for kernel row r, bit
+16 + s for kernel column s. Entries past the last pixel have no bits, so that a loop over whole steps needs no mask.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def taps_needed(row, column, ok):
 
 @triton.jit
 def entry_offset(entry, DIVISOR: tl.constexpr):
-    """The offset of an entry's window; DIVISOR divides it, which lets the loads behind it be wide."""
+    """The offset of an entry's window; DIVISOR divides it, which lets later loads be wide."""
     return tl.multiple_of(entry.to(tl.int32), DIVISOR)
 
 
@@ -61,7 +61,7 @@ def pixel_table(
 
 
 def plan_pixel_table(problem: ConvProblem, config: WeightGradConfig, x: Operand) -> Launch:
-    """The launch that writes the buffer `TABLE` for an input that lies as `x` and whose offsets fit 32 bits."""
+    """The launch that writes the buffer `TABLE` for an input with the strides of `x`, whose offsets fit 32 bits."""
     tile = PixelTableConfig()
     entries = table_entries(problem, config)
     integers = (

@@ -2,7 +2,7 @@
 
 Rows are output channels of one group, columns its weights in (kernel row, kernel column, channel) order, the reduction
 runs over output pixels. A program sums one part of the pixels and stores it in a workspace; `gradient_reduce` adds the
-parts. Where a pixel's window lies in the input is read from a table (`pixel_table`) or computed; then rows and images
+parts. Where a pixel's window is in the input is read from a table (`pixel_table`) or computed; then rows and images
 are found by multiplication: a division per step would double the loop.
 """
 

@@ -1,7 +1,7 @@
 """Runs the real kernels on CPU tensors in Triton's interpreter, without its environment variable.
 
 Triton's internals are patched inside `interpreting()` only and restored after it. Arguments get exactly the types of
-the compiled launch. bf16 and TF32, which the interpreter gets wrong or ignores, are repaired by `interpreter_numerics`.
+the compiled launch. bf16 and TF32, which the interpreter gets wrong or ignores, are repaired by `numerics`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from grouped_conv.kernels.launching.launch import POINTER_TYPE, Launch
 Watcher = Callable[[Launch, Mapping[str, Any]], AbstractContextManager[Callable[[], None]]]
 
 watcher: Watcher | None = None
-"""Called around each interpreted launch; what it yields is called after each program. For `interpreter_counting`."""
+"""Called around each interpreted launch; what it yields is called after each program. For `counting`."""
 
 _rewritten: dict[Any, Callable[..., Any]] = {}
 _INTEGER_TYPES = {"i32": (np.int32, tl.int32), "i64": (np.int64, tl.int64)}
@@ -82,7 +82,7 @@ def _call_device_function(function: JITFunction, *args: Any, **kwargs: Any) -> A
 
 
 def _rewrite(function: Any) -> Callable[..., Any]:
-    """The Python function behind a kernel with Triton's rewriting, made once; its module's globals stay as they are."""
+    """A kernel's Python function, rewritten by Triton once; the globals of its module do not change."""
     original = function.fn
     if original not in _rewritten:
         private = types.FunctionType(

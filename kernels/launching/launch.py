@@ -6,6 +6,7 @@ tuning, the runtime's plans and the interpreter all start from it, so what is in
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,21 @@ def as_constant(value: Any) -> Any:
     return value
 
 
+class Source(ASTSource):
+    """A kernel's source whose hash knows the fields of the bundles that its device code makes.
+
+    Triton's own hash has a bundle's name alone. After an upgrade that changed the order of its fields, the cache on
+    disk would hand out code of the former order.
+    """
+
+    def hash(self) -> str:
+        """The key of Triton's cache."""
+        own = super().hash()  # finds the globals that the kernel and its helpers use
+        used = [value for value, _ in self.fn.used_global_vals.values() if hasattr(value, "_fields")]
+        fields = sorted({f"{bundle.__name__}{bundle._fields}{bundle._field_defaults}" for bundle in used})
+        return hashlib.sha256("-".join([own, *fields]).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel launch, complete but for the tensors.
@@ -96,7 +112,7 @@ class Launch:
         index = {parameter: position for position, parameter in enumerate(self.kernel.arg_names)}
         promised = [(buffer.parameter, buffer.alignment) for buffer in self.buffers]
         promised += [(integer.parameter, integer.divisor) for integer in self.integers]
-        return ASTSource(
+        return Source(
             fn=self.kernel,
             signature=self.signature(),
             constexprs={(index[parameter],): as_constant(value) for parameter, value in self.constants.items()},

@@ -245,7 +245,7 @@ def finish_strip(
 
 
 def plan_lrn_pool(problem: LrnPoolProblem, config: LrnPoolConfig, operands: Mapping[str, Operand]) -> Launch:
-    """The launch for `problem` with `config` on `input` and `output` as they lie in memory.
+    """The launch for `problem` with `config`, for the memory formats of `input` and `output`.
 
     Raises:
         ValueError: when the configuration or the memory layout cannot be run, with the reason.

@@ -1,4 +1,4 @@
-"""The gradient behind the activation: summed per channel for the bias, stored as it is for the residual.
+"""The gradient of the activation's argument: summed per channel for the bias, stored unchanged for the residual.
 
 One pass over the output's gradient. Each program sums a range of pixels of some channels; `gradient_reduce` adds the
 programs' parts in a fixed order.

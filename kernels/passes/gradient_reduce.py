@@ -75,7 +75,7 @@ def plan_gradient_reduce(
         grad_scale: also write the gradient of the scale, which the problem then has.
 
     Raises:
-        ValueError: when the gradient of a scale is asked for that the problem has not.
+        ValueError: if `grad_scale` is true and the problem has no scale.
     """
     if grad_scale and not problem.epilogue.scale:
         raise ValueError(f"{problem} has no scale whose gradient could be computed")

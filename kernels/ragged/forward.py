@@ -162,7 +162,7 @@ def plan_ragged(problem: ConvProblem, config: RaggedConfig, operands: Mapping[st
 
     Args:
         operands: `input` with channels innermost, `weight` as one flat storage (`ragged_rules.weight_offsets`), and
-            the epilogue's. Beside them the launch reads the buffers `tile_table`, and `channel_index` where the
+            the epilogue's. The launch also reads the buffers `tile_table`, and `channel_index` where the
             layout's groups are not consecutive channels.
     """
     x, weight, output = operands["input"], operands["weight"], operands["output"]

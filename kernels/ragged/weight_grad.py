@@ -1,7 +1,7 @@
 """The weight's gradient for unequal, overlapping or explicitly listed groups: the kernel and its launch planner.
 
 Like `weight_grad`, with the tile's channels and weights from a table; a tap is found by multiplying with a reciprocal.
-The sums of one split lie in the order of the flat weight storage.
+The sums of one split are stored in the order of the flat weight storage.
 """
 
 from __future__ import annotations

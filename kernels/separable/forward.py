@@ -156,10 +156,10 @@ def canonical_operands(problem: SeparableProblem) -> dict[str, Operand]:
 def plan_separable_call(
     problem: SeparableProblem, config: SeparableConfig, operands: Mapping[str, Operand] | None = None
 ) -> tuple[tuple[Launch, ...], tuple[Temporary, ...]]:
-    """(launches, temporaries) of one call: passes for operands that do not lie as the kernel reads them, the kernel.
+    """(launches, temporaries) of one call: a pass for each operand that the kernel cannot read as it is; the kernel.
 
     Args:
-        operands: as `plan_separable` takes them, as they lie in memory; missing ones are dense, in the problem's memory
+        operands: as `plan_separable` takes them, in any memory format; missing ones are dense, in the problem's memory
             format and 16-byte aligned.
 
     Raises:
@@ -263,7 +263,7 @@ def _cut(problem: SeparableProblem, config: SeparableConfig) -> Cut:
 
 
 def _first_arguments(problem: SeparableProblem, operands: Mapping[str, Operand]) -> tuple[list[Buffer], dict[str, Any]]:
-    """(buffers, constants) of what lies between the two convolutions."""
+    """(buffers, constants) of what happens between the two convolutions."""
     epilogue = problem.first.epilogue
     constants: dict[str, Any] = {"BETWEEN": Between(epilogue.activation, epilogue.negative_slope)}
     buffers = []

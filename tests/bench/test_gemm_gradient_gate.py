@@ -38,6 +38,7 @@ def assert_compiles_well(arch: str, wanted: Callable[[ConvProblem], bool]) -> No
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.full
 def test_the_gate_can_fail() -> None:
     config, limit = INPUT_GRAD_TILES[0].config, INPUT_GRAD_TILES[0].limits["sm_80"]
     problem = INPUT_GRAD.layers["conv4"]

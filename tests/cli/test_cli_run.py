@@ -1,23 +1,22 @@
 """`grouped-conv run`: real images through AlexNet, what it reports, and one line for all a user can get wrong."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from checkout import ROOT, TOOLS
-from click.testing import CliRunner, Result
+from checkout import TOOLS
+from click.testing import Result
+from command_line import invoke, refusal
 from PIL import Image
+from processes import run_python
 
 import grouped_conv
 from grouped_conv.cli import run as run_command
 from grouped_conv.cli import run_report
-from grouped_conv.cli.main import main
 from grouped_conv.cli.run_comparison import LayerComparison, Observed, compare, observe, plain_copy
 from grouped_conv.cli.run_images import PREPROCESSING, load_images
 from grouped_conv.context.tracing import CallRecord
@@ -32,11 +31,7 @@ BIG_TILE = ImplicitGemmConfig(block_m=512, block_n=128, block_k=128)  # few step
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs `grouped-conv run ARGUMENTS` in the interpreter with one big tile."""
     monkeypatch.setattr(run_command, "_entered", lambda place: grouped_conv.interpret(BIG_TILE))
-
-    def call(*arguments: object) -> Result:
-        return CliRunner().invoke(main, ["run", *map(str, arguments)])
-
-    return call
+    return partial(invoke, "run")
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def by_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs `grouped-conv run ARGUMENTS` with ATen's convolutions in both networks: a second instead of many."""
     monkeypatch.setattr(run_command, "_place", lambda via: "interpret")
     monkeypatch.setattr(run_command, "_entered", lambda place: grouped_conv.policy("measured"))
-    return lambda *arguments: CliRunner().invoke(main, ["run", *map(str, arguments)])
+    return partial(invoke, "run")
 
 
 def photo(path: Path, size: tuple[int, int] = (300, 260), **options: object) -> Path:
@@ -137,30 +132,20 @@ def test_the_path_names_every_launch_and_the_configuration() -> None:
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(run: Callable[..., Result], arguments: list[str], words: str) -> None:
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("grouped-conv: error: ")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
+    assert words in refusal(run(*arguments))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu_is_said(run: Callable[..., Result]) -> None:
-    result = run("alexnet", "--via", "gpu")
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "grouped-conv: error: --via gpu: torch finds no GPU here; --via interpret needs none\n",
-    )
+    said = refusal(run("alexnet", "--via", "gpu"))
+    assert said == "grouped-conv: error: --via gpu: torch finds no GPU here; --via interpret needs none\n"
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_a_truncated_image_is_named(run: Callable[..., Result], tmp_path: Path, suffix: str) -> None:
     whole = photo(tmp_path / f"whole{suffix}").read_bytes()
     (tmp_path / f"cut{suffix}").write_bytes(whole[: len(whole) // 2])
-    result = run("alexnet", tmp_path / f"cut{suffix}")
-    assert result.exit_code == 2
-    assert f"cut{suffix} cannot be read as an image" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert f"cut{suffix} cannot be read as an image" in refusal(run("alexnet", tmp_path / f"cut{suffix}"))
 
 
 @pytest.mark.parametrize(
@@ -176,10 +161,7 @@ def test_a_file_of_other_things_is_no_weights(
     run: Callable[..., Result], tmp_path: Path, saved: object, words: str
 ) -> None:
     torch.save(saved, tmp_path / "saved.pt")
-    result = run("alexnet", "--weights", tmp_path / "saved.pt")
-    assert result.exit_code == 2
-    assert words in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert words in refusal(run("alexnet", "--weights", tmp_path / "saved.pt"))
 
 
 def test_a_pickle_that_would_run_code_is_refused(run: Callable[..., Result], tmp_path: Path) -> None:
@@ -190,16 +172,15 @@ def test_a_pickle_that_would_run_code_is_refused(run: Callable[..., Result], tmp
 
 
 def test_help_names_every_variant() -> None:
-    text = CliRunner().invoke(main, ["run", "--help"]).stdout
+    text = invoke("run", "--help").stdout
     assert f"[{'|'.join(VARIANTS)}]" in text
 
 
 def test_help_loads_no_torch() -> None:
     code = (
-        "import sys; from click.testing import CliRunner; from grouped_conv.cli.main import main; "
-        "assert CliRunner().invoke(main, ['run', '--help']).exit_code == 0; assert 'torch' not in sys.modules"
+        "import sys; from command_line import invoke; print(invoke('run', '--help').exit_code, 'torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    assert run_python(code) == "0 False\n"
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
@@ -265,7 +246,7 @@ def test_observe_leaves_the_model_as_it_was() -> None:
 
 _ON_THE_NATIVE_LANE = """
 import torch, grouped_conv
-from grouped_conv import run_command
+from grouped_conv.cli import run as run_command
 place = run_command._place("auto")
 layer = grouped_conv.GroupedConv2d(8, 16, 3, groups=2, activation="relu")
 input = torch.randn(1, 8, 9, 9)
@@ -281,5 +262,5 @@ assert difference < 1e-5, difference
 @pytest.mark.native
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto takes the GPU")
 def test_auto_takes_the_native_lane_where_it_is_set_up() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TOOLS / "cpu_native")])}
-    subprocess.run([sys.executable, "-c", _ON_THE_NATIVE_LANE], env=environment, check=True, timeout=300)
+    lane = f"import sys; sys.path.append({str(TOOLS / 'cpu_native')!r})\n"
+    assert run_python(lane + _ON_THE_NATIVE_LANE) == ""

@@ -3,15 +3,10 @@
 import json
 
 import pytest
-from click.testing import CliRunner
+from command_line import in_json, invoke, refusal
 from fake_compiler import COMPILED
 
 from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.cli import main as cli
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(cli.main, arguments)
 
 
 def test_tune_prints_predictions(kept, compiled):
@@ -32,11 +27,10 @@ def test_json_of_both_commands(kept, compiled):
     assert (tuned["device"], tuned["dtype"], tuned["batch"]) == ("h100-sxm", "bfloat16", 16)
     assert [layer["layer"] for layer in tuned["layers"]] == ["conv1", "conv2", "conv3", "conv4", "conv5"]
     assert {layer["source"] for layer in tuned["layers"]} == {"predicted"}
-    shown = json.loads(invoke("show", "--json").stdout)
+    shown = in_json("show")
     assert len(shown["rows"]) == 5
     assert all(row["status"] == "predicted" and row["measured_us"] is None for row in shown["rows"])
-    everything = json.loads(invoke("show", "--json", "--all").stdout)
-    assert len(everything["rows"]) == len(compiled)
+    assert len(in_json("show", "--all")["rows"]) == len(compiled)
 
 
 def test_show(kept, compiled):
@@ -69,23 +63,17 @@ def test_show(kept, compiled):
     ],
 )
 def test_bad_arguments_are_one_line(kept, arguments, message):
-    result = invoke(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert message in refusal(invoke(*arguments))
 
 
 def test_an_unusable_store_is_one_line(kept, compiled):
     kept.path.mkdir()
-    result = invoke("tune", "alexnet")
-    assert result.exit_code == 2
-    assert str(kept.path) in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert str(kept.path) in refusal(invoke("tune", "alexnet"))
 
 
 def test_directions(kept, compiled):
-    lines = invoke("tune", "alexnet", "--direction", "all", "--limit", "2", "--json").stdout.splitlines()
-    names = [layer["layer"] for layer in json.loads(lines[-1])["layers"]]
+    tuned = in_json("tune", "alexnet", "--direction", "all", "--limit", 2)
+    names = [layer["layer"] for layer in tuned["layers"]]
     assert names[:3] == ["conv1", "conv1 input_grad", "conv1 weight_grad"]
     assert len(names) == 15
 
@@ -117,10 +105,10 @@ def test_a_layer_in_words(kept, compiled):
 def test_problems_from_a_file(kept, compiled, tmp_path):
     path = tmp_path / "problems.json"
     path.write_text(json.dumps({"mine": workload("alexnet")["conv4"].to_json()}))
-    table = json.loads(invoke("tune", "--from-json", str(path), "--limit", "1", "--json").stdout.splitlines()[-1])
+    table = in_json("tune", "--from-json", path, "--limit", 1)
     assert [layer["layer"] for layer in table["layers"]] == ["mine"]
     path.write_text('{"mine": {"batch": 1}}')
-    assert f"{path} holds no problems" in invoke("tune", "--from-json", str(path)).stderr
+    assert f"{path} holds no problems" in invoke("tune", "--from-json", path).stderr
 
 
 def test_a_model_from_a_factory(kept, compiled, tmp_path, monkeypatch):
@@ -131,7 +119,7 @@ def test_a_model_from_a_factory(kept, compiled, tmp_path, monkeypatch):
         "    return model, torch.ones(1, 32, 9, 9)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    table = json.loads(invoke("tune", "--from-module", "nets:make", "--limit", "1", "--json").stdout.splitlines()[-1])
+    table = in_json("tune", "--from-module", "nets:make", "--limit", 1)
     names = [layer["layer"] for layer in table["layers"]]
     assert names == ["0", "0 weight_grad", "2", "2 input_grad", "2 weight_grad"]  # the input needs no gradient
 
@@ -140,7 +128,7 @@ def test_a_dry_run_compiles_nothing(kept, compiled):
     layer = ("tune", "--layer", "N=128 C=384 H=13 K=384 R=3 pad=1 groups=2")
     invoke(*layer, "--limit", "4")
     before = len(compiled)
-    preview = json.loads(invoke(*layer, "--limit", "7", "--dry-run", "--json").stdout)
+    preview = in_json(*layer, "--limit", 7, "--dry-run")
     assert (len(compiled), preview["trials"], preview["layers"][0]["known"]) == (before, 7 - before, before)
     text = invoke(*layer, "--limit", "7", "--dry-run").stdout
     assert f"{7 - before} trials on h100-sxm, about" in text
@@ -148,7 +136,7 @@ def test_a_dry_run_compiles_nothing(kept, compiled):
 
 
 def test_the_space_is_explained(kept, compiled):
-    found = json.loads(invoke("tune", "--layer", "N=8 C=64 H=14 K=64 R=3", "--explain-space", "--json").stdout)
+    found = in_json("tune", "--layer", "N=8 C=64 H=14 K=64 R=3", "--explain-space")
     gemm = found["layers"]["layer 1"]["implicit_gemm"]
     assert gemm["kept"] > 100
     assert sum(gemm["left_out"].values()) > 1000

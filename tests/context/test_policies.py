@@ -1,11 +1,10 @@
 """Policies, what a caller may insist on, and what `trace()` shows of the outcome."""
 
-import threading
-
 import pytest
 import torch
 import torch.nn.functional as F
 from dispatch_calls import CONFIG, SPLIT, call, operands
+from processes import in_threads
 
 import grouped_conv
 from grouped_conv.autotune.lookup import resolve as lookup
@@ -21,10 +20,7 @@ def test_policies_are_scoped_and_have_a_process_default() -> None:
         assert grouped_conv.get_policy() == "kernels"
         with grouped_conv.policy("predicted"):
             assert grouped_conv.get_policy() == "predicted"
-        elsewhere: list[str] = []
-        thread = threading.Thread(target=lambda: elsewhere.append(grouped_conv.get_policy()))
-        thread.start()
-        thread.join()
+        elsewhere = in_threads(lambda _: grouped_conv.get_policy(), 1)
         assert (grouped_conv.get_policy(), elsewhere) == ("kernels", ["measured"])
     try:
         grouped_conv.set_policy("predicted")
@@ -93,9 +89,7 @@ def test_traces_nest_and_stay_in_their_thread() -> None:
         call(*tensors)
         with grouped_conv.trace() as inner:
             call(*tensors)
-            thread = threading.Thread(target=lambda: call(*tensors))
-            thread.start()
-            thread.join()
+            in_threads(lambda _: call(*tensors), 1)
     call(*tensors)
     assert (len(outer), len(inner)) == (2, 1)
     assert outer[0].problem == ConvProblem.of(

@@ -35,6 +35,22 @@ def compiled_to(trial, spill=0):
     return JobResult(0, "ok", {"launches": [{"kernel": trial.config.family, "resources": resources}]}, "", 1.0)
 
 
+def failing_at(number, failure):
+    """Compilation's result, except for the trial of this number; and the trials so far, in their order."""
+    trials = []
+
+    def result(trial):
+        trials.append(trial)
+        return failure() if len(trials) == number else compiled_to(trial)
+
+    return result, trials
+
+
+def interrupt():
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 def spilling_when_large(trial):
     return compiled_to(trial, 8 if getattr(trial.config, "block_m", 0) == 256 else 0)
 

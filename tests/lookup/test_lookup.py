@@ -1,11 +1,13 @@
 """Where a configuration comes from: the order of the sources, what each is worth, and strict mode."""
 
 import shlex
-import threading
 from dataclasses import replace
 
 import pytest
 from played_gpu import PlayedGpu
+from processes import in_threads
+from store_cases import CONV4, SMALL
+from store_cases import record as recorded
 
 import grouped_conv
 from grouped_conv.autotune.lookup import advice, sources
@@ -13,24 +15,22 @@ from grouped_conv.autotune.lookup import resolve as lookup
 from grouped_conv.autotune.lookup.resolve import UntunedError, resolve
 from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.autotune.records.record import Record
-from grouped_conv.autotune.store.store import Store, triton_version
+from grouped_conv.autotune.store.store import Store
 from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.bench import lookup_cost
 from grouped_conv.context import policies
-from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, GroupLayout, ImplicitGemmConfig
+from grouped_conv.kernels import DeviceSpec, Epilogue, GroupLayout, ImplicitGemmConfig
 from grouped_conv.planning.decisions import consult
 from grouped_conv.planning.executors import Place
 
 H100 = DeviceSpec.get("h100-sxm")
-CONV4 = workload("alexnet")["conv4"]
 RESNEXT = workload("resnext50_32x4d")["stage1.0.grouped"]
 GEMM = ("implicit_gemm", "forward")
-CONFIGS = [ImplicitGemmConfig(block_m=64, block_n=64, block_k=32, split_k=1 + index) for index in range(8)]
+CONFIGS = [replace(SMALL, split_k=1 + index) for index in range(8)]
 
 
 @pytest.fixture
-def kept(tmp_path):
-    kept = Store(tmp_path / "tuning.sqlite3")
+def kept(kept):
     kept.record_self_check("h100-sxm", *GEMM, True)
     return kept
 
@@ -46,9 +46,7 @@ def shipped(monkeypatch):
 def record(config, device="h100-sxm", problem=CONV4, **more):
     if "measured_us" in more:
         more = {"status": "measured", "aten_us": 50.0, **more}
-    return Record(
-        problem, config, device, ABI_VERSION, triton_version(), **{"status": "predicted", **more}, predicted_us=9.0
-    )
+    return recorded(config, 9.0, problem, device, **more)
 
 
 def test_sources_in_their_order(kept, shipped):
@@ -119,7 +117,9 @@ def test_nearby_devices(kept):
 
 def test_what_cannot_run_is_passed_over(kept):
     big = ImplicitGemmConfig(block_m=256, block_n=256, block_k=64, num_warps=4)
-    kept.put([record(big), record(CONFIGS[1], "h200")])
+    kept.put([record(big)])
+    assert resolve(CONV4, H100, "kernels", kept).source == "heuristic"
+    kept.put([record(CONFIGS[1], "h200")])
     assert resolve(CONV4, H100, "kernels", kept).source == "nearby device"
 
 
@@ -201,7 +201,8 @@ def test_equal_problems_share_a_choice_and_changes_are_seen(kept):
         assert resolve(replace(problem), H100, "kernels", kept) is first
         assert resolve(problem, replace(H100), "kernels", kept) is first
     kept.put([record(CONFIGS[0])])
-    assert resolve(replace(CONV4), H100, "kernels", kept).config == CONFIGS[0]
+    changed = resolve(replace(CONV4), H100, "kernels", kept)
+    assert (changed.config, changed.source) == (CONFIGS[0], "predicted")
     kept.put([record(CONFIGS[0]).failed("wrong", "off")])
     assert resolve(CONV4, H100, "kernels", kept).source == "heuristic"
 
@@ -217,17 +218,11 @@ def test_identities_are_never_mistaken(kept, monkeypatch):
 
 def test_threads_look_up_at_once(kept):
     wanted = [replace(CONV4, batch=batch) for batch in range(1, 30)]
-    seen: list[list[object]] = []
 
-    def look() -> None:
-        seen.append([resolve(replace(problem), H100, "predicted", kept).config for problem in wanted])
+    def look(_):
+        return [resolve(replace(problem), H100, "predicted", kept).config for problem in wanted]
 
-    threads = [threading.Thread(target=look) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(seen) == 6
+    seen = in_threads(look, 6)
     assert all(configs == seen[0] for configs in seen)
 
 
@@ -296,8 +291,7 @@ def test_strict_is_scoped_and_read_from_the_environment(monkeypatch):
         grouped_conv.is_strict()
 
 
-def test_strict_mode_reaches_the_calls_of_a_gpu(monkeypatch, tmp_path):
-    monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "tuning.sqlite3"))
+def test_strict_mode_reaches_the_calls_of_a_gpu(kept):
     command = "run, to measure it on cuda:1: grouped-conv tune alexnet --device cuda:1 --dtype float16 --batch 128"
     with grouped_conv.strict(), pytest.raises(UntunedError, match=command):
         consult(

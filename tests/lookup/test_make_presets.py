@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_compiler import compiled_to, compiling
+from fake_compiler import compiled_to, compiling, failing_at, interrupt
 
 from grouped_conv.autotune import make_presets
 from grouped_conv.autotune.lookup import presets
@@ -71,14 +71,7 @@ def test_the_bytes_do_not_depend_on_what_a_store_knows_besides(
 
 
 def test_an_interrupted_run_goes_on_and_writes_nothing_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def result(trial) -> JobResult:
-        calls.append(trial)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return compiled_to(trial)
-
+    result, calls = failing_at(3, interrupt)
     compiling(monkeypatch, result)
     arguments = ("--folder", tmp_path, "--device", "h100", "--limit", 2, "--store", tmp_path / "store.sqlite3")
     assert run(*arguments).exit_code == 1
@@ -143,12 +136,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_failures_by_chance_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def result(trial) -> JobResult:
-        seen.append(trial)
-        return JobResult(0, "timeout", None, "no result within 60 s") if len(seen) == 2 else compiled_to(trial)
-
+    result, _ = failing_at(2, lambda: JobResult(0, "timeout", None, "no result within 60 s"))
     compiling(monkeypatch, result)
     done = run("--folder", tmp_path, "--device", "h100", "--limit", 2)
     assert done.exit_code == 0

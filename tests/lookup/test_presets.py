@@ -2,16 +2,16 @@
 
 import json
 import logging
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 import torch
 from networks import resnext50
+from processes import run_python
+from store_cases import CONV4, SMALL
+from store_cases import record as recorded
 
 import grouped_conv
 from grouped_conv.autotune import data
@@ -25,21 +25,18 @@ from grouped_conv.autotune.model.shared.prediction import MODEL_VERSION
 from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.search.judging import why_rejected
 from grouped_conv.autotune.store.store import Store, triton_version
-from grouped_conv.autotune.workloads.named import workload
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, Epilogue, ImplicitGemmConfig
 from grouped_conv.kernels.families import why_invalid
 from grouped_conv.planning.live_device import spec_of
 from grouped_conv.preparing.traced_problems import problems_of
 
 H100 = DeviceSpec.get("h100")
-CONV4 = workload("alexnet")["conv4"]
-CONFIGS = [ImplicitGemmConfig(block_m=64, block_n=64, block_k=32, split_k=1 + index) for index in range(4)]
+CONFIGS = [replace(SMALL, split_k=1 + index) for index in range(4)]
 FOLDER = Path(next(iter(data.__path__)))
 
 
 def record(config: ImplicitGemmConfig, problem: ConvProblem = CONV4, **more) -> Record:
-    values = {"status": "predicted", "predicted_us": 9.0, "data": {"model": MODEL_VERSION}, **more}
-    return Record(problem, config, "h100-sxm", ABI_VERSION, triton_version(), **values)
+    return replace(recorded(config, 9.0, problem, "h100-sxm", data={"model": MODEL_VERSION}), **more)
 
 
 # ---- the format
@@ -172,7 +169,6 @@ def test_a_shipped_configuration_compiles_to_usable_code(device: str, layer: int
 def test_nothing_is_read_before_a_look_up_asks_for_its_device(tmp_path: Path) -> None:
     code = f"""
         import sys
-        sys.path.insert(0, {str(FOLDER.resolve().parents[1])!r})
         def note(event, arguments):
             if event == "open" and str(arguments[0]).endswith(".json") and "autotune" in str(arguments[0]):
                 print(str(arguments[0]).rpartition("/")[2])
@@ -188,16 +184,10 @@ def test_nothing_is_read_before_a_look_up_asks_for_its_device(tmp_path: Path) ->
         for batch in (128, 1, 128):
             print(resolve(workload("alexnet", batch)["conv2"], DeviceSpec.get("h100"), "kernels", store).source)
     """
-    done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=False)
-    assert done.stdout.split("\n") == ["asked", "h100-sxm.json", "preset", "preset", "preset", ""], done.stderr
+    assert run_python(code).split("\n") == ["asked", "h100-sxm.json", "preset", "preset", "preset", ""]
 
 
 # ---- who finds them
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "tuning.sqlite3")
 
 
 @cache
@@ -215,7 +205,7 @@ def traced(network: str, folded: bool = False) -> tuple[ConvProblem, ...]:
 @pytest.mark.parametrize(
     ("network", "folded", "count"), [("alexnet", False, 9), ("resnext50", False, 21), ("resnext50", True, 7)]
 )
-def test_layers_of_real_networks_find_them(store: Store, network: str, folded: bool, count: int) -> None:
+def test_layers_of_real_networks_find_them(kept: Store, network: str, folded: bool, count: int) -> None:
     problems = traced(network, folded)
     assert len(problems) == count
     for problem in problems:
@@ -223,7 +213,7 @@ def test_layers_of_real_networks_find_them(store: Store, network: str, folded: b
             for dtype in ("float16", "bfloat16"):
                 for device in DEVICES:
                     asked = replace(problem, batch=batch, dtype=dtype)
-                    choice = resolve(asked, DeviceSpec.get(device), "kernels", store)
+                    choice = resolve(asked, DeviceSpec.get(device), "kernels", kept)
                     assert (choice.source, choice.is_tuned) == ("preset", True), asked
                     confidences = {row.triton == triton_version() for row in presets.shipped(device)}
                     assert choice.confidence == ("predicted" if confidences == {True} else "borrowed")
@@ -234,23 +224,23 @@ def test_alexnet_finds_its_own_rows_and_not_those_of_another_epilogue() -> None:
     assert {replace(problem, batch=128) for problem in traced("alexnet")} <= shipped
 
 
-def test_what_follows_a_forward_pass_does_not_matter_and_what_a_gradient_loads_does(store: Store) -> None:
+def test_what_follows_a_forward_pass_does_not_matter_and_what_a_gradient_loads_does(kept: Store) -> None:
     forward, gradient = (
         next(one for one in traced("resnext50") if one.direction == way) for way in ("forward", "input_grad")
     )
     for epilogue in (Epilogue("silu", bias=True, residual=True), Epilogue(scale=True), Epilogue(shuffle=32)):
-        assert resolve(replace(forward, epilogue=epilogue), H100, "kernels", store).source == "preset"
+        assert resolve(replace(forward, epilogue=epilogue), H100, "kernels", kept).source == "preset"
     for epilogue in (Epilogue("relu"), Epilogue(scale=True)):
-        assert resolve(replace(gradient, epilogue=epilogue), H100, "kernels", store).source == "heuristic"
-    assert resolve(replace(gradient, epilogue=Epilogue(shuffle=32)), H100, "kernels", store).source == "preset"
+        assert resolve(replace(gradient, epilogue=epilogue), H100, "kernels", kept).source == "heuristic"
+    assert resolve(replace(gradient, epilogue=Epilogue(shuffle=32)), H100, "kernels", kept).source == "preset"
     activated = next(one for one in traced("alexnet") if one.direction == "weight_grad")
-    choice = resolve(replace(activated, epilogue=Epilogue("silu")), H100, "kernels", store)
-    assert choice.config == resolve(activated, H100, "kernels", store).config
+    choice = resolve(replace(activated, epilogue=Epilogue("silu")), H100, "kernels", kept)
+    assert choice.config == resolve(activated, H100, "kernels", kept).config
 
 
-def test_relatives_borrow(store: Store) -> None:
+def test_relatives_borrow(kept: Store) -> None:
     def source(device: DeviceSpec, **changes) -> str:
-        return resolve(replace(CONV4, **changes), device, "kernels", store).source
+        return resolve(replace(CONV4, **changes), device, "kernels", kept).source
 
     assert source(DeviceSpec.get("h200")) == source(DeviceSpec.get("h100-nvl")) == "nearby device"
     assert source(H100, batch=200) == source(H100, batch=2) == "nearby batch"
@@ -273,16 +263,16 @@ def choices(policy: str, store: Store) -> dict[str, Choice]:
     }
 
 
-def test_a_preset_never_runs_an_unverified_kernel(store: Store) -> None:
+def test_a_preset_never_runs_an_unverified_kernel(kept: Store) -> None:
     for policy in ("measured", "predicted"):
-        for choice in choices(policy, store).values():
+        for choice in choices(policy, kept).values():
             assert (choice.path, choice.config, choice.source) == ("aten", None, "")
             assert "self-check" in choice.reason
     for row in presets.shipped("h100-sxm"):
-        store.record_self_check("h100-sxm", row.config.family, row.problem.direction, True)
-    for choice in choices("measured", store).values():
+        kept.record_self_check("h100-sxm", row.config.family, row.problem.direction, True)
+    for choice in choices("measured", kept).values():
         assert (choice.path, choice.is_tuned) == ("aten", False)
         assert "has not been measured on NVIDIA H100" in choice.reason
-    for choice in choices("predicted", store).values():
+    for choice in choices("predicted", kept).values():
         assert (choice.path, choice.source) == ("kernel", "preset")
         assert "shipped with the package (predicted with Triton" in choice.reason

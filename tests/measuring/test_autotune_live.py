@@ -2,9 +2,7 @@
 
 import re
 import signal
-import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +10,8 @@ from pathlib import Path
 import fake_kernels
 import pytest
 from checkout import HELPERS
+from processes import start_python
 
-from grouped_conv.autotune import settings
 from grouped_conv.autotune.lookup.resolve import resolve
 from grouped_conv.autotune.measuring.live_runner import LiveRunner
 from grouped_conv.autotune.model import native_lane
@@ -24,18 +22,12 @@ from grouped_conv.autotune.search.search import record_of
 from grouped_conv.autotune.search.search_space import search_space
 from grouped_conv.autotune.search.tuned_table import frame_of
 from grouped_conv.autotune.search.tuner import tune_with
-from grouped_conv.autotune.store.store import Store
 from grouped_conv.autotune.workers.measuring_process import MeasuringProcess
 from grouped_conv.kernels import ConvProblem, ImplicitGemmConfig
 
 CPU = native_lane.DEVICE
 SMALL = ConvProblem.of((1, 64, 9, 9), (256, 32, 3, 3), padding=1, groups=2, dtype="float32", precision="ieee")
 ALL = plan_effort("exhaustive", measures=True)
-
-
-@pytest.fixture
-def kept(tmp_path):
-    return Store(tmp_path / "tuning.sqlite3")
 
 
 @pytest.fixture(autouse=True)
@@ -150,10 +142,9 @@ def test_ctrl_c_keeps_every_finished_trial_and_returns_the_best_so_far(kept):
 def test_a_fault_of_ours_propagates_with_the_configurations_name():
     config = good()[0]
     fault = f"measuring {config.family} {config} of {re.escape(str(SMALL))} failed: KeyError"
-    with fake_runner(function="fake_kernels:no_such_job") as runner, pytest.raises(RuntimeError, match="did not start"):
-        list(runner.measure([Trial(SMALL, config)], lambda trial: None))
-    with fake_runner(function="fake_kernels:broken") as runner, pytest.raises(RuntimeError, match=fault):
-        list(runner.measure([Trial(SMALL, config)], lambda trial: None))
+    for job, message in (("no_such_job", "did not start"), ("broken", fault)):
+        with fake_runner(function=f"fake_kernels:{job}") as runner, pytest.raises(RuntimeError, match=message):
+            list(runner.measure([Trial(SMALL, config)], lambda trial: None))
 
 
 def test_a_hung_job_costs_itself_only():
@@ -173,17 +164,14 @@ def test_a_dead_process_says_how_it_died():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is noticed by a call of Linux")
 def test_no_measuring_process_survives_its_parent():
-    script = textwrap.dedent(
-        """
+    script = """
         from grouped_conv.autotune.workers.measuring_process import MeasuringProcess
         process = MeasuringProcess("time:sleep", 0.0)
         process.call(0.0)
         print(process._worker.process.pid, flush=True)
         process.call(60.0)
-        """
-    )
-    environment = settings.worker_environment()
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    """
+    parent = start_python(script)
     worker = int(parent.stdout.readline())
     time.sleep(0.2)  # the worker sleeps now, and would for a minute
     parent.kill()

@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -124,16 +126,9 @@ class FakeCuda:
         self.now += self.launch_us
 
     def Event(self, enable_timing: bool) -> object:
-        cuda = self
-
-        class Event:
-            def record(self) -> None:
-                self.at = cuda.now
-
-            def elapsed_time(self, other: "Event") -> float:
-                return (other.at - self.at) / 1e3
-
-        return Event()
+        event = SimpleNamespace(elapsed_time=lambda other: (other.at - event.at) / 1e3)
+        event.record = lambda: setattr(event, "at", self.now)
+        return event
 
     def CUDAGraph(self) -> object:
         launches: list[int] = []
@@ -144,17 +139,11 @@ class FakeCuda:
 
         return SimpleNamespace(launches=launches, replay=replay)
 
-    def graph(self, graph: object) -> object:
-        cuda = self
-
-        class Capture:
-            def __enter__(self) -> None:
-                cuda.capturing = graph.launches
-
-            def __exit__(self, *error: object) -> None:
-                cuda.capturing = None
-
-        return Capture()
+    @contextmanager
+    def graph(self, graph: object) -> Iterator[None]:
+        self.capturing = graph.launches
+        yield
+        self.capturing = None
 
     def synchronize(self) -> None:
         pass

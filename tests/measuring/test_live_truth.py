@@ -1,5 +1,8 @@
 """What the tuner takes for the truth, against the oracles of the kernels' own tests."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from conv_oracle import reference
@@ -34,23 +37,21 @@ def uniform(activation: str, **more: object) -> ConvProblem:
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "leaky_relu", "gelu", "tanh", "sigmoid", "silu"])
 @pytest.mark.parametrize("more", [{}, {"groups": 4, "padding": 1, "stride": 2}], ids=["uneven padding", "stride 2"])
 def test_forward_and_gradients(activation: str, more: dict[str, object]) -> None:
-    problem = uniform(activation, **more)
-    tensors = make_operands(problem, 0, CPU)
-    assert relative_error(computed(problem, tensors, torch.float64), reference(problem, tensors)) < SAME
-    for name in ("input", "weight"):
-        gradient = gradient_problem(problem, f"{name}_grad")
-        tensors = make_operands(gradient, 1, CPU)
-        exact = gradients(gradient, tensors)[name]
-        assert relative_error(computed(gradient, tensors, torch.float64), exact) < SAME, name
+    check(uniform(activation, **more), reference, gradients)
 
 
 def test_unequal_groups() -> None:
-    tensors = make_operands(RAGGED, 0, CPU)
-    assert relative_error(computed(RAGGED, tensors, torch.float64), ragged_reference(RAGGED, tensors)) < SAME
+    check(RAGGED, ragged_reference, ragged_gradients)
+
+
+def check(problem: ConvProblem, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+    """The truth of a problem and of its gradients is what these oracles say."""
+    tensors = make_operands(problem, 0, CPU)
+    assert relative_error(computed(problem, tensors, torch.float64), forward(problem, tensors)) < SAME
     for name in ("input", "weight"):
-        gradient = gradient_problem(RAGGED, f"{name}_grad")
+        gradient = gradient_problem(problem, f"{name}_grad")
         tensors = make_operands(gradient, 1, CPU)
-        exact = ragged_gradients(gradient, tensors)[name]
+        exact = backward(gradient, tensors)[name]
         assert relative_error(computed(gradient, tensors, torch.float64), exact) < SAME, name
 
 

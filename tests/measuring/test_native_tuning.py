@@ -4,7 +4,7 @@ import os
 
 import pytest
 from checkout import HELPERS
-from click.testing import CliRunner
+from command_line import invoke
 from conftest import TOOLS
 
 import grouped_conv
@@ -16,7 +16,6 @@ from grouped_conv.autotune.search.runner import Trial
 from grouped_conv.autotune.search.search_space import search_space
 from grouped_conv.autotune.search.tuner import tune_with
 from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.cli import main as cli
 from grouped_conv.kernels import ConvProblem, Epilogue, ImplicitGemmConfig
 
 pytestmark = pytest.mark.native
@@ -68,7 +67,7 @@ def test_a_self_check_passes_and_a_broken_kernel_fails_it(kept) -> None:  # type
 
 
 def test_verify_is_a_command(kept) -> None:  # type: ignore[no-untyped-def]
-    result = CliRunner().invoke(cli.main, ["verify", "--device", "cpu-native", "--family", "weight_grad"])
+    result = invoke("verify", "--device", "cpu-native", "--family", "weight_grad")
     assert result.exit_code == 0, result.output
     assert "passed" in result.stdout
     assert kept.self_checked("cpu-native", "weight_grad", "weight_grad")

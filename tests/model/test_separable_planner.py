@@ -106,12 +106,13 @@ def test_problem_is_a_value() -> None:
 
 def test_problem_refuses_what_it_cannot_mean() -> None:
     first = ConvProblem.of((1, 8, 4, 4), (8, 1, 3, 3), padding=1, groups=8)
-    with pytest.raises(ValueError, match="positive integer, but got 0"):
-        SeparableProblem(first, 0)
-    with pytest.raises(ValueError, match="cannot have the epilogue residual"):
-        SeparableProblem(replace(first, epilogue=Epilogue(residual=True)), 8)
-    with pytest.raises(ValueError, match="save its preactivation"):
-        SeparableProblem(first, 8, Epilogue("silu", save_preactivation=True))
+    for values, message in (
+        ((first, 0), "positive integer, but got 0"),
+        ((replace(first, epilogue=Epilogue(residual=True)), 8), "cannot have the epilogue residual"),
+        ((first, 8, Epilogue("silu", save_preactivation=True)), "save its preactivation"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SeparableProblem(*values)
 
 
 def test_configuration_is_a_value_and_refuses() -> None:
@@ -125,16 +126,8 @@ def test_configuration_is_a_value_and_refuses() -> None:
     assert "C_PER_GROUP=2" in str(why_invalid(thin, config))
     assert "shuffles" in str(why_invalid(replace(thin, epilogue=Epilogue(shuffle=2)), SeparableConfig()))
     assert "sums per thread" in str(why_not_on(thin, SeparableConfig(block_m=128, block_n=128), H100))
-    assert (
-        "tf32"
-        in str(
-            why_not_on(
-                block((1, 8, 4, 4), (8, 2, 3, 3), 8, dtype="float32", precision="tf32"),
-                SeparableConfig(block_n=16),
-                DeviceSpec.get("gfx90a"),
-            )
-        ).lower()
-    )
+    rounded = block((1, 8, 4, 4), (8, 2, 3, 3), 8, dtype="float32", precision="tf32")
+    assert "tf32" in str(why_not_on(rounded, SeparableConfig(block_n=16), DeviceSpec.get("gfx90a"))).lower()
 
 
 def decide(problem: SeparableProblem, backend: str = "auto", executor: object = None) -> tuple:

@@ -98,32 +98,20 @@ def plain_alexnet(variant: str, g: int) -> nn.Sequential:
         c1, c2, c3, c4, c5 = (64, 192, 384, 256, 256)
         conv1_padding, ceil = 2, False
     layers = nn.Sequential()
-    for name, layer in {
-        "pad": pad,
-        "conv1": nn.Conv2d(3, c1, 11, 4, conv1_padding),
-        "relu1": nn.ReLU(),
-        "norm1": lrn(),
-        "pool1": nn.MaxPool2d(3, 2, ceil_mode=ceil),
-        "conv2": nn.Conv2d(c1, c2, 5, 1, 2, groups=g),
-        "relu2": nn.ReLU(),
-        "norm2": lrn(),
-        "pool2": nn.MaxPool2d(3, 2, ceil_mode=ceil),
-        "conv3": nn.Conv2d(c2, c3, 3, 1, 1),
-        "relu3": nn.ReLU(),
-        "conv4": nn.Conv2d(c3, c4, 3, 1, 1, groups=g),
-        "relu4": nn.ReLU(),
-        "conv5": nn.Conv2d(c4, c5, 3, 1, 1, groups=g),
-        "relu5": nn.ReLU(),
-        "pool5": nn.MaxPool2d(3, 2, ceil_mode=ceil),
-        "avgpool": nn.AdaptiveAvgPool2d(6) if variant == "torchvision" else nn.Identity(),
-        "flatten": nn.Flatten(),
-        "fc6": nn.Linear(c5 * 36, 4096),
-        "relu6": nn.ReLU(),
-        "fc7": nn.Linear(4096, 4096),
-        "relu7": nn.ReLU(),
-        "fc8": nn.Linear(4096, 1000),
-    }.items():
-        layers.add_module(name, layer)
+    layers.add_module("pad", pad)
+    sizes = (3, c1, 11, 4, conv1_padding), (c1, c2, 5, 1, 2), (c2, c3, 3, 1, 1), (c3, c4, 3, 1, 1), (c4, c5, 3, 1, 1)
+    for number, size, groups in zip((1, 2, 3, 4, 5), sizes, (1, g, 1, g, g), strict=True):
+        layers.add_module(f"conv{number}", nn.Conv2d(*size, groups=groups))
+        layers.add_module(f"relu{number}", nn.ReLU())
+        if number in (1, 2):
+            layers.add_module(f"norm{number}", lrn())
+        if number in (1, 2, 5):
+            layers.add_module(f"pool{number}", nn.MaxPool2d(3, 2, ceil_mode=ceil))
+    layers.add_module("avgpool", nn.AdaptiveAvgPool2d(6) if variant == "torchvision" else nn.Identity())
+    layers.add_module("flatten", nn.Flatten())
+    for number, inputs, outputs in ((6, c5 * 36, 4096), (7, 4096, 4096), (8, 4096, 1000)):
+        layers.add_module(f"fc{number}", nn.Linear(inputs, outputs))
+        layers.add_module(f"relu{number}", nn.ReLU() if number < 8 else nn.Identity())
     return layers
 
 

@@ -7,13 +7,12 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatch_calls import CONFIG
 from torch import Tensor, nn
 
 import grouped_conv
 from grouped_conv import GroupedConv2d
-from grouped_conv.kernels import ImplicitGemmConfig
 
-CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
 ARGUMENTS = dict(in_channels=4, out_channels=6, kernel_size=(3, 2), stride=(1, 2), padding=(1, 0), groups=2)
 
 

@@ -24,12 +24,10 @@ def operands(dtype: torch.dtype = torch.float64, channels_last: bool = False) ->
     return [t.requires_grad_() for t in made]
 
 
-def call(*tensors: Tensor, activation: str = "silu", pointwise_activation: str = "gelu") -> Tensor:
+def call(*tensors: Tensor, **changes: str) -> Tensor:
     x, w, pw, b, pb, s, ps, r = tensors
-    return separable_conv2d(
-        x, w, pw, b, pb, padding=1, activation=activation, pointwise_activation=pointwise_activation,
-        scale=s, pointwise_scale=ps, residual=r,
-    )  # fmt: skip
+    arguments = {"padding": 1, "activation": "silu", "pointwise_activation": "gelu", **changes}
+    return separable_conv2d(x, w, pw, b, pb, scale=s, pointwise_scale=ps, residual=r, **arguments)
 
 
 def plain(*tensors: Tensor) -> Tensor:
@@ -54,8 +52,7 @@ def test_second_derivatives_and_every_gradient_by_name() -> None:
     ours = torch.autograd.grad(call(*given).square().sum(), given)
     theirs = torch.autograd.grad(plain(*given).square().sum(), given)
     names = ("input", "weight", "pointwise_weight", "bias", "pointwise_bias", "scale", "pointwise_scale", "residual")
-    for name, a, b in zip(names, ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(dict(zip(names, ours, strict=True)), dict(zip(names, theirs, strict=True)))
 
 
 @pytest.mark.parametrize("wanted", range(8))
@@ -68,16 +65,11 @@ def test_only_the_gradients_that_are_asked_for(wanted: int) -> None:
 def test_gradients_through_the_fused_kernel() -> None:
     ours, theirs = operands(torch.float32, channels_last=True), operands(torch.float32, channels_last=True)
     with grouped_conv.interpret(SMALL), grouped_conv.trace() as calls:
-        x, w, pw, b, pb, s, ps, r = ours
-        y = separable_conv2d(
-            x, w, pw, b, pb, padding=1, activation="silu", pointwise_activation="gelu", scale=s, pointwise_scale=ps,
-            residual=r, precision="ieee",
-        )  # fmt: skip
+        y = call(*ours, precision="ieee")
     assert [record.path for record in calls] == ["separable"]
     y.square().sum().backward()
     plain(*theirs).square().sum().backward()
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close([t.grad for t in ours], [t.grad for t in theirs], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -99,8 +91,7 @@ def test_compiles_in_one_graph_and_has_the_same_gradients() -> None:
     assert y.stride() == expected.stride()
     y.square().sum().backward()
     expected.square().sum().backward()
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close([t.grad for t in ours], [t.grad for t in theirs])
 
 
 def test_under_torch_func_and_forward_mode() -> None:
@@ -134,14 +125,14 @@ def test_unbatched_empty_and_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         separable_conv2d(x, w, pw, b, pb, padding=1)
     assert counter.get_total_flops() == 2 * 2 * 20 * (6 * 2 * 9 + 5 * 6)
-    with pytest.raises(ValueError, match=r"pointwise_weight must have size \[out_channels, 6, 1, 1\]"):
-        separable_conv2d(x, w, w)
-    with pytest.raises(ValueError, match="groups=3"):
-        separable_conv2d(x, w, pw, groups=3)
-    with pytest.raises(ValueError, match="unknown activation 'swish'"):
-        separable_conv2d(x, w, pw, pointwise_activation="swish")
-    with pytest.raises(RuntimeError, match="should be the same"):
-        separable_conv2d(x, w, pw.double())
+    for error, message, second, wrong in (
+        (ValueError, r"pointwise_weight must have size \[out_channels, 6, 1, 1\]", w, {}),
+        (ValueError, "groups=3", pw, {"groups": 3}),
+        (ValueError, "unknown activation 'swish'", pw, {"pointwise_activation": "swish"}),
+        (RuntimeError, "should be the same", pw.double(), {}),
+    ):
+        with pytest.raises(error, match=message):
+            separable_conv2d(x, w, second, **wrong)
     z = separable_conv2d(x.to(torch.complex64), w.to(torch.complex64), pw.to(torch.complex64), padding=1)
     torch.testing.assert_close(z.real, separable_conv2d(x, w, pw, padding=1))
 

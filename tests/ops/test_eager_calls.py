@@ -25,24 +25,22 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Dispatches(TorchDispatchMode):
+class Watching:
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def note(self, func, types, args=(), kwargs=None):
         self.seen.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
-class Functions(TorchFunctionMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
+class Dispatches(Watching, TorchDispatchMode):
+    __torch_dispatch__ = Watching.note
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
+
+class Functions(Watching, TorchFunctionMode):
+    __torch_function__ = Watching.note
 
 
 @pytest.fixture

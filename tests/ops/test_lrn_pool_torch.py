@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from played_gpu import conditions_on
 from torch import Tensor, nn
+from torch_paths import by
 
 import grouped_conv
 from grouped_conv import LrnMaxPool2d, lrn_max_pool2d
@@ -111,9 +112,8 @@ def test_a_given_configuration_is_used_and_others_left_to_the_convolutions() -> 
 
 def test_a_layout_that_is_neither_keeps_the_promise_of_the_fake_implementation() -> None:
     x = activation(2, 16, 9, 16)[:, :, :, ::2]
-    with grouped_conv.interpret(), grouped_conv.trace() as calls:
+    with by("lrn_pool", None):
         y = lrn_max_pool2d(x, alpha=0.3, groups=2)
-    assert calls[0].path == "lrn_pool"
     torch.testing.assert_close(y, separate(x))
     plain = lrn_max_pool2d(x, alpha=0.3, groups=2)
     assert y.stride() == plain.stride() == torch.empty_strided(y.shape, y.stride(), device="meta").stride()
@@ -141,9 +141,8 @@ def test_gradients(order: str) -> None:
 
 def test_gradient_behind_the_kernel_is_torchs() -> None:
     ours, theirs = activation().requires_grad_(), activation().requires_grad_()
-    with grouped_conv.interpret(), grouped_conv.trace() as calls:
+    with by("lrn_pool", None):
         y = lrn_max_pool2d(ours, alpha=0.3, groups=2)
-    assert [call.path for call in calls] == ["lrn_pool"]
     y.square().sum().backward()
     separate(theirs).square().sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
@@ -165,9 +164,8 @@ def test_compiles_whole(dynamic: bool) -> None:
 
 def test_compiled_code_reaches_the_kernel() -> None:
     layer = torch.compile(LrnMaxPool2d(alpha=0.3, groups=2), fullgraph=True, backend="eager")
-    with torch.no_grad(), grouped_conv.interpret(), grouped_conv.trace() as calls:
+    with torch.no_grad(), by("lrn_pool", None):
         y = layer(activation())
-    assert [call.path for call in calls] == ["lrn_pool"]
     torch.testing.assert_close(y, separate(activation()))
 
 
@@ -185,17 +183,13 @@ def test_transforms_of_torch_func_run_on_torchs_operations() -> None:
     torch.testing.assert_close(along, torch.func.jvp(separate, (x,), (direction,))[1])
 
 
-@pytest.mark.parametrize("interpreted", [False, True])
+@pytest.mark.parametrize("path", ["aten", "lrn_pool"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_changes_nothing(dtype: torch.dtype, interpreted: bool) -> None:
+def test_autocast_changes_nothing(dtype: torch.dtype, path: str) -> None:
     x = activation(dtype=dtype).requires_grad_()
     expected = lrn_max_pool2d(x.detach(), alpha=0.3)
-    with torch.autocast("cpu", torch.bfloat16):
-        if interpreted:
-            with grouped_conv.interpret():
-                y = lrn_max_pool2d(x, alpha=0.3)
-        else:
-            y = lrn_max_pool2d(x, alpha=0.3)
+    with torch.autocast("cpu", torch.bfloat16), by(path, None):
+        y = lrn_max_pool2d(x, alpha=0.3)
     assert y.dtype == dtype
     torch.testing.assert_close(y, expected)
     y.float().sum().backward()
@@ -231,14 +225,14 @@ def test_refuses_what_is_no_layer(arguments: dict[str, object], words: str) -> N
 
 
 def test_refuses_what_does_not_fit_the_input() -> None:
-    with pytest.raises(ValueError, match=r"groups=3.*\(2, 16, 9, 8\)"):
-        lrn_max_pool2d(activation(), groups=3)
-    with pytest.raises(ValueError, match=r"\(N, C, H, W\) or \(C, H, W\), but got \(4, 4\)"):
-        lrn_max_pool2d(torch.zeros(4, 4))
-    with pytest.raises(ValueError, match="backend 'cudnn'"):
-        lrn_max_pool2d(activation(), backend="cudnn")
-    with pytest.raises(RuntimeError, match="Output size is too small"):
-        lrn_max_pool2d(activation(1, 4, 2, 2))
+    for error, message, input, wrong in (
+        (ValueError, r"groups=3.*\(2, 16, 9, 8\)", activation(), {"groups": 3}),
+        (ValueError, r"\(N, C, H, W\) or \(C, H, W\), but got \(4, 4\)", torch.zeros(4, 4), {}),
+        (ValueError, "backend 'cudnn'", activation(), {"backend": "cudnn"}),
+        (RuntimeError, "Output size is too small", activation(1, 4, 2, 2), {}),
+    ):
+        with pytest.raises(error, match=message):
+            lrn_max_pool2d(input, **wrong)
 
 
 class Small(AlexNet):

@@ -7,12 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch_paths import BOTH_PATHS, by
 
-import grouped_conv
 from grouped_conv import grouped_conv2d
-from grouped_conv.kernels import ImplicitGemmConfig
-
-CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
 
 
 def operands(input_shape: tuple[int, ...], weight_shape: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -33,19 +30,14 @@ class CountCasts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("path", ["aten", "implicit_gemm"])
+@BOTH_PATHS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_uses_the_contexts_dtype(path: str, dtype: torch.dtype) -> None:
     input, weight, bias = operands((2, 4, 5, 6), (6, 2, 3, 3))
-    with torch.autocast("cpu", dtype=dtype), grouped_conv.trace() as calls:
+    with torch.autocast("cpu", dtype=dtype), by(path) as calls:
         wanted = F.conv2d(input, weight, bias, groups=2)
-        if path == "aten":
-            ours = grouped_conv2d(input, weight, bias, groups=2)
-        else:
-            with grouped_conv.interpret(CONFIG):
-                ours = grouped_conv2d(input, weight, bias, groups=2)
+        ours = grouped_conv2d(input, weight, bias, groups=2)
     assert ours.dtype == wanted.dtype == dtype
-    assert calls[0].path == path
     assert calls[0].problem.dtype == str(dtype).removeprefix("torch.")
     torch.testing.assert_close(ours, wanted, rtol=2e-2, atol=2e-2)
 

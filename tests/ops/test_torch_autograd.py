@@ -6,15 +6,16 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatch_calls import CONFIG
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch_paths import BOTH_PATHS, by
 
 import grouped_conv
 from grouped_conv import GroupedConv2d, grouped_conv2d
-from grouped_conv.kernels import ACTIVATIONS, ImplicitGemmConfig
+from grouped_conv.kernels import ACTIVATIONS
 
-CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
 GROUPS = 2
 PADDING = (1, 2, 0, 1)
 NAMES = ("input", "weight", "bias", "scale", "residual")
@@ -26,18 +27,9 @@ def operands(dtype: torch.dtype = torch.float32, batch: int = 2) -> tuple[Tensor
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
 
 
-def ours(input, weight, bias, scale, residual, activation="none", **arguments) -> Tensor:
-    return grouped_conv2d(
-        input,
-        weight,
-        bias,
-        padding=PADDING,
-        groups=GROUPS,
-        scale=scale,
-        residual=residual,
-        activation=activation,
-        **arguments,
-    )
+def ours(input, weight, bias, scale, residual, activation="none", **more) -> Tensor:
+    more |= dict(padding=PADDING, groups=GROUPS, scale=scale, residual=residual, activation=activation)
+    return grouped_conv2d(input, weight, bias, **more)
 
 
 def torchs(input, weight, bias, scale, residual, activation="none", negative_slope=0.01) -> Tensor:
@@ -50,24 +42,17 @@ def torchs(input, weight, bias, scale, residual, activation="none", negative_slo
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("path", ["aten", "implicit_gemm"])
+@BOTH_PATHS
 def test_every_gradient_of_every_activation(activation: str, path: str) -> None:
     leaves = [t.requires_grad_() for t in operands()]
     doubles = [t.detach().double().requires_grad_() for t in leaves]
-    with grouped_conv.trace() as calls:
-        if path == "aten":
-            output = ours(*leaves, activation)
-        else:
-            with grouped_conv.interpret(CONFIG):
-                output = ours(*leaves, activation, precision="ieee")
-    assert calls[0].path == path
+    with by(path):
+        output = ours(*leaves, activation, precision="ieee")
     weighting = torch.randn(output.shape)
     gradients = torch.autograd.grad((output * weighting).sum(), leaves)
     wanted = torch.autograd.grad((torchs(*doubles, activation) * weighting).sum(), doubles)
-    for name, mine, true in zip(NAMES, gradients, wanted, strict=True):
-        torch.testing.assert_close(
-            mine.double(), true, rtol=2e-4, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    found = {name: gradient.double() for name, gradient in zip(NAMES, gradients, strict=True)}
+    torch.testing.assert_close(found, dict(zip(NAMES, wanted, strict=True)), rtol=2e-4, atol=2e-4)
 
 
 def test_a_falling_leaky_relu_is_differentiated_from_its_argument() -> None:
@@ -107,9 +92,8 @@ def test_second_derivatives_in_float32_with_the_kernel_forward(activation: str) 
         first = torch.autograd.grad(output.square().sum(), tensors, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), tensors)
 
-    with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+    with by("implicit_gemm"):
         output = ours(*leaves, activation, precision="ieee")
-    assert calls[0].path == "implicit_gemm"
     for mine, true in zip(penalty(output, leaves), penalty(torchs(*doubles, activation), doubles), strict=True):
         torch.testing.assert_close(mine.double() / true.abs().max(), true / true.abs().max(), rtol=1e-4, atol=1e-4)
 
@@ -130,9 +114,8 @@ def test_forward_mode(activation: str) -> None:
 
 def test_forward_mode_runs_the_kernel() -> None:
     primals = operands()
-    with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+    with by("implicit_gemm"):
         _, tangent = jvp(lambda x: ours(x, *primals[1:], "relu", precision="ieee"), primals[:1], primals[:1])
-    assert {call.path for call in calls} == {"implicit_gemm"}
     wanted = jvp(lambda x: torchs(x, *primals[1:], "relu"), primals[:1], primals[:1])[1]
     torch.testing.assert_close(tangent, wanted, rtol=1e-4, atol=1e-4)
 
@@ -195,10 +178,9 @@ def test_vmap_of_the_operators_themselves() -> None:
 def test_vmap_runs_the_kernel_once() -> None:
     input, weight, bias, scale, residual = operands()
     stacked = torch.stack([input, 2 * input, 3 * input])
-    with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+    with by("implicit_gemm") as calls:
         mine = vmap(lambda x: ours(x, weight, bias, scale, residual, "relu", precision="ieee"))(stacked)
-    assert [call.path for call in calls] == ["implicit_gemm"]
-    assert calls[0].problem.batch == 6
+    assert [call.problem.batch for call in calls] == [6]
     torch.testing.assert_close(mine[2], torchs(3 * input, weight, bias, scale, residual, "relu"), rtol=1e-4, atol=1e-4)
 
 
@@ -214,8 +196,7 @@ def test_per_sample_gradients_of_a_layer() -> None:
     per_sample = vmap(grad(loss), (None, 0))({n: p.detach() for n, p in parameters.items()}, images)
     for index in range(3):
         wanted = torch.autograd.grad(loss(parameters, images[index]), list(parameters.values()))
-        for mine, true in zip(per_sample.values(), wanted, strict=True):
-            torch.testing.assert_close(mine[index], true)
+        torch.testing.assert_close([mine[index] for mine in per_sample.values()], list(wanted))
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
@@ -249,7 +230,7 @@ def test_graphs_are_freed() -> None:
 def test_half_precision_gradients_have_the_operands_dtype() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         leaves = [t.requires_grad_() for t in operands(dtype)]
-        with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+        with grouped_conv.trace() as calls, grouped_conv.interpret(CONFIG):
             ours(*leaves, "gelu").sum().backward()
         assert calls[0].path == "implicit_gemm"
         assert {t.grad.dtype for t in leaves} == {dtype}
@@ -258,5 +239,4 @@ def test_half_precision_gradients_have_the_operands_dtype() -> None:
 def test_gradients_of_an_empty_batch() -> None:
     leaves = [t.requires_grad_() for t in operands(batch=0)]
     ours(*leaves, "gelu").sum().backward()
-    for leaf in leaves:
-        torch.testing.assert_close(leaf.grad, torch.zeros_like(leaf))
+    torch.testing.assert_close([leaf.grad for leaf in leaves], [torch.zeros_like(leaf) for leaf in leaves])

@@ -6,16 +6,18 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatch_calls import CONFIG
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from torch_paths import BOTH_PATHS, by
 
 import grouped_conv
 from grouped_conv import GroupedConv2d, grouped_conv2d
 from grouped_conv.call_values.memory_formats import is_channels_last
-from grouped_conv.kernels import ACTIVATIONS, ImplicitGemmConfig
+from grouped_conv.kernels import ACTIVATIONS
+from grouped_conv.planning.plan import cudnn_precision
 
-CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
@@ -57,7 +59,7 @@ SHAPES = {
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("input_format", FORMATS)
 @pytest.mark.parametrize("weight_format", FORMATS)
-@pytest.mark.parametrize("path", ["aten", "implicit_gemm"])
+@BOTH_PATHS
 def test_strides_follow_atens_rule_on_every_path_and_in_the_fake(shapes, input_format, weight_format, path) -> None:
     input_shape, weight_shape, groups = shapes
     input, weight, bias = operands(input_shape, weight_shape)
@@ -69,13 +71,9 @@ def test_strides_follow_atens_rule_on_every_path_and_in_the_fake(shapes, input_f
         fused = grouped_conv2d(input, weight, bias, groups=groups, activation="gelu", residual=residual, scale=2.0)
         return [plain, fused]
 
-    with grouped_conv.trace() as calls:
-        if path == "aten":
-            real = both(input, weight, bias, residual)
-        else:
-            with grouped_conv.interpret(CONFIG):
-                real = both(input, weight, bias, residual)
-    assert [call.path for call in calls] == [path] * 2
+    with by(path) as calls:
+        real = both(input, weight, bias, residual)
+    assert len(calls) == 2
     layout = torch.channels_last if any(map(aten_says_channels_last, (input, weight))) else torch.contiguous_format
     wanted = torch.empty(real[0].shape, memory_format=layout).stride()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -116,9 +114,8 @@ def test_odd_strides_and_addresses(layout: str) -> None:
     else:
         input = torch.randn(1 + 2 * 8 * 6 * 7)[1:].view(2, 6, 7, 8).permute(0, 3, 1, 2)
         bias = torch.randn(17)[1::2]
-    with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+    with by("implicit_gemm"):
         ours = grouped_conv2d(input, weight, bias, groups=2, padding=1, precision="ieee")
-    assert calls[0].path == "implicit_gemm"
     close(ours, F.conv2d(input, weight, bias, groups=2, padding=1))
 
 
@@ -135,16 +132,11 @@ def test_odd_strides_and_addresses(layout: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (1, 1)])
-@pytest.mark.parametrize("path", ["aten", "implicit_gemm"])
+@BOTH_PATHS
 def test_arguments_mean_what_torch_means(arguments: dict, kernel: tuple[int, int], path: str) -> None:
     input, weight, bias = operands((2, 4, 9, 10), (4, 2, *kernel))
-    with grouped_conv.trace() as calls:
-        if path == "aten":
-            ours = grouped_conv2d(input, weight, bias, groups=2, **arguments)
-        else:
-            with grouped_conv.interpret(CONFIG):
-                ours = grouped_conv2d(input, weight, bias, groups=2, precision="ieee", **arguments)
-    assert calls[0].path == path
+    with by(path):
+        ours = grouped_conv2d(input, weight, bias, groups=2, precision="ieee", **arguments)
     close(ours, F.conv2d(input, weight, bias, groups=2, **arguments))
 
 
@@ -158,20 +150,15 @@ def test_padding_per_side(padding) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("path", ["aten", "implicit_gemm"])
+@BOTH_PATHS
 def test_epilogue(activation: str, path: str) -> None:
     input, weight, bias = operands((1, 4, 4, 5), (6, 2, 3, 3))
     scale, residual = torch.randn(6), torch.randn(1, 6, 4, 5)
     inner = scale[:, None, None] * F.conv2d(input, weight, padding=1, groups=2) + bias[:, None, None] + residual
     wanted = inner if activation == "none" else getattr(F, activation)(inner)
     arguments = dict(padding=1, groups=2, scale=scale, residual=residual, activation=activation, precision="ieee")
-    with grouped_conv.trace() as calls:
-        if path == "aten":
-            ours = grouped_conv2d(input, weight, bias, **arguments)
-        else:
-            with grouped_conv.interpret(CONFIG):
-                ours = grouped_conv2d(input, weight, bias, **arguments)
-    assert calls[0].path == path
+    with by(path):
+        ours = grouped_conv2d(input, weight, bias, **arguments)
     close(ours, wanted)
 
 
@@ -187,17 +174,12 @@ def test_leaky_relu_takes_its_slope() -> None:
     close(ours, F.leaky_relu(F.conv2d(input, weight, groups=2), 0.3))
 
 
-@pytest.mark.parametrize("path", ["aten", "implicit_gemm"])
+@BOTH_PATHS
 def test_unbatched_input(path: str) -> None:
     input, weight, bias = operands((4, 5, 6), (6, 2, 3, 3))
     residual = torch.randn(6, 3, 4)
-    with grouped_conv.trace() as calls:
-        if path == "aten":
-            ours = grouped_conv2d(input, weight, bias, groups=2, residual=residual)
-        else:
-            with grouped_conv.interpret(CONFIG):
-                ours = grouped_conv2d(input, weight, bias, groups=2, residual=residual, precision="ieee")
-    assert calls[0].path == path
+    with by(path):
+        ours = grouped_conv2d(input, weight, bias, groups=2, residual=residual, precision="ieee")
     close(ours, F.conv2d(input, weight, bias, groups=2) + residual)
 
 
@@ -242,10 +224,10 @@ def test_bad_calls_get_torchs_error(input_shape, weight_shape, arguments) -> Non
         F.conv2d(input, weight, **arguments)
     with pytest.raises(wanted.type) as ours:
         grouped_conv2d(input, weight, **arguments)
-    told = [
-        str(error.value).split(" got ")[0] if error.type is TypeError else str(error.value) for error in (ours, wanted)
-    ]
-    assert told[0] == told[1]
+    mine, theirs = (
+        str(error.value).split(" got ")[: 1 if error.type is TypeError else None] for error in (ours, wanted)
+    )
+    assert mine == theirs
     with grouped_conv.interpret(), pytest.raises(wanted.type):
         grouped_conv2d(input, weight, **arguments)
 
@@ -270,18 +252,16 @@ def test_operands_that_do_not_match_get_torchs_error(change: str) -> None:
 
 def test_errors_of_our_own_arguments() -> None:
     input, weight, bias = operands((2, 4, 8, 8), (8, 4, 3, 3))
-    with pytest.raises(ValueError, match="unknown activation 'swish'; accepted: none, relu"):
-        grouped_conv2d(input, weight, activation="swish")
-    with pytest.raises(ValueError, match="unknown precision 'fp8'; accepted: ieee, tf32"):
-        grouped_conv2d(input, weight, precision="fp8")
-    with pytest.raises(ValueError, match="unknown backend 'cudnn'; accepted: aten, kernel"):
-        grouped_conv2d(input, weight, backend="cudnn")
-    with pytest.raises(RuntimeError, match=r"residual must have the output's size \[2, 8, 6, 6\]"):
-        grouped_conv2d(input, weight, residual=torch.zeros(2, 8, 6, 5))
-    with pytest.raises(RuntimeError, match=r"residual type .* should be the same"):
-        grouped_conv2d(input, weight, residual=torch.zeros(2, 8, 6, 6).half())
-    with pytest.raises(RuntimeError, match="expected scale to be 1-dimensional with 8 elements"):
-        grouped_conv2d(input, weight, scale=torch.ones(4))
+    for error, message, wrong in (
+        (ValueError, "unknown activation 'swish'; accepted: none, relu", {"activation": "swish"}),
+        (ValueError, "unknown precision 'fp8'; accepted: ieee, tf32", {"precision": "fp8"}),
+        (ValueError, "unknown backend 'cudnn'; accepted: aten, kernel", {"backend": "cudnn"}),
+        (RuntimeError, r"the output's size \[2, 8, 6, 6\]", {"residual": torch.zeros(2, 8, 6, 5)}),
+        (RuntimeError, r"residual type .* should be the same", {"residual": torch.zeros(2, 8, 6, 6).half()}),
+        (RuntimeError, "expected scale to be 1-dimensional with 8 elements", {"scale": torch.ones(4)}),
+    ):
+        with pytest.raises(error, match=message):
+            grouped_conv2d(input, weight, **wrong)
     assert grouped_conv2d(input, weight, bias).shape == (2, 8, 6, 6)
 
 
@@ -313,21 +293,16 @@ def test_other_dtypes_are_torchs_and_the_trace_says_why(dtype: torch.dtype) -> N
 def test_precision_follows_torchs_flag_and_can_be_given() -> None:
     input, weight, _ = operands((1, 32, 6, 6), (16, 32, 3, 3))
     wanted = F.conv2d(input.double(), weight.double())
-    flags = torch.backends.cudnn.conv
-    before = flags.fp32_precision
 
     def error(**arguments) -> tuple[str, float]:
         with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
             ours = grouped_conv2d(input, weight, **arguments)
         return calls[0].problem.precision, float((ours - wanted).abs().max())
 
-    try:
-        results = {}
-        for flag in ("ieee", "tf32", "none"):
-            flags.fp32_precision = flag
+    results = {}
+    for flag in ("ieee", "tf32", "none"):
+        with cudnn_precision(flag):
             results[flag] = error()
-    finally:
-        flags.fp32_precision = before
     assert [results[flag][0] for flag in ("ieee", "tf32", "none")] == ["ieee", "tf32", "ieee"]
     assert results["ieee"][1] < 1e-4 < results["tf32"][1] < 0.2
     assert error(precision="ieee") == results["ieee"]

@@ -19,43 +19,36 @@ import grouped_conv
 from grouped_conv import GroupedConv2d
 from grouped_conv.context.tracing import CallRecord
 from grouped_conv.kernels import ConvProblem
+from grouped_conv.planning.plan import cudnn_precision
+
+
+def bottleneck(channels: int, groups: int, filters: int, activation: type[nn.Module]) -> nn.Sequential:
+    """1x1, groups at stride 2, 1x1: batch-normalised as in training."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 1, bias=False), nn.BatchNorm2d(32), activation(),
+        nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=groups, bias=False), nn.BatchNorm2d(32), activation(),
+        nn.Conv2d(32, filters, 1, bias=False), nn.BatchNorm2d(filters),
+    )  # fmt: skip
 
 
 class ResNeXtBlock(nn.Module):
-    """1x1, thin groups at stride 2, 1x1, a shortcut: batch-normalised as in training."""
+    """Thin groups, and a shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(32, 32, 1, bias=False)
-        self.grouped = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=8, bias=False)
-        self.expand = nn.Conv2d(32, 64, 1, bias=False)
-        self.shortcut = nn.Conv2d(32, 64, 1, stride=2, bias=False)
-        self.norms = nn.ModuleList([nn.BatchNorm2d(32), nn.BatchNorm2d(32), nn.BatchNorm2d(64)])
+        self.block, self.shortcut = bottleneck(32, 8, 64, nn.ReLU), nn.Conv2d(32, 64, 1, stride=2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norms[0](self.reduce(x)))
-        y = F.relu(self.norms[1](self.grouped(y)))
-        return F.relu(self.norms[2](self.expand(y)) + self.shortcut(x)).mean((2, 3))
+        return F.relu(self.block(x) + self.shortcut(x)).mean((2, 3))
 
 
-class MobileNetBlock(nn.Module):
-    """1x1, depthwise at stride 2, 1x1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.expand = nn.Conv2d(16, 32, 1, bias=False)
-        self.depthwise = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=32, bias=False)
-        self.project = nn.Conv2d(32, 24, 1, bias=False)
-        self.norms = nn.ModuleList([nn.BatchNorm2d(32), nn.BatchNorm2d(32), nn.BatchNorm2d(24)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu6(self.norms[0](self.expand(x)))
-        y = F.relu6(self.norms[1](self.depthwise(y)))
-        return self.norms[2](self.project(y)).mean((2, 3))
+def mobilenet_block() -> nn.Sequential:
+    """Depthwise, without a shortcut."""
+    return nn.Sequential(*bottleneck(16, 32, 24, nn.ReLU6), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 NETWORKS = {"AlexNet": (SmallAlexNet, (2, 3, 63, 63), 4), "ResNeXt": (ResNeXtBlock, (2, 32, 10, 9), 4)}
-NETWORKS["MobileNet"] = (MobileNetBlock, (2, 16, 10, 9), 3)
+NETWORKS["MobileNet"] = (mobilenet_block, (2, 16, 10, 9), 3)
 
 
 def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,12 +74,9 @@ def test_one_step_entirely_by_interpreted_kernels(name: str) -> None:
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
     theirs = step(copy.deepcopy(plain), x.detach())[1]  # torch in the same precision
     wanted_loss, wanted = step(plain.double(), x.detach().double())
-    with grouped_conv.interpret(), grouped_conv.trace() as calls, torch.backends.mkldnn.flags(enabled=False):
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
-        try:
-            loss, found = step(ours, x)
-        finally:
-            torch.backends.cudnn.conv.fp32_precision = "tf32"
+    plainly = torch.backends.mkldnn.flags(enabled=False)
+    with grouped_conv.interpret(), grouped_conv.trace() as calls, plainly, cudnn_precision("ieee"):
+        loss, found = step(ours, x)
     counts = conv_paths(calls)
     assert counts == {(direction, False): layers for direction in ("forward", "input_grad", "weight_grad")}
     torch.testing.assert_close(loss.double(), wanted_loss, rtol=1e-5, atol=1e-6)
@@ -119,8 +109,7 @@ def test_two_ranks_average_their_gradients(tmp_path: Path) -> None:
     for gradients, paths in results:
         assert len(paths) == 2
         assert "aten" not in paths
-        for mine, true in zip(gradients, model.parameters(), strict=True):
-            torch.testing.assert_close(mine, true.grad, rtol=2e-3, atol=2e-3)  # TF32
+        torch.testing.assert_close(gradients, [p.grad for p in model.parameters()], rtol=2e-3, atol=2e-3)  # TF32
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the C++ compiler of Inductor")
@@ -140,8 +129,7 @@ def test_a_compiled_step_has_the_operator_in_its_backward() -> None:
     found = torch.autograd.grad(compiled(x).square().sum(), [x, *layer.parameters()])
     wanted = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
     assert sum("conv2d_backward" in target for target in seen) == 1
-    for mine, true in zip(found, wanted, strict=True):
-        torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_selective_checkpointing_keeps_the_convolution() -> None:
@@ -157,13 +145,9 @@ def test_selective_checkpointing_keeps_the_convolution() -> None:
 
     counts = []
     for saves in (True, False):
+        contexts = {"context_fn": lambda: create_selective_checkpoint_contexts(policy)} if saves else {}
         with grouped_conv.trace() as calls:
-            output = checkpoint(
-                lambda t: layer(t).square(),
-                x,
-                use_reentrant=False,
-                context_fn=lambda: create_selective_checkpoint_contexts(policy),
-            ) if saves else checkpoint(lambda t: layer(t).square(), x, use_reentrant=False)  # fmt: skip
+            output = checkpoint(lambda t: layer(t).square(), x, use_reentrant=False, **contexts)
             torch.autograd.grad(output.sum(), [x])
         counts.append(sum(call.problem.direction == "forward" for call in calls))
     assert counts == [1, 2]

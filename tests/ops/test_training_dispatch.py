@@ -1,6 +1,6 @@
 """Training through the public functions: which path each gradient takes, and that it equals torch's, by name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -14,6 +14,10 @@ from grouped_conv import GroupedConv2d, grouped_conv2d
 from grouped_conv.kernels import ACTIVATIONS, ImplicitGemmConfig
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 from grouped_conv.kernels.implicit_gemm.weight_grad_rules import WeightGradConfig
+
+
+def named(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(NAMES, tensors, strict=True))
 
 
 @pytest.fixture
@@ -33,8 +37,8 @@ def test_every_gradient_by_kernels(activation: str, last: bool, interpreted: lis
     assert [name for call in interpreted[1:] for name in call.launches].count("channel_sums") == 1
     exact = [t.detach().double().requires_grad_() for t in leaves]
     wanted = torch.autograd.grad(torchs(*exact, activation), exact, weighting.double())
-    for name, mine, true, leaf in zip(NAMES, found, wanted, leaves, strict=True):
-        torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+    torch.testing.assert_close(named(t.double() for t in found), named(wanted), rtol=1e-5, atol=1e-4)
+    for name, mine, leaf in zip(NAMES, found, leaves, strict=True):
         assert mine.stride() == leaf.stride() or (name, activation) == ("residual", "none"), name
 
 
@@ -106,8 +110,7 @@ def test_gradients_of_any_memory_layout(how: str, interpreted: list) -> None:
     found = torch.autograd.grad(output, leaves, grad)
     assert directions(interpreted) == BY_KERNEL
     wanted = torch.autograd.grad(torchs(*leaves), leaves, grad)
-    for name, mine, true in zip(NAMES, found, wanted, strict=True):
-        torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+    torch.testing.assert_close(named(found), named(wanted), rtol=1e-5, atol=1e-4)
 
 
 def test_second_derivatives_with_kernels_in_the_first_passes(interpreted: list) -> None:
@@ -161,8 +164,7 @@ def test_activation_checkpointing_recomputes(reentrant: bool, interpreted: list)
     forwards = [call for call in interpreted if call.problem.direction == "forward"]
     assert len(forwards) == (1 if reentrant else 2)
     wanted = torch.autograd.grad(torchs(*leaves).square().sum(), leaves)
-    for mine, true in zip(found, wanted, strict=True):
-        torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_deterministic_algorithms_are_ours(interpreted: list) -> None:

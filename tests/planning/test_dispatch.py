@@ -1,17 +1,16 @@
 """Plans: what their keys hold, threads and forks that need them, and how they launch through a driver."""
 
-import os
-import subprocess
-import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 import triton
-from checkout import ROOT
 from dispatch_calls import CONFIG, SPLIT, call, operands
+from processes import in_child, in_threads, run_python
 from torch import Tensor
+from torch_paths import by
 
 import grouped_conv
 from grouped_conv.bench.noop_driver import noop_driver
@@ -26,13 +25,7 @@ from grouped_conv.planning.executors import DriverExecutor, InterpreterExecutor,
 from grouped_conv.planning.interpreting import through_driver
 
 H100 = DeviceSpec.get("h100")
-
-
-@pytest.fixture(autouse=True)
-def no_plans():
-    plan_cache.forget_plans()
-    yield
-    plan_cache.forget_plans()
+pytestmark = pytest.mark.usefixtures("no_plans")
 
 
 def plan_count() -> int:
@@ -47,73 +40,49 @@ def test_a_plan_is_made_once_and_shared() -> None:
     assert plan_count() == 1
 
 
-def changed(name: str) -> None:
-    """One call that needs another plan than `call(*operands())`."""
-    input, weight, bias = operands()
-    arguments = {}
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True)
-    if name == "batch":
-        input = operands(batch=3)[0]
-    elif name == "input strides":
-        input = input.contiguous()
-    elif name == "weight strides":
-        weight = weight.contiguous()
-    elif name == "bias strides":
-        bias = torch.randn(16).half()[::2]
-    elif name == "dtype":
-        input, weight, bias = operands(dtype=torch.bfloat16)
-    elif name == "no bias":
-        bias = None
-    elif name == "input address":
-        input = torch.empty(2 * 16 * 36 + 1, dtype=torch.float16)[1:].view(2, 6, 6, 16).permute(0, 3, 1, 2)
-    elif name == "activation":
-        arguments["activation"] = "relu"
-    elif name == "backend":
-        arguments["backend"] = "aten"
-    elif name == "precision":
-        arguments["precision"] = "ieee"
-    elif name == "residual":
-        arguments["residual"] = torch.zeros(2, 8, 6, 6).half()
-    elif name == "benchmark":
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=True)
-    elif name == "cudnn off":
-        flags = torch.backends.cudnn.flags(enabled=False)
-    elif name == "cudnn deterministic":
-        flags = torch.backends.cudnn.flags(enabled=True, deterministic=True)
-    if name == "deterministic":
-        torch.use_deterministic_algorithms(True)
+def shifted(offset: int) -> Tensor:
+    """An input that begins some elements after an aligned address."""
+    return torch.randn(2 * 16 * 36 + 8).half()[offset : offset + 2 * 16 * 36].view(2, 6, 6, 16).permute(0, 3, 1, 2)
+
+
+CHANGES: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
+    "batch": lambda x, w, b: call(operands(batch=3)[0], w, b),
+    "input strides": lambda x, w, b: call(x.contiguous(), w, b),
+    "weight strides": lambda x, w, b: call(x, w.contiguous(), b),
+    "bias strides": lambda x, w, b: call(x, w, torch.randn(16).half()[::2]),
+    "dtype": lambda x, w, b: call(*operands(dtype=torch.bfloat16)),
+    "no bias": lambda x, w, b: call(x, w, None),
+    "input address": lambda x, w, b: call(shifted(1), w, b),
+    "activation": lambda *t: call(*t, activation="relu"),
+    "backend": lambda *t: call(*t, backend="aten"),
+    "precision": lambda *t: call(*t, precision="ieee"),
+    "residual": lambda *t: call(*t, residual=torch.zeros(2, 8, 6, 6).half()),
+    "benchmark": lambda *t: under(t, benchmark=True),
+    "cudnn off": lambda *t: under(t, enabled=False),
+    "cudnn deterministic": lambda *t: under(t, deterministic=True),
+    "deterministic": lambda *t: under(t, everywhere=True),
+}
+"""Calls that need another plan than `under(operands())`."""
+
+
+def under(tensors: tuple[Tensor, ...], everywhere: bool = False, **changes: bool) -> None:
+    """A call under these of cuDNN's flags; `everywhere`: with torch's deterministic algorithms."""
+    flags = {"enabled": True, "benchmark": False, "deterministic": False, "allow_tf32": True, **changes}
+    torch.use_deterministic_algorithms(everywhere)
     try:
-        with flags:
-            call(input, weight, bias, **arguments)
+        with torch.backends.cudnn.flags(**flags):
+            call(*tensors)
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-CHANGES = [
-    "batch",
-    "input strides",
-    "weight strides",
-    "bias strides",
-    "dtype",
-    "no bias",
-    "input address",
-    "activation",
-    "backend",
-    "precision",
-    "residual",
-    "benchmark",
-    "cudnn off",
-    "cudnn deterministic",
-    "deterministic",
-]
-
-
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_changes_the_answer_is_in_the_key(name: str) -> None:
-    changed("nothing")
-    changed("nothing")
-    assert plan_count() == 1
-    changed(name)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
+        for _ in range(2):
+            under(operands())
+        assert plan_count() == 1
+        CHANGES[name](*operands())
     assert plan_count() == 2
 
 
@@ -145,27 +114,22 @@ def test_the_place_where_kernels_run_is_in_the_key() -> None:
 
 
 def test_float32s_flag_is_in_the_key_of_float32_only() -> None:
-    flags = torch.backends.cudnn.conv
-    before = flags.fp32_precision
-    try:
-        for dtype, expected in ((torch.float32, 2), (torch.float16, 3)):
-            for flag in ("ieee", "tf32"):
-                flags.fp32_precision = flag
+    for dtype, expected in ((torch.float32, 2), (torch.float16, 3)):
+        for flag in ("ieee", "tf32"):
+            with plan.cudnn_precision(flag):
                 call(*operands(dtype=dtype))
-            assert plan_count() == expected
-    finally:
-        flags.fp32_precision = before
+        assert plan_count() == expected
 
 
 def test_misaligned_operands_are_planned_with_their_alignment() -> None:
     input, weight, bias = operands()
-    whole = torch.randn(2 * 16 * 36 + 8).half()
     for offset, alignment in ((0, 16), (1, 2), (2, 4), (4, 8)):
-        shifted = whole[offset : offset + 2 * 16 * 36].view(2, 6, 6, 16).permute(0, 3, 1, 2)
-        made = plan.plan_operands(describe_half(shifted, weight, bias), CONFIG, Operands(shifted, weight, bias))
+        moved = shifted(offset)
+        made = plan.plan_operands(describe_half(moved, weight, bias), CONFIG, Operands(moved, weight, bias))
         (x,) = (buffer for buffer in made.launches[0].buffers if buffer.name == "input")
-        assert x.alignment == min(alignment, whole.data_ptr() & -whole.data_ptr())
-    assert input.shape == shifted.shape
+        whole = moved.data_ptr() - 2 * offset
+        assert x.alignment == min(alignment, whole & -whole)
+    assert input.shape == moved.shape
 
 
 def describe_half(*tensors: Tensor) -> ConvProblem:
@@ -209,19 +173,13 @@ def test_threads_racing_on_the_first_miss_make_one_plan(monkeypatch: pytest.Monk
     tensors = operands(dtype=torch.float32)
     wanted = F.conv2d(*tensors, padding=1, groups=2)
     together = threading.Barrier(8)
-    results: list[Tensor] = []
 
-    def work() -> None:
-        together.wait()
-        results.append(call(*tensors))
+    def work(_: int) -> Tensor:
+        together.wait(60)
+        return call(*tensors)
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = in_threads(work, 8)
     assert len(made) == 1
-    assert len(results) == 8
     assert all(torch.equal(result, wanted) for result in results)
     assert plan_cache._making == {}
 
@@ -237,20 +195,13 @@ def test_a_failed_plan_leaves_nothing_behind() -> None:
 def test_threads_may_interpret_at_the_same_time() -> None:
     tensors = operands()
     wanted = F.conv2d(*tensors, padding=1, groups=2)
-    errors: list[str] = []
 
-    def work() -> None:
-        with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
+    def work(_: int) -> None:
+        with by("implicit_gemm"):
             ours = call(*tensors)
-        if calls[0].path != "implicit_gemm" or not torch.allclose(ours, wanted, rtol=1e-2, atol=1e-2):
-            errors.append(str(calls[0]))
+        torch.testing.assert_close(ours, wanted, rtol=1e-2, atol=1e-2)
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert errors == []
+    in_threads(work, 3)
 
 
 def test_a_forked_child_makes_its_own_plans() -> None:
@@ -259,18 +210,15 @@ def test_a_forked_child_makes_its_own_plans() -> None:
         call(*tensors)
     call(*tensors)
     assert plan_count() == 2
+
+    def work() -> tuple[int, int, int]:
+        fresh = plan_count(), len(executors._kernels)
+        with by("implicit_gemm"):
+            call(*tensors)
+        return *fresh, plan_count()
+
     with plan_cache._lock:  # held by a parent's thread, as it may be
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                fresh = plan_count() == 0 and executors._kernels == {}
-                with grouped_conv.interpret(CONFIG), grouped_conv.trace() as calls:
-                    call(*tensors)
-                code = 0 if fresh and calls[0].path == "implicit_gemm" and plan_count() == 1 else 2
-            finally:
-                os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert in_child(work) == (0, 0, 1)
     assert plan_count() == 2
 
 
@@ -283,9 +231,7 @@ with grouped_conv.trace() as calls:
 assert calls[0].path == "aten", calls
 torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, groups=2))
 """
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert run_python(script, TRITON_INTERPRET="1") == ""
 
 
 def test_a_plan_launches_what_triton_would_launch() -> None:

@@ -1,26 +1,26 @@
 """CUDA's side of dispatch, as far as it goes without a GPU: records, captures, devices and streams."""
 
-import threading
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
-from dispatch_calls import call, operands
+from dispatch_calls import CONFIG, call, operands
 from played_gpu import PlayedGpu, conditions_on, playing
+from processes import in_threads
+from store_cases import measured
 
 import grouped_conv
 from grouped_conv.autograd import forward_context
-from grouped_conv.autotune.records.record import Record
-from grouped_conv.autotune.store.store import default_store, triton_version
-from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec, ImplicitGemmConfig
+from grouped_conv.autotune.store.store import Store, default_store, triton_version
+from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec
 from grouped_conv.kernels.families import FAMILIES
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.planning import decisions, live_device, plan, plan_cache, steps
 from grouped_conv.planning.decisions import CONVOLUTION, Decision, decide
 
-CONFIG = ImplicitGemmConfig(block_m=64, block_n=16, block_k=32, num_warps=4)
 H100 = DeviceSpec.get("h100")
 PROBLEM = ConvProblem.of((2, 16, 6, 6), (8, 8, 3, 3), padding=1, groups=2)
 
@@ -30,9 +30,8 @@ def decided(policy: str, problem: ConvProblem = PROBLEM, spec: DeviceSpec | None
 
 
 @pytest.fixture
-def h100(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DeviceSpec:
+def h100(monkeypatch: pytest.MonkeyPatch, kept: Store) -> DeviceSpec:
     """Device 0 is an H100 with an empty store, as far as decisions are concerned."""
-    monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "store.sqlite3"))
     monkeypatch.setattr(decisions, "_warned", set())
     return H100
 
@@ -44,8 +43,7 @@ def test_measured_falls_to_aten_with_one_warning_that_says_what_to_do(h100: Devi
     assert len(caught) == 1
     assert str(PROBLEM) in str(caught[0].message)
     assert decision.reason in str(caught[0].message)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         assert decided("measured") == decision
 
 
@@ -62,7 +60,7 @@ def test_records_decide_on_a_gpu(h100: DeviceSpec) -> None:
     before = plan_cache.store_generation()
 
     def record(aten_us: float) -> None:
-        store.put([Record(PROBLEM, CONFIG, h100.key, ABI_VERSION, triton_version(), "measured", 9.0, 10.0, aten_us)])
+        store.put([measured(CONFIG, problem=PROBLEM, device=h100.key, aten_us=aten_us)])
 
     store.record_self_check(h100.key, "implicit_gemm", "forward", True)
     record(aten_us=20.0)
@@ -70,8 +68,7 @@ def test_records_decide_on_a_gpu(h100: DeviceSpec) -> None:
     decision = decided("measured")
     assert (decision.config, decision.source) == (CONFIG, "measured")
     record(aten_us=5.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # ATen was measured to be faster: nothing to warn about
+    with warnings.catch_warnings(action="error"):  # ATen was measured to be faster: nothing to warn about
         assert decided("measured").config is None
         assert decided("kernels").config == CONFIG
 
@@ -92,8 +89,7 @@ def test_gradients_need_a_self_check_too(h100: DeviceSpec, direction: str) -> No
         default_store().record_self_check(h100.key, name, direction, True)
     chosen = decided("predicted", problem)
     assert (chosen.config.direction, chosen.source) == (direction, "heuristic")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         assert decided("measured", problem).config is None
 
 
@@ -110,9 +106,7 @@ def test_autograds_thread_of_a_gpu_knows_the_policy_of_the_forward_pass(
     }[kind]()
     with playing(H100), grouped_conv.policy("kernels"), grouped_conv.trace() as calls:
         output = layer(torch.randn(1, 8, 5, 5))
-        thread = threading.Thread(target=output.sum().backward)
-        thread.start()
-        thread.join()
+        in_threads(lambda _: output.sum().backward(), 1)
     plan_cache.forget_plans()
     assert calls[-1].problem.direction == "weight_grad"
     assert "aten" not in {call.path for call in calls}
@@ -160,22 +154,18 @@ def test_nothing_is_compiled_for_a_gpu_inside_interpret() -> None:
 def test_launches_go_to_the_tensors_device_and_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[int] = []
 
-    class Device:
-        def __init__(self, index: int) -> None:
-            self.index = index
-
-        def __enter__(self) -> None:
-            entered.append(self.index)
-
-        def __exit__(self, *_: object) -> None:
-            entered.append(-1)
+    @contextmanager
+    def device(index: int) -> Iterator[None]:
+        entered.append(index)
+        yield
+        entered.append(-1)
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "device", device)
     launched: list[tuple[int, list[int]]] = []
-    for device in (0, 1):
+    for index in (0, 1):
         made = steps.Steps.__new__(steps.Steps)
-        made.device = device
+        made.device = index
         made.stream = lambda index: 100 + index
         made.steps = (lambda stream, buffers: launched.append((stream, list(entered))),)
         made.launch([])

@@ -1,8 +1,12 @@
 """`grouped_conv.tune`: which problems a model has, where they are tuned, what comes back."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from fake_compiler import COMPILED
+from processes import run_python
 from torch import nn
 
 import grouped_conv
@@ -108,3 +112,29 @@ def test_in_directions_leaves_gradients_as_they_are() -> None:
     gradient = in_directions({"a": CONV4}, ["weight_grad"])
     assert in_directions(gradient, ["forward"]) == gradient
     assert isinstance(gradient["a weight_grad"], ConvProblem)
+
+
+# ---- a device that is not here takes neither torch nor the modules of ours that import it
+
+
+TUNE = """
+import json, sys
+from grouped_conv.cli.main import main
+from grouped_conv.preparing import targets
+
+targets.DRIVER_NODES = ()  # a machine with a GPU has to ask torch whether it is the device
+layer = "N=2 C=32 H=8 K=32 R=3 pad=1 groups=4"
+main(["tune", "--layer", layer, "--device", "a100", "--limit", "1"], standalone_mode=False)
+print(json.dumps([*sys.modules]))
+"""
+WITHOUT_TORCH = ("autotune", "kernels", "cli", "preparing", "_source_tree")
+
+
+def test_the_parent_process_imports_no_torch(tmp_path: Path) -> None:
+    output = run_python(TUNE, GROUPED_CONV_STORE=str(tmp_path / "store.sqlite3"))
+    assert "pack" in output
+    loaded = json.loads(output.splitlines()[-1])
+    assert "torch" not in loaded
+    ours = {name.split(".")[1] for name in loaded if name.startswith("grouped_conv.")}
+    assert ours <= set(WITHOUT_TORCH)
+    assert not {"grouped_conv.preparing.tuning", "grouped_conv.preparing.traced_problems"} & set(loaded)

@@ -16,19 +16,12 @@ from grouped_conv.planning import executors, plan_cache
 from grouped_conv.planning.interpreting import through_driver
 
 H100 = DeviceSpec.get("h100")
-
-
-@pytest.fixture(autouse=True)
-def no_plans():
-    plan_cache.forget_plans()
-    yield
-    plan_cache.forget_plans()
+pytestmark = pytest.mark.usefixtures("no_plans")
 
 
 @pytest.fixture
-def gpu(monkeypatch, tmp_path):
+def gpu(kept):
     """Every tensor is on an H100, whose kernels compile to nothing."""
-    monkeypatch.setenv("GROUPED_CONV_STORE", str(tmp_path / "store.sqlite3"))
     with playing(H100) as played:
         yield played
 
@@ -142,6 +135,11 @@ def state(model: nn.Module) -> list[tuple[object, ...]]:
     return held + [(module.training,) for module in model.modules()]
 
 
+def seed_all(seed: int) -> None:
+    for generator in (torch.manual_seed, random.seed, np.random.seed):
+        generator(seed)
+
+
 def test_nothing_of_the_model_changes():
     torch.manual_seed(0)
     model, x = Net(), image()
@@ -150,13 +148,9 @@ def test_nothing_of_the_model_changes():
     seen, before = [], state(model)
     model.unequal.register_forward_hook(lambda module, inputs, output: seen.append(module.eval()))
     model.stem.weight.register_post_accumulate_grad_hook(lambda weight: seen.append(weight))
-    torch.manual_seed(1)
-    random.seed(1)
-    np.random.seed(1)
+    seed_all(1)
     wanted = torch.rand(3), random.random(), np.random.random()
-    torch.manual_seed(1)
-    random.seed(1)
-    np.random.seed(1)
+    seed_all(1)
     table = grouped_conv.warmup(model, x, kwargs={"scale": 2.0})
     assert torch.equal(torch.rand(3), wanted[0])
     assert (random.random(), np.random.random()) == wanted[1:]

@@ -11,8 +11,8 @@ from pathlib import Path
 import fake_kernels
 import pytest
 from checkout import HELPERS
-from click.testing import CliRunner
-from fake_compiler import compiled_to, compiling, fake_resources, spilling_when_large
+from command_line import in_json, invoke, refusal
+from fake_compiler import compiled_to, compiling, failing_at, fake_resources, interrupt
 from PIL import Image
 from store_cases import CONV4, LARGE, SMALL, record
 
@@ -25,7 +25,6 @@ from grouped_conv.autotune.search.efforts import plan_effort
 from grouped_conv.autotune.search.search import Search
 from grouped_conv.autotune.search.tuner import tune_with
 from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.cli import main as cli
 from grouped_conv.kernels import ABI_VERSION, ConvProblem, DeviceSpec
 from grouped_conv.preparing import targets
 
@@ -77,10 +76,6 @@ class Page(HTMLParser):
         return " ".join(text for kind, text in self.texts if kind != "style")
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(cli.main, list(map(str, arguments)))
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "report.html"
@@ -130,10 +125,10 @@ def test_trials_of_an_earlier_run_are_shown_in_their_order(kept, compiled, path)
     assert [row.config for row in report_rows.trials_of(search)] == first
 
 
+@pytest.mark.full
 def test_several_problems_and_devices_have_a_table_of_contents(kept, compiled, path):
-    result = invoke("tune", "alexnet", "--limit", 2, "--device", "a100", "--device", "h100", "--report", path, "--json")
-    last = json.loads(result.stdout.splitlines()[-1])
-    assert last["report"] == str(path)
+    tuned = in_json("tune", "alexnet", "--limit", 2, "--device", "a100", "--device", "h100", "--report", path)
+    assert tuned["report"] == str(path)
     page = Page(path)
     targets = [link for link in page.links if link.startswith("#")]
     assert targets == [f"#{anchor}" for anchor in page.anchors]
@@ -153,23 +148,16 @@ def test_every_text_is_escaped(kept, compiled, path, tmp_path):
 
 
 def test_ctrl_c_leaves_a_report_of_what_had_ended(kept, monkeypatch, path):
-    done = []
-
-    def result(trial):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(trial.config)
-        return spilling_when_large(trial)
-
+    result, tried = failing_at(4, interrupt)
     compiling(monkeypatch, result)
     found = invoke(*LAYER, "--device", "a100", "--report", path)
     assert found.exit_code == 130
     page = Page(path)
     assert "Stopped early" in page.text
     assert "3 tried now" in page.text
-    assert {str(config) for config in done if config.block_m < 256} < set(page.of("td"))
+    assert {str(trial.config) for trial in tried[:3] if trial.config.block_m < 256} < set(page.of("td"))
     assert "A100" not in page.text  # the second device was not begun after Ctrl-C
-    assert len(done) == 3
+    assert len(tried) == 4
 
 
 def test_where_all_failed_the_report_says_why(kept, monkeypatch, path):
@@ -189,10 +177,8 @@ def test_nothing_is_tried_without_effort(kept, compiled, path):
 @pytest.mark.parametrize("name", ["no/such/folder/report.html", ".", "file/report.html"])
 def test_a_place_that_cannot_be_written_is_noticed_before_tuning(kept, compiled, tmp_path, name):
     (tmp_path / "file").write_text("")
-    found = invoke(*LAYER, "--report", tmp_path / name)
-    assert (found.exit_code, compiled) == (2, [])
-    assert str(tmp_path / name) in found.stderr
-    assert found.stderr.count("\n") == 1
+    assert str(tmp_path / name) in refusal(invoke(*LAYER, "--report", tmp_path / name))
+    assert compiled == []
 
 
 def test_without_matplotlib_nothing_is_tuned(kept, compiled, path, monkeypatch):

@@ -6,16 +6,14 @@ The measuring job is fake: some tiles abort, crash, hang or give wrong results. 
 import json
 import random
 import subprocess
-import sys
-import textwrap
 from collections import Counter
 from pathlib import Path
 
 import fake_kernels
 import pytest
 from checkout import HELPERS
+from processes import start_python
 
-from grouped_conv.autotune import settings
 from grouped_conv.autotune.model import native_lane
 from grouped_conv.autotune.records.record import canonical
 from grouped_conv.autotune.search.search_space import search_space
@@ -27,8 +25,7 @@ PROBLEMS = {
     str(channels): ConvProblem.of((1, channels, 9, 9), (256, channels // 2, 3, 3), padding=1, groups=2, dtype="float32")
     for channels in (32, 64, 96, 128)
 }
-TUNE = textwrap.dedent(
-    """
+TUNE = """
     import json, sys
     from grouped_conv.autotune.model import native_lane
     from grouped_conv.autotune.search.efforts import plan_effort
@@ -42,8 +39,7 @@ TUNE = textwrap.dedent(
     with LiveRunner(native_lane.DEVICE, function=function, timeout=0.6) as runner:
         print("begins", flush=True)
         tune_with(runner, problems, native_lane.DEVICE, Store(path), plan)
-    """
-)
+"""
 
 
 def executions(log: Path) -> Counter[tuple[str, str]]:
@@ -75,12 +71,11 @@ def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, kills):
     monkeypatch.setenv(fake_kernels.LOG, str(log))
     draw = random.Random(20121)
     problems = {name: problem.to_json() for name, problem in PROBLEMS.items()}
-    command = [sys.executable, "-c", TUNE, str(path), fake_kernels.FUNCTION, json.dumps(problems)]
     span = 0.15 if kills > 20 else 0.6  # so that the kills fall all over the search
     died = 0
     for round_ in range(kills + 1):
         before, done = executions(log), settled(path)
-        tuner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=settings.worker_environment())
+        tuner = start_python(TUNE, path, fake_kernels.FUNCTION, json.dumps(problems))
         assert tuner.stdout.readline() == "begins\n"
         try:
             tuner.wait(draw.uniform(0.3, 0.3 + span) if round_ < kills else 120)

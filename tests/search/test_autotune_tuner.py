@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fake_compiler import COMPILED, compiled_to, compiling, spilling_when_large
+from fake_compiler import COMPILED, compiled_to, compiling, interrupt, spilling_when_large
 
 from grouped_conv.autotune.compiling import compile_job
 from grouped_conv.autotune.model.families import predict
@@ -11,7 +11,7 @@ from grouped_conv.autotune.model.heuristic import choose
 from grouped_conv.autotune.model.implicit_gemm.forward import SPILL_SLACK, ranked
 from grouped_conv.autotune.model.implicit_gemm.forward_axes import candidates
 from grouped_conv.autotune.model.implicit_gemm.forward_terms import register_pressure
-from grouped_conv.autotune.search import predicted_runner, search
+from grouped_conv.autotune.search import judging, search
 from grouped_conv.autotune.search.efforts import EFFORTS, plan_effort
 from grouped_conv.autotune.search.shortlist import shortlist
 from grouped_conv.autotune.search.tuner import tune_offline
@@ -62,11 +62,8 @@ def test_an_interrupted_run_returns_what_it_has_and_goes_on(kept, compiled):
 
 
 def test_interrupted_before_anything_was_found(kept, compiled):
-    def stop(event):
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        tune_offline(TWO, H100, store=kept, progress=stop)
+        tune_offline(TWO, H100, store=kept, progress=lambda event: interrupt())
 
 
 def test_a_budget_of_no_time_tries_nothing_and_keeps_what_is_known(kept, compiled):
@@ -123,10 +120,10 @@ def test_an_exception_that_is_our_own_fault_propagates_with_the_configurations_n
 def test_predictions_of_an_older_model_are_made_anew(kept, compiled, monkeypatch):
     tune_offline(TWO, H100, store=kept)
     before = {record.config: record for record in kept.trials(TWO["conv4"], H100.key)}
-    for module in (predicted_runner, search):
+    for module in (judging, search):
         monkeypatch.setattr(module, "MODEL_VERSION", search.MODEL_VERSION + 1)
-    twice = predicted_runner.predict
-    monkeypatch.setattr(predicted_runner, "predict", lambda *a: type(p := twice(*a))(2 * p.us, *_rest(p)))
+    twice = judging.predict
+    monkeypatch.setattr(judging, "predict", lambda *a: type(p := twice(*a))(2 * p.us, *_rest(p)))
     tune_offline(TWO, H100, store=kept)
     after = {record.config: record for record in kept.trials(TWO["conv4"], H100.key)}
     assert len(compiled) == 2 * COMPILED
@@ -195,14 +192,8 @@ def test_limit_is_checked(kept):
 def test_really_compiled_in_workers(kept):
     """The whole path once, two configurations of one layer."""
     done = []
-    table = tune_offline(
-        {"conv5": TWO["conv5"]},
-        A100,
-        store=kept,
-        limit=2,
-        jobs=1,
-        progress=lambda event: done.append((event.done, event.total)),
-    )
+    progress = lambda event: done.append((event.done, event.total))  # noqa: E731
+    table = tune_offline({"conv5": TWO["conv5"]}, A100, store=kept, limit=2, jobs=1, progress=progress)
     (row,) = table.to_dict("records")
     assert done == [(0, 2), (1, 2), (2, 2)]
     assert row["registers"] > 32

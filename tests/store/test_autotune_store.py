@@ -1,50 +1,32 @@
 """The tuning store and the look-up: what is kept, who may write at once, what is believed under which policy."""
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
-import threading
 from dataclasses import replace
 
 import pytest
-from checkout import HELPERS
+from processes import in_child, in_threads, start_python
+from store_cases import CONV4, LARGE, SMALL, measured, record
 
-from grouped_conv.autotune import settings
 from grouped_conv.autotune.lookup import resolve as lookup
 from grouped_conv.autotune.lookup.resolve import resolve
-from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.store import database, store
 from grouped_conv.autotune.store.exchange import dumps
 from grouped_conv.autotune.store.store import Store, StoreError, triton_version
-from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue, ImplicitGemmConfig
+from grouped_conv.kernels import ABI_VERSION, DeviceSpec, Epilogue
 from grouped_conv.kernels.gradient_call import gradient_problem
 from grouped_conv.kernels.implicit_gemm.input_grad_rules import InputGradConfig
 
 A100 = DeviceSpec.get("a100")
-CONV4 = workload("alexnet")["conv4"]
-SMALL = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32)
 GEMM = ("implicit_gemm", "forward")
-LARGE = ImplicitGemmConfig(block_m=128, block_n=64, block_k=64)
 pytestmark = pytest.mark.usefixtures("no_presets")
-
-
-def record(config=SMALL, us=10.0, problem=CONV4, status="predicted", device="a100", **more):
-    more = {"abi": ABI_VERSION, "triton": triton_version(), **more}
-    return Record(problem, config, device, status=status, predicted_us=us, **more)
-
-
-@pytest.fixture
-def kept(tmp_path):
-    return Store(tmp_path / "deep" / "tuning.sqlite3")
 
 
 # ---- rows
 
 
-def test_a_missing_file_is_an_empty_store(kept):
+def test_a_missing_file_is_an_empty_store(tmp_path):
+    kept = Store(tmp_path / "deep" / "tuning.sqlite3")
     assert kept.trials() == []
     assert kept.best(CONV4, "a100") is None
     assert not kept.self_checked("a100", "implicit_gemm", "forward")
@@ -52,7 +34,8 @@ def test_a_missing_file_is_an_empty_store(kept):
     assert not kept.path.parent.exists()  # reading leaves nothing behind
 
 
-def test_rows_come_back_as_they_went(kept):
+def test_rows_come_back_as_they_went(tmp_path):
+    kept = Store(tmp_path / "deep" / "tuning.sqlite3")
     first = record(data={"terms_us": {"tensor": 1.5}}, measured_us=3.0, aten_us=4.0, status="measured")
     kept.put([first, record(LARGE)])
     again = Store(kept.path)
@@ -114,17 +97,16 @@ def test_export_is_canonical(kept):
 
 
 def test_unknown_status():
-    with pytest.raises(ValueError, match="unknown status 'fine'; accepted: started, predicted"):
-        record(status="fine")
+    for values, message in (
+        ({"status": "fine"}, "unknown status 'fine'; accepted: started, predicted"),
+        ({"status": "failed"}, "status 'failed' does not go with failure None"),
+        ({"status": "measured"}, "needs measured_us"),
+        *(({"us": us}, "predicted_us must be finite and not negative") for us in (float("nan"), float("inf"), -1.0)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            record(**values)
     with pytest.raises(ValueError, match="unknown failure 'tired'; accepted: invalid, compile"):
         record().failed("tired", "")
-    with pytest.raises(ValueError, match="status 'failed' does not go with failure None"):
-        record(status="failed")
-    with pytest.raises(ValueError, match="needs measured_us"):
-        record(status="measured")
-    for wrong in (float("nan"), float("inf"), -1.0):
-        with pytest.raises(ValueError, match="predicted_us must be finite and not negative"):
-            record(us=wrong)
 
 
 # ---- the file
@@ -137,19 +119,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_processes_write_at_once(kept):
-    script = (
-        "import sys; sys.path[:0] = sys.argv[3:];"
-        "from test_autotune_store import *; kept = Store(sys.argv[1]);"
-        "[kept.put([record(replace(SMALL, split_k=1 + int(sys.argv[2]) * 25 + i))]) for i in range(25)]"
-    )
-    folders = [os.path.dirname(__file__), *HELPERS.split(os.pathsep)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(kept.path), str(index), *folders], env=settings.worker_environment()
-        )
-        for index in range(3)
-    ]
-    assert [process.wait(120) for process in started] == [0, 0, 0]
+    script = """
+        import sys
+        from store_cases import *
+        from grouped_conv.autotune.store.store import Store
+        for index in range(25):
+            Store(sys.argv[1]).put([record(replace(SMALL, split_k=1 + int(sys.argv[2]) * 25 + index))])
+    """
+    started = [start_python(script, kept.path, index) for index in range(3)]
+    assert [process.communicate(timeout=120) for process in started] == [("", "")] * 3
     assert len(kept.trials()) == 75
 
 
@@ -159,27 +137,20 @@ def test_threads_share_a_store(kept):
             kept.put([record(replace(SMALL, split_k=1 + index * 20 + i))])
             kept.best(CONV4, "a100")
 
-    threads = [threading.Thread(target=write, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(write, 4)
     assert len(kept.trials()) == 80
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_opens_its_own_connection(kept):
     kept.put([record()])
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            inherited = kept._file._connection
-            kept.put([record(LARGE)])
-            code = 0 if kept._file._connection is not inherited and len(kept.trials()) == 2 else 2
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    inherited = kept._file._connection
+
+    def put():
+        kept.put([record(LARGE)])
+        return kept._file._connection is not inherited, len(kept.trials())
+
+    assert in_child(put) == (True, 2)
     assert len(kept.trials()) == 2
 
 
@@ -210,9 +181,9 @@ def test_where_the_store_lies(monkeypatch, tmp_path):
 NOTHING, PREDICTED, WON, LOST, UNTIMED_ATEN = (
     [],
     [record(SMALL)],
-    [record(LARGE, measured_us=5.0, aten_us=6.0, status="measured")],
-    [record(LARGE, measured_us=6.0, aten_us=5.0, status="measured")],
-    [record(LARGE, measured_us=6.0, status="measured")],
+    [measured(LARGE, 5.0, aten_us=6.0)],
+    [measured(LARGE, 6.0, aten_us=5.0)],
+    [measured(LARGE, 6.0)],
 )
 
 
@@ -255,18 +226,6 @@ def test_a_failed_self_check_is_none(kept):
     assert resolve(CONV4, A100, "measured", kept).path == "aten"
     kept.record_self_check("a100", *GEMM, True, triton="3.0.0")
     assert resolve(CONV4, A100, "measured", kept).path == "aten"
-
-
-def test_choices_are_remembered_until_rows_change(kept):
-    before = resolve(CONV4, A100, "kernels", kept)
-    assert resolve(CONV4, A100, "kernels", kept) is before
-    kept.put(PREDICTED)
-    assert resolve(CONV4, A100, "kernels", kept).source == "predicted"
-
-
-def test_a_row_that_cannot_run_here_is_ignored(kept):
-    kept.put([record(ImplicitGemmConfig(block_m=256, block_n=256, block_k=64, num_warps=4))])
-    assert resolve(CONV4, A100, "kernels", kept).source == "heuristic"
 
 
 def test_reasons_name_device_and_versions(kept):

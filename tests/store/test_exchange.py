@@ -11,7 +11,6 @@ from store_cases import LARGE, SMALL, measured, record, records
 
 from grouped_conv.autotune.store.exchange import dumps, loads, read_file
 from grouped_conv.autotune.store.merging import merge
-from grouped_conv.autotune.store.store import Store
 
 ROWS = [
     record(),
@@ -137,8 +136,7 @@ def test_a_number_that_overflows():
         loads(text, "file")
 
 
-def test_other_stores_are_read_without_touching_them(tmp_path):
-    kept = Store(tmp_path / "tuning.sqlite3")
+def test_other_stores_are_read_without_touching_them(kept, tmp_path):
     kept.put(ROWS)
     kept.start(ROWS[0].problem, replace(SMALL, split_k=9), "a100")
     kept.close()

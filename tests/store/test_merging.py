@@ -9,7 +9,6 @@ from store_cases import CONV4, LARGE, SMALL, measured, record, records
 
 from grouped_conv.autotune.records.record import canonical
 from grouped_conv.autotune.store.merging import Conflict, diff, merge
-from grouped_conv.autotune.store.store import Store
 from grouped_conv.kernels import ABI_VERSION
 
 SETS = st.lists(records(), max_size=8)
@@ -83,8 +82,7 @@ def test_other_versions_and_devices_do_not_meet():
     assert len(merge(rows, rows[::-1]).records) == 5
 
 
-def test_a_store_takes_records_in(tmp_path):
-    kept = Store(tmp_path / "tuning.sqlite3")
+def test_a_store_takes_records_in(kept):
     kept.put([record(), measured(LARGE, samples=20)])
     theirs = [measured(samples=5), measured(LARGE, samples=10), record(device="h100-sxm")]
     merged = kept.merge([*theirs, replace(record(device="l4"), status="started")])

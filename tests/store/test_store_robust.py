@@ -1,7 +1,6 @@
 """Stores that are damaged, forbidden, full or busy: a clear message, a look-up that goes on, and nothing lost."""
 
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -10,13 +9,15 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from store_cases import VERSION_1
+from processes import NOBODY, in_child, start_child
+from store_cases import CONV4, SMALL, VERSION_1, measured
 
 from grouped_conv.autotune.lookup import resolve as lookup
 from grouped_conv.autotune.lookup.resolve import resolve
@@ -24,26 +25,20 @@ from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.search import tuner
 from grouped_conv.autotune.search.tuner import tune_offline
 from grouped_conv.autotune.store import database
-from grouped_conv.autotune.store.store import Store, StoreError, triton_version
-from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.kernels import ABI_VERSION, DeviceSpec, ImplicitGemmConfig
+from grouped_conv.autotune.store.store import Store, StoreError
+from grouped_conv.kernels import DeviceSpec
 
 A100 = DeviceSpec.get("a100")
-CONV4 = workload("alexnet")["conv4"]
-SMALL = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32)
-NOBODY = 65534
 pytestmark = pytest.mark.usefixtures("no_presets")
 
 
 def won(index: int = 0) -> Record:
-    config = replace(SMALL, split_k=1 + index)
-    return Record(CONV4, config, "a100", ABI_VERSION, triton_version(), "measured", 9.0, 5.0 + index, 200.0)
+    return measured(replace(SMALL, split_k=1 + index), 5.0 + index, aten_us=200.0)
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Store:
+def kept(kept: Store) -> Store:
     """Forty rows and a passed self-check."""
-    kept = Store(tmp_path / "tuning.sqlite3")
     kept.put([won(index) for index in range(40)])
     kept.record_self_check("a100", "implicit_gemm", "forward", True)
     kept.close()
@@ -60,36 +55,16 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def in_child(function: Callable[[], object]) -> object:
-    """What `function` returns or raises in a forked child that is not root, to whom permissions mean nothing."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-            warnings.simplefilter("ignore")
-            try:
-                result = function()
-            except Exception as error:
-                result = f"{type(error).__name__}: {error}"
-            os.write(writer, pickle.dumps(result))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        result = pipe.read()
-    os.waitpid(child, 0)
-    return pickle.loads(result)
+@pytest.fixture
+def copied(kept: Store, open_folder: Path) -> Path:
+    """The forty rows where another user can reach them."""
+    return Path(shutil.copy(kept.path, open_folder / "tuning.sqlite3"))
 
 
 def looked_up(path: Path) -> tuple[str, list[str]]:
     """The source of a configuration for conv4, and the warnings, of two look-ups."""
     lookup._warned.clear()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         store = Store(path)
         choice = resolve(CONV4, A100, "kernels", store)
         assert resolve(CONV4, A100, "kernels", store) is choice
@@ -191,14 +166,13 @@ def test_a_file_that_is_replaced_while_it_is_open(kept: Store, tmp_path: Path) -
 # ---- forbidden
 
 
-def test_a_file_and_folder_that_are_read_only(kept: Store, open_folder: Path) -> None:
-    path = open_folder / "tuning.sqlite3"
-    shutil.copy(kept.path, path)
+def test_a_file_and_folder_that_are_read_only(kept: Store, copied: Path) -> None:
+    path, open_folder = copied, copied.parent
     for file_mode, folder_mode in ((0o444, 0o555), (0o444, 0o755), (0o644, 0o555)):
         path.chmod(file_mode)
         open_folder.chmod(folder_mode)
-        assert in_child(lambda: looked_up(path)) == ("measured", [])  # reading needs no writing
-        message = str(in_child(lambda: tune_offline({"conv4": CONV4}, A100, store=Store(path))))
+        assert in_child(lambda: looked_up(path), NOBODY) == ("measured", [])  # reading needs no writing
+        message = str(in_child(lambda: tune_offline({"conv4": CONV4}, A100, store=Store(path)), NOBODY))
         assert message.startswith(f"StoreError: {path}: ")
         assert "writable" in message or "unable to open" in message
         assert message.endswith("nothing was saved")
@@ -213,16 +187,14 @@ def test_an_old_file_that_cannot_be_migrated_for_want_of_permission(open_folder:
         connection.executescript(VERSION_1)
     path.chmod(0o444)
     open_folder.chmod(0o555)
-    source, (warning,) = in_child(lambda: looked_up(path))  # type: ignore[misc]
+    source, (warning,) = in_child(lambda: looked_up(path), NOBODY)
     assert source == "heuristic"
     assert "not writable" in warning
 
 
-def test_a_file_that_may_not_be_read(kept: Store, open_folder: Path) -> None:
-    path = open_folder / "tuning.sqlite3"
-    shutil.copy(kept.path, path)
-    path.chmod(0)
-    source, (warning,) = in_child(lambda: looked_up(path))  # type: ignore[misc]
+def test_a_file_that_may_not_be_read(copied: Path) -> None:
+    copied.chmod(0)
+    source, (warning,) = in_child(lambda: looked_up(copied), NOBODY)
     assert source == "heuristic"
     assert "unable to open database file; set GROUPED_CONV_STORE to a file in a folder that is writable" in warning
 
@@ -230,19 +202,18 @@ def test_a_file_that_may_not_be_read(kept: Store, open_folder: Path) -> None:
 def test_a_home_that_cannot_be_written(open_folder: Path) -> None:
     path = open_folder / ".local" / "share" / "tuning.sqlite3"
     open_folder.chmod(0o555)
-    assert in_child(lambda: looked_up(path)) == ("heuristic", [])  # no store is an empty one
-    message = in_child(lambda: tune_offline({"conv4": CONV4}, A100, store=Store(path)))
+    assert in_child(lambda: looked_up(path), NOBODY) == ("heuristic", [])  # no store is an empty one
+    message = in_child(lambda: tune_offline({"conv4": CONV4}, A100, store=Store(path)), NOBODY)
     assert message == f"StoreError: {path}: Permission denied; nothing was saved"
 
 
 # ---- full
 
 
-def test_a_full_disk_by_the_limit_of_a_files_size(kept: Store, open_folder: Path) -> None:
-    path = open_folder / "tuning.sqlite3"
-    shutil.copy(kept.path, path)
+def test_a_full_disk_by_the_limit_of_a_files_size(kept: Store, copied: Path) -> None:
+    path = copied
     path.chmod(0o666)
-    open_folder.chmod(0o777)
+    path.parent.chmod(0o777)
 
     def fill() -> list[str]:
         store, words = Store(path), []
@@ -254,7 +225,7 @@ def test_a_full_disk_by_the_limit_of_a_files_size(kept: Store, open_folder: Path
                 words.append(str(error))
         return [*words, str(len(store.trials())), looked_up(path)[0]]
 
-    put, ready, rows, source = in_child(fill)  # type: ignore[misc]
+    put, ready, rows, source = in_child(fill, NOBODY)
     for message in (put, ready):
         assert "full" in message
         assert message.endswith("nothing was saved")
@@ -301,18 +272,8 @@ def _put_and_look_up(store: Store, worker: int) -> None:
 def test_eight_processes_put_and_look_up(tmp_path: Path) -> None:
     store = Store(tmp_path / "tuning.sqlite3")
     store.record_self_check("a100", "implicit_gemm", "forward", True)
-    children = []
-    for worker in range(8):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                _put_and_look_up(store, worker)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 8
+    children = [start_child(partial(_put_and_look_up, store, worker)) for worker in range(8)]
+    assert [wait() for wait in children] == [None] * 8
     assert {record.config for record in store.trials()} == {won(index).config for index in range(96)}
     assert {record.status for record in store.trials()} == {"measured"}
     assert store._file.query("SELECT count(*) FROM starts")[0][0] == 0
@@ -369,19 +330,7 @@ def test_a_fork_while_another_thread_is_writing(kept: Store) -> None:
     thread.start()
     held.wait(60)
     try:
-        assert in_child_as_is(lambda: len(kept.trials())) == 40
+        assert in_child(lambda: len(kept.trials())) == 40
     finally:
         release.set()
         thread.join()
-
-
-def in_child_as_is(function: Callable[[], int]) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 255
-        try:
-            threading.Timer(20.0, lambda: os._exit(254)).start()  # instead of waiting for ever
-            code = function()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

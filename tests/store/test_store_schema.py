@@ -1,7 +1,6 @@
 """Files of earlier schema versions become this one's, wholly or not at all."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -10,16 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_cases import VERSION_1
+from processes import start_child
+from store_cases import CONV4, SMALL, VERSION_1
 
 from grouped_conv.autotune.records.record import canonical, problem_key
 from grouped_conv.autotune.store import schema
 from grouped_conv.autotune.store.store import Store, StoreError
-from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.kernels import Epilogue, ImplicitGemmConfig
+from grouped_conv.kernels import Epilogue
 
-CONV4 = workload("alexnet")["conv4"]
-CONFIGS = [ImplicitGemmConfig(block_m=64, block_n=64, block_k=32, split_k=1 + i) for i in range(6)]
+CONFIGS = [replace(SMALL, split_k=1 + i) for i in range(6)]
 
 ROWS_1 = [
     ("predicted", 10.0, None, None, {"weighed_us": 11.0}),
@@ -149,23 +147,12 @@ def test_killed_before_any_statement_a_migration_is_whole_or_not_begun(version_1
     assert rolled_back > 0
 
 
-def _count(path, results):
-    results.put(len(Store(path).trials()))
-
-
 def test_processes_migrate_at_once(version_1):
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    running = [context.Process(target=_count, args=(version_1, results)) for _ in range(6)]
-    for process in running:
-        process.start()
-    assert [results.get(timeout=60) for _ in running] == [6] * 6
-    for process in running:
-        process.join()
+    running = [start_child(lambda: len(Store(version_1).trials())) for _ in range(6)]
+    assert [wait() for wait in running] == [6] * 6
 
 
-def test_a_later_schema_is_refused(tmp_path):
-    kept = Store(tmp_path / "tuning.sqlite3")
+def test_a_later_schema_is_refused(kept):
     kept.put([])
     with sqlite3.connect(kept.path) as connection:
         connection.execute("PRAGMA user_version = 99")

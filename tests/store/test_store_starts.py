@@ -1,30 +1,20 @@
 """Trials that started and never ended: whose they are, and what becomes of them."""
 
-import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import pytest
-from checkout import HELPERS
+from processes import run_python
+from store_cases import CONV4, LARGE, SMALL
+from store_cases import record as predicted
 
-from grouped_conv.autotune import settings
-from grouped_conv.autotune.records.record import Record
 from grouped_conv.autotune.store.inflight import Owner, fate
-from grouped_conv.autotune.store.store import Orphans, Store, inflight, triton_version
-from grouped_conv.autotune.workloads.named import workload
-from grouped_conv.kernels import ABI_VERSION, ImplicitGemmConfig
+from grouped_conv.autotune.store.store import Orphans, inflight
 
-CONV4 = workload("alexnet")["conv4"]
-SMALL = ImplicitGemmConfig(block_m=64, block_n=64, block_k=32)
-LARGE = ImplicitGemmConfig(block_m=128, block_n=64, block_k=64)
 HERE = Owner.current()
-
-
-@pytest.fixture
-def kept(tmp_path):
-    return Store(tmp_path / "tuning.sqlite3")
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +24,6 @@ def dead():
         owner = replace(HERE, pid=process.pid, born=inflight._born(process.pid))
         assert fate(owner) == "living"
     return owner
-
-
-def predicted(config=SMALL, **more):
-    return Record(CONV4, config, "a100", ABI_VERSION, triton_version(), "predicted", 10.0, **more)
 
 
 def test_what_became_of_a_process(dead):
@@ -155,14 +141,14 @@ def test_an_orderly_end_counts_nothing(kept, dead):
 
 
 def test_a_killed_tuner_leaves_a_row_that_the_next_one_settles(kept):
-    script = (
-        "import os, signal, sys; from test_store_starts import *;"
-        "Store(sys.argv[1]).start(CONV4, SMALL, 'a100'); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    folder = __file__.rpartition("/")[0]
-    environment = settings.worker_environment()
-    environment["PYTHONPATH"] = os.pathsep.join([folder, HELPERS, environment["PYTHONPATH"]])
-    subprocess.run([sys.executable, "-c", script, str(kept.path)], env=environment)
+    script = """
+        import os, signal
+        from store_cases import CONV4, SMALL
+        from grouped_conv.autotune.store.store import Store
+        Store().start(CONV4, SMALL, "a100")
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    run_python(script, status=-signal.SIGKILL)
     assert [row.status for row in kept.trials()] == ["started"]
     assert kept.settle_orphans().forgotten == 1
     assert kept.trials() == []

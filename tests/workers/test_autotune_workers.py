@@ -2,14 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 
 import pytest
+from processes import run_python, start_python
 
-from grouped_conv.autotune import settings
 from grouped_conv.autotune.workers import pool as workers
 from grouped_conv.autotune.workers.pool import WorkerPool
 
@@ -74,8 +71,7 @@ def test_a_worker_that_cannot_start_is_an_error():
 
 
 def test_ctrl_c_ends_the_workers():
-    script = textwrap.dedent(
-        """
+    script = """
         import signal
         from grouped_conv.autotune.workers.pool import WorkerPool
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
@@ -84,15 +80,8 @@ def test_ctrl_c_ends_the_workers():
             next(outcomes)
             print(*(worker.process.pid for worker in pool._workers), flush=True)
             next(outcomes)
-        """
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=settings.worker_environment(),
-    )
+    """
+    parent = start_python(script)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2
     parent.send_signal(signal.SIGINT)
@@ -105,9 +94,7 @@ def test_ctrl_c_ends_the_workers():
 
 def test_workers_need_no_torch():
     code = "import sys; from grouped_conv.autotune.compiling import compile_job; print('torch' in sys.modules)"
-    environment = settings.worker_environment()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout.strip() == "False", done.stderr
+    assert run_python(code) == "False\n"
 
 
 def test_number_of_workers(monkeypatch):

@@ -90,6 +90,7 @@ def test_what_is_not_finite_stays_in_its_channel(value: float, config: Depthwise
     assert torch.equal(y[:, others], clean[:, others])
 
 
+@pytest.mark.full
 @settings(max_examples=25)
 @given(data=st.data())
 def test_random_problems(data: st.DataObject) -> None:
