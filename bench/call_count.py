@@ -1,7 +1,7 @@
 """How many Python calls of this package one warm call makes: forward passes and a weight gradient, no GPU needed.
 
 `python -m grouped_conv.bench.call_count` runs each call on the no-op driver until its plan exists, then once more under
-`sys.setprofile`. Functions of torch and Triton are not counted, nor is the driver that stands for the GPU.
+`sys.setprofile`. Functions of torch and Triton are not counted, nor is the driver that replaces the GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Configurations that ship with the package: one canonical JSON file per device in `data/`, read when first asked for.
+"""Configurations that ship with the package: one canonical JSON file per device in `data/`, read on first use.
 
 A preset is a prediction of the tuner's, never a measurement, for the kernel ABI in its header; a file of another ABI is
 as none. Files are written by `python -m grouped_conv.autotune.make_presets` and reviewed, never at run time.

@@ -33,7 +33,7 @@ class Found:
         confidence: `measured` here; `predicted` for this problem and device from compiled code; `borrowed` from a near
             relation or another Triton; `guessed` by the model alone.
         words: where it comes from, for a sentence.
-        record: the row behind it, of this problem and device; None for what is borrowed or guessed.
+        record: the row it comes from, of this problem and device; None for what is borrowed or guessed.
     """
 
     config: KernelConfig

@@ -9,7 +9,7 @@ COMPILERS = {
     "PTXASError",
     "HSACOError",
 }
-"""Exceptions of Triton and of the assemblers behind it, by name: they move between its versions."""
+"""Exceptions of Triton and of the assemblers it calls, by name: they move between its versions."""
 
 
 def classify(error: BaseException, *, compiling: bool) -> str | None:

@@ -19,7 +19,7 @@ class Clocks:
     """Reads one GPU's clocks.
 
     Args:
-        nvml: the module `pynvml`, or what stands for it in tests; None where it is missing.
+        nvml: the module `pynvml`, or a stand-in in tests; None where it is missing.
         handle: NVML's handle of the GPU.
     """
 

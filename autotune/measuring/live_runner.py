@@ -2,7 +2,7 @@
 
 A trial is verified and gets its first time, from five samples, as soon as it is compiled, while others still compile.
 Those within twice the best are then raced against each other in interleaved rounds, on a machine that has come to rest:
-what was sampled beside compilers does not count there. Every job is one configuration's, so a dead process has one
+what was sampled while compilers ran does not count there. Every job is one configuration's, so a dead process has one
 suspect.
 """
 
@@ -214,7 +214,7 @@ class _Aten(KernelConfig):
 
 
 def checks(trial: Trial) -> Iterator[tuple[ConvProblem, int]]:
-    """What a finalist must compute rightly besides what it was timed on: other operands, and a shape with odd tails."""
+    """What else a finalist must compute correctly: other operands, and a shape with odd tails."""
     for seed in SEEDS:
         yield trial.problem, seed
     odd = odd_shape(trial.problem)

@@ -69,7 +69,7 @@ class Bench:
         return made
 
     def verify(self, config: KernelConfig) -> Failure | float:
-        """The error on outputs of its own that begin as NaN, or the failure."""
+        """The error, or the failure. Outputs are private and start as NaN."""
         prepared = self.prepare(config)
         if isinstance(prepared, tuple):
             return prepared

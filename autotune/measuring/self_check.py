@@ -77,7 +77,7 @@ def check_kernels(
     Args:
         pairs: (family, direction); by default all.
         index: number of the CUDA device.
-        runner: an open runner of the device to use; by default one of its own.
+        runner: an open runner of the device; by default a new one.
         progress: called before each computation.
 
     Raises:

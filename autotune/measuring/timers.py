@@ -1,4 +1,4 @@
-"""Timing back ends behind one interface: CUDA events and graphs, and the CPU's clock for the native lane.
+"""Timing back ends with one interface: CUDA events and graphs, and the CPU's clock for the native lane.
 
 A timer runs a launch several times and returns one time per run in microseconds. Each run finds its operands out of the
 cache: a network's layer does not find its input in L2 either, unless it is small.
@@ -80,7 +80,7 @@ class CpuTimer:
         return 1e6 * (self._clock() - began)
 
     def times(self, run: Run, copies: int, count: int) -> list[float]:
-        """Each run behind a flush."""
+        """Each run follows a flush."""
         found = []
         for _ in range(count):
             self._flush.add_(1.0)
@@ -89,12 +89,12 @@ class CpuTimer:
 
 
 class CudaTimer:
-    """Events around each launch behind a flush of L2; short kernels many at a time in a graph over rotating operands.
+    """Events around each launch, after a flush of L2; short kernels many at a time in a graph over rotating operands.
 
     Args:
         cache_bytes: size of L2.
-        device: where the flush buffer lies.
-        cuda: `torch.cuda`, or what stands for it in tests.
+        device: of the flush buffer.
+        cuda: `torch.cuda`, or a stand-in in tests.
     """
 
     protocol = "cuda-1: events behind an L2 flush; graph of rotating operands below 50 us"
@@ -131,7 +131,7 @@ class CudaTimer:
         pairs = []
         for index in range(count):
             begin, end = self._cuda.Event(enable_timing=True), self._cuda.Event(enable_timing=True)
-            self._flush.zero_()  # its 20 us also hide the host's work on the launch behind it
+            self._flush.zero_()  # its 20 us also hide the host's work on the next launch
             begin.record()
             run(index)
             end.record()

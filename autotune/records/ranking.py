@@ -43,7 +43,7 @@ def best_of(related: Iterable[Record], problem: ConvProblem, batch: int | None =
 def _loads_alike(record: Record, problem: ConvProblem) -> bool:
     """May a prediction count for another epilogue of `problem`?
 
-    A forward pass applies it once, behind its loop. A gradient applies the activation's derivative and the scale to
+    A forward pass applies it once, after its loop. A gradient applies the activation's derivative and the scale to
     every tile it loads: of 28 predicted winners without an activation, 8 spilled when compiled with ReLU for an A100.
     """
     if problem.direction == "forward":

@@ -37,7 +37,7 @@ class Record:
         detail: what went wrong, the configuration named.
         protocol: name of the recipe by which the time was measured; times of two recipes do not compare.
         low_us, high_us: bounds of the measured median's confidence interval.
-        samples: timings behind the median.
+        samples: timings that the median is of.
         updated: seconds since the epoch.
     """
 

@@ -115,7 +115,7 @@ def print_records(path: str, records: Sequence[Record]) -> None:
 
 
 def _measured(record: Record) -> str:
-    """The median, and the interval and samples behind it where they are known."""
+    """The median, with its interval and number of samples where they are known."""
     if record.measured_us is None:
         return ""
     bounds = "" if record.low_us is None or record.high_us is None else f" ({record.low_us:.1f}..{record.high_us:.1f})"

@@ -54,7 +54,7 @@ def check(path: Path) -> None:
 
 
 def write(path: Path, runs: Sequence[Run]) -> None:
-    """Write the report of these runs; whoever reads the file meanwhile sees the old one or the new one.
+    """Write the report of these runs. A reader of the file sees the old one or the new one, never a part.
 
     Raises:
         OSError: when it cannot be written; a file that was there stays.

@@ -17,7 +17,7 @@ class ReplayRunner:
     """Answers from a recording as if it were the device.
 
     Attributes:
-        executed: the trials that were asked for, in order.
+        executed: the trials that were run, in order.
     """
 
     measures = True
@@ -53,7 +53,7 @@ class ReplayRunner:
             yield replace(known, protocol=self._protocol)
 
     def confirm(self, finalists: Sequence[Trial]) -> Iterator[Outcome]:
-        """The same times, with PyTorch's own beside them."""
+        """The same times, with PyTorch's own."""
         for trial in finalists:
             known = self._known[trial.problem, trial.config]
             yield replace(known, protocol=self._protocol, aten_us=self._aten[trial.problem])

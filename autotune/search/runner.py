@@ -40,7 +40,7 @@ class Outcome:
         failure: one of `records.FAILURES`, None when there is a time.
         detail: what went wrong.
         low_us, high_us: confidence interval of a measured median.
-        samples: timings behind it.
+        samples: number of timings.
         aten_us: PyTorch's own convolution, timed in the same rounds.
         protocol: name of the recipe of a measured time; empty for a prediction.
         data: resources, the prediction's terms and the like; plain JSON.

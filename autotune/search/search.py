@@ -24,7 +24,7 @@ from grouped_conv.kernels.values.problem import ConvProblem
 WIDENINGS = 2
 """How often the limit is doubled while nothing that was tried is usable."""
 FINALISTS = 8
-"""The best so far that are looked at again, the heuristic's choice besides."""
+"""The best so far that are looked at again; the heuristic's choice comes on top."""
 
 
 class Search:
@@ -56,7 +56,7 @@ class Search:
 
     @property
     def remaining(self) -> int:
-        """Trials that may still be asked for."""
+        """Trials that are left."""
         return 0 if not self.limit else max(0, min(self.limit, len(self.space.configs)) - len(self._asked))
 
     def batch(self) -> list[Trial]:
@@ -82,7 +82,7 @@ class Search:
 
     @property
     def tried(self) -> list[Record]:
-        """Rows of what this search asked for, and of nothing else that the store may know."""
+        """Rows of this search's trials only, whatever else the store knows."""
         asked = set(map(key_of, self._asked))
         return [row for key, row in self.rows.items() if key in asked]
 
@@ -192,7 +192,7 @@ def renewed_prediction(record: Record, device: DeviceSpec) -> Record:
 
 
 def record_of(outcome: Outcome, device: DeviceSpec, known: Record | None) -> Record:
-    """The row that an outcome makes of what was known: a prediction stays beside a measurement, and data adds up."""
+    """The known row with an outcome added: a measurement keeps the prediction, and data adds up."""
     config, problem = outcome.trial.config, outcome.trial.problem
     base = known or Record(problem, config, device.key, ABI_VERSION, triton_version(), "started")
     data = {**base.data, **outcome.data}

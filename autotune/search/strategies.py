@@ -1,4 +1,4 @@
-"""Search strategies behind one interface: asked for configurations, told results, seeded.
+"""Search strategies with one interface: each proposes configurations and is told results. All are seeded.
 
 A strategy sees times and failures. It cannot tell whether a live, a predicting or a replaying runner made them, so that
 a recorded sweep judges it without a GPU.
@@ -22,7 +22,7 @@ class Strategy(Protocol):
         """At most that many configurations, none of them twice; none when there is nothing left."""
 
     def tell(self, config: KernelConfig, us: float | None) -> None:
-        """The time of a configuration that was asked for; None when it failed."""
+        """The time of a configuration that was proposed; None when it failed."""
 
 
 class InOrder:
@@ -42,7 +42,7 @@ class InOrder:
 START = 8
 """Configurations of the model's order that local search begins with; analytic lists of 8 reach 95 to 99 % elsewhere."""
 STEP = 4
-"""Neighbours asked for at a time: few enough that a better centre is followed soon."""
+"""Neighbours proposed at a time: few enough that a better centre is followed soon."""
 
 
 class LocalSearch:

@@ -131,7 +131,7 @@ class Database:
 
     def _connect(self, create: bool) -> sqlite3.Connection | None:
         now = _identity(self.path)
-        if self._connection is not None and now != self._opened:  # the file was removed or replaced behind our back
+        if self._connection is not None and now != self._opened:  # another process removed or replaced the file
             self.close()
         if self._connection is None and (create or now is not None):
             self._connection = _open(self.path, create)

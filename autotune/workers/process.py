@@ -1,7 +1,7 @@
 """One worker process: a fresh interpreter that runs jobs of one function, can be killed, and dies with its parent.
 
 A worker is `python -m grouped_conv.autotune.workers.worker`, neither forked nor re-importing the caller's main module,
-in a session of its own so that Ctrl-C reaches only the parent, which then ends it. Jobs and results are lines of JSON.
+in a new session, so that Ctrl-C reaches only the parent, which then ends it. Jobs and results are lines of JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process behind `WorkerProcess`: a JSON payload per line in, a JSON result per line out, until end of file."""
+"""The process that `WorkerProcess` starts: a JSON payload per line in, a JSON result per line out, until the file ends."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def wide_slice_loads(compiled: Compiled) -> Iterator[str]:
 
 
 def varied(problem: SeparableProblem, dtype: str, epilogue: Epilogue) -> SeparableProblem:
-    """The same block with another dtype, and the epilogue behind its 1x1 convolution."""
+    """The same block with another dtype, and the epilogue after its 1x1 convolution."""
     return replace(problem, first=replace(problem.first, dtype=dtype), epilogue=epilogue)
 
 

@@ -94,7 +94,7 @@ def _check_shapes(input: Tensor, weight: Tensor, pointwise_weight: Tensor, group
         )
     if pointwise_weight.dim() != 4 or tuple(pointwise_weight.shape[1:]) != (weight.shape[0], 1, 1):
         raise ValueError(
-            f"pointwise_weight must have size [out_channels, {weight.shape[0]}, 1, 1] behind a weight of size "
+            f"pointwise_weight must have size [out_channels, {weight.shape[0]}, 1, 1] after a weight of size "
             f"{list(weight.shape)}, but got {list(pointwise_weight.shape)}"
         )
     if groups is not None and weight.shape[1] * groups != input.shape[-3]:
