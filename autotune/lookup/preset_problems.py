@@ -1,7 +1,7 @@
 """Which problems the package's presets answer: the grouped layers of AlexNet and ResNeXt-50, and their gradients.
 
-A look-up takes a forward preset whatever follows the convolution (see `ranking.best_of`), so a forward pass has one: with
-the bias and the activation that follow the layer in the network, as folded for inference. Gradient presets have no
+A look-up takes a forward preset whatever follows the convolution (see `ranking.best_of`), so a forward pass has one,
+with the bias and the activation that follow the layer in the network, as folded for inference. Gradient presets have no
 activation in two cases: ResNeXt, where a BatchNorm follows, and kernels that read a written gradient. AlexNet's layers
 have a second preset with the activation in their loads.
 """

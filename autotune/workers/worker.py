@@ -1,4 +1,4 @@
-"""The process that `WorkerProcess` starts: a JSON payload per line in, a JSON result per line out, until the file ends."""
+"""The process that `WorkerProcess` starts: JSON payloads in, JSON results out, one per line, until the file ends."""
 
 from __future__ import annotations
 
